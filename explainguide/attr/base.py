@@ -1,0 +1,242 @@
+"""What every attribution shares: the evidence of one forward pass, and Captum's calling convention."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from explainguide.errors import GuidanceError, LayerError, OptionError, ShapeError
+from explainguide.layers import INPUT, ForwardPass, Tap, resolve_layers, unwrap
+from explainguide.layout import Layout, infer_layout
+
+__all__ = ["Evidence", "LayerMap", "as_targets", "check_logits", "read_features", "wide"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that an attribution may look at.
+
+    Attributes:
+        features: Layer name to its activation as captured, in the graph of the logits.
+        layouts: Layer name to how the activation is read.
+        logits: ``(N, K)``.
+        score: Logits to the scores that are explained, ``(S, N)``: S classes of every image. Scores
+            that are constant zero belong to no class.
+        images: What the model was called with.
+        rerun: Runs the model again on the same images from other features, ``{layer: activation}``;
+            returns the logits and the activations of the other layers.
+        create_graph: Whether the maps must be differentiable.
+        caller: The public callable that errors name.
+    """
+
+    features: dict[str, Tensor]
+    layouts: dict[str, Layout]
+    logits: Tensor
+    score: Callable[[Tensor], Tensor]
+    images: Tensor
+    rerun: Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+    create_graph: bool
+    caller: str
+
+
+class LayerMap(Attribution):
+    """One map an image at one layer, by Captum's conventions, and differentiable.
+
+    Args:
+        model: Images ``(N, 3, H, W)`` to logits ``(N, K)``.
+        layer: Dotted name; None, or ``"input"``, is the image, as in Captum.
+
+    Raises:
+        LayerError: If the model has no such layer.
+    """
+
+    def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+        super().__init__(model)
+        caller = type(self).__name__
+        self.model = unwrap(model, caller=caller)
+        self.layer = layer
+        self._modules = resolve_layers(self.model, layer or INPUT, caller=caller)
+
+    def at(self, layer: str) -> LayerMap:
+        """The same attribution, with the same settings, at another layer."""
+        other = copy.copy(self)
+        other.layer = layer
+        other._modules = resolve_layers(self.model, layer, caller=type(self).__name__)
+        return other
+
+    def maps(self, evidence: Evidence) -> dict[str, Tensor]:
+        """The maps of every layer in the evidence, ``{layer: (S, N, h, w)}``; subclasses say how."""
+        raise TypeError(f"{type(self).__name__} does not say how its maps are computed")
+
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: int | Sequence[int] | Tensor | None = None,
+        *,
+        additional_forward_args: Any = None,
+        create_graph: bool = False,
+    ) -> Tensor:
+        """Attribute the target's logit.
+
+        Args:
+            inputs: Images, ``(N, 3, H, W)``.
+            target: One class for all images, or one an image, ``(N,)``. None where the model has a
+                single logit.
+            additional_forward_args: Passed to the model after the images; a tuple is several.
+            create_graph: Whether the map can be differentiated with respect to the parameters,
+                so that it can be part of a loss.
+
+        Returns:
+            One map an image at the layer's own resolution, ``(N, 1, h, w)``; float32 where the
+            layer computed in half precision.
+
+        Raises:
+            LayerError: If the layer has no spatial extent or does not reach the logits.
+            OptionError: If the target is not a class of the model.
+        """
+        caller = f"{type(self).__name__}.attribute"
+        extra = additional_forward_args
+        extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+        tap = Tap(self.model, self._modules)
+        try:
+            # Attributing works in evaluation code too, where gradients are off.
+            with torch.inference_mode(False), torch.enable_grad():
+                self.model(inputs.clone() if inputs.is_inference() else inputs, *extra)
+                passed = cast(ForwardPass, tap.last)
+                features, layouts = read_features(self.model, self._modules, passed, caller=caller)
+                logits = check_logits(passed.logits, caller=caller)
+                classes = as_targets(target, logits, caller=caller)
+                evidence = Evidence(
+                    features,
+                    layouts,
+                    logits,
+                    score=lambda z: z.gather(1, classes[:, None]).T,
+                    images=passed.images,
+                    rerun=lambda substitutes: rerun(self.model, tap, passed, substitutes),
+                    create_graph=create_graph,
+                    caller=caller,
+                )
+                (found,) = self.maps(evidence).values()
+        finally:
+            tap.remove()
+        found = found[0, :, None]
+        return found if create_graph else found.detach()
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Half precision to float32: maps are sums over many channels."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def check_logits(logits: Any, *, caller: str) -> Tensor:
+    """The model's output, if it is logits.
+
+    Raises:
+        ShapeError: If it is not a tensor (N, K).
+    """
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        return logits
+    got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    raise ShapeError(
+        f"{caller}: the model's output is not logits: {got}. Wrap the model so that it returns the "
+        "class scores before softmax or sigmoid. A tensor (N, K) is allowed."
+    )
+
+
+def as_targets(target: Any, logits: Tensor, *, caller: str) -> Tensor:
+    """Class indices ``(N,)`` on the logits' device.
+
+    Raises:
+        OptionError: If they are not classes of the model (checked where they are on the host).
+    """
+    count, classes = logits.shape
+    if target is None:
+        if classes != 1:
+            raise OptionError(
+                f"{caller}: target is None, but the model has {classes} classes. Name the class to "
+                "explain. An int or a tensor (N,) is allowed."
+            )
+        target = 0
+    found = torch.as_tensor(target)
+    if found.is_floating_point() or found.dtype == torch.bool or found.ndim > 1:
+        raise OptionError(
+            f"{caller}: target has shape {tuple(found.shape)} and dtype {found.dtype}. Give one "
+            "class index an image. An int or an integer tensor (N,) is allowed."
+        )
+    if found.ndim == 1 and len(found) != count:
+        raise ShapeError(
+            f"{caller}: target has {len(found)} classes for {count} images. Give one an image. "
+            "(N,) is allowed."
+        )
+    if found.device.type == "cpu" and bool(((found < 0) | (found >= classes)).any()):
+        bad = found[(found < 0) | (found >= classes)].flatten()[0]
+        raise OptionError(
+            f"{caller}: target holds class {int(bad)}, but the model has {classes}. Check the "
+            f"label map. 0 to {classes - 1} are allowed."
+        )
+    return found.to(logits.device, torch.int64, non_blocking=True).expand(count)
+
+
+def read_features(
+    model: nn.Module, modules: dict[str, nn.Module | None], passed: ForwardPass, *, caller: str
+) -> tuple[dict[str, Tensor], dict[str, Layout]]:
+    """The captured activations and how each is read.
+
+    Raises:
+        LayerError: If a layer did not run, ran twice, or has no spatial extent.
+    """
+    for name in modules:
+        calls = passed.calls.get(name, 0)
+        if calls != 1:
+            fix = "one that the model uses" if calls == 0 else "the layer around it"
+            raise LayerError(
+                f"{caller}: layer {name!r} ran {calls} times in the forward pass. Choose {fix}. "
+                "A guided layer runs once."
+            )
+    image = passed.images
+    if not isinstance(image, Tensor) or image.ndim != 4 or not image.is_floating_point():
+        got = type(image).__name__
+        if isinstance(image, Tensor):
+            got = f"{image.dtype} of shape {tuple(image.shape)}"
+        raise ShapeError(
+            f"{caller}: the model was called with {got}. Call it with a batch of images. Floating "
+            "point (N, C, H, W) is allowed."
+        )
+    layouts = {
+        name: infer_layout(
+            name,
+            passed.features[name],
+            passed.image_size,
+            model=model,
+            module=module,
+            caller=caller,
+        )
+        for name, module in modules.items()
+    }
+    return {name: passed.features[name] for name in modules}, layouts
+
+
+def rerun(
+    model: nn.Module, tap: Tap, passed: ForwardPass, substitutes: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The logits of the same images from other features, and the other layers' activations.
+
+    Buffers are copies, so that running statistics are not updated a second time.
+    """
+    if passed.logits is None:
+        raise GuidanceError("rerun: the forward pass did not finish")
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    device = passed.logits.device.type
+    enabled, dtype = passed.autocast
+    with (
+        tap.substitute(substitutes) as others,
+        torch.autocast(device, dtype=dtype, enabled=enabled),
+    ):
+        output = torch.func.functional_call(model, buffers, passed.inputs, passed.kwargs)
+    return check_logits(output, caller=type(model).__name__), dict(others)

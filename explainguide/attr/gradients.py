@@ -1,0 +1,181 @@
+r"""Attributions from one gradient of the score with respect to a layer.
+
+Below, :math:`f_c` is channel c of the layer's activation and :math:`g_c` the gradient of the sum of
+the batch's scores with respect to it. In evaluation mode that gradient is each image's own; with
+BatchNorm in training mode it also holds the paths through the batch's statistics.
+
+Every method costs one backward pass through the part of the model above the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from explainguide.attr.base import Evidence, LayerMap, wide
+from explainguide.errors import LayerError
+from explainguide.layout import to_nchw
+
+__all__ = ["GradCam", "Gradient", "InputXGradient", "LayerCam", "layer_gradients"]
+
+
+def layer_gradients(
+    scores: Tensor, features: Sequence[Tensor], *, create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of S scores an image with respect to several activations, in one backward pass.
+
+    Args:
+        scores: ``(S, N)``.
+        features: Activations in the graph of the scores.
+        create_graph: Whether the gradients must be differentiable.
+
+    Returns:
+        One an activation, ``(S, *activation.shape)``; None where the scores do not depend on it.
+    """
+    # Outside autocast: the backward pass runs in the types that the forward pass chose.
+    with torch.autocast(scores.device.type, enabled=False):
+        if len(scores) == 1:
+            found = torch.autograd.grad(
+                scores.sum(), features, create_graph=create_graph, allow_unused=True
+            )
+            return tuple(None if g is None else g[None] for g in found)
+        totals = scores.sum(1)
+        basis = torch.eye(len(totals), dtype=totals.dtype, device=totals.device)
+        try:
+            return torch.autograd.grad(
+                totals,
+                features,
+                basis,
+                retain_graph=True,
+                create_graph=create_graph,
+                allow_unused=True,
+                is_grads_batched=True,
+            )
+        except RuntimeError:  # an operation that vmap does not know: class by class
+            rows = [
+                torch.autograd.grad(
+                    total,
+                    features,
+                    retain_graph=True,
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )
+                for total in totals
+            ]
+            return tuple(None if c[0] is None else torch.stack(c) for c in zip(*rows, strict=True))
+
+
+class _GradientMap(LayerMap):
+    """A map that is a function of the activation and one gradient."""
+
+    @staticmethod
+    def combine(feature: Tensor, gradient: Tensor) -> Tensor:
+        """``(..., C, h, w)`` twice to ``(..., h, w)``."""
+        raise TypeError("a gradient attribution says how it combines activation and gradient")
+
+    def maps(self, evidence: Evidence) -> dict[str, Tensor]:
+        """See `LayerMap.maps`.
+
+        Raises:
+            LayerError: If the logits do not depend on a layer.
+        """
+        features = evidence.features
+        gradients = layer_gradients(
+            evidence.score(evidence.logits),
+            list(features.values()),
+            create_graph=evidence.create_graph,
+        )
+        found = {}
+        for (name, feature), gradient in zip(features.items(), gradients, strict=True):
+            if gradient is None:
+                raise dead_layer(name, evidence.caller)
+            layout = evidence.layouts[name]
+            with torch.autocast(feature.device.type, enabled=False):
+                found[name] = self.combine(
+                    wide(to_nchw(feature, layout)), wide(to_nchw(gradient, layout))
+                )
+        return found
+
+
+def dead_layer(name: str, caller: str) -> LayerError:
+    """The error for a layer on which the logits do not depend."""
+    return LayerError(
+        f"{caller}: the logits do not depend on layer {name!r}. Choose a layer between the image "
+        "and the logits. `explainguide layers` marks those that can be guided."
+    )
+
+
+class Gradient(_GradientMap):
+    r"""Length of the gradient: non-negative, any scale.
+
+    .. math:: A = \sqrt{\textstyle\sum_c g_c^2}
+
+    so that :math:`\sum (1-M) A^2` is the penalty of Ross et al. (2017). Its own gradient is 0 where
+    :math:`g = 0`.
+
+    References:
+        Simonyan et al., 2014; Captum's `Saliency` with ``abs=False`` gives :math:`g_c`.
+    """
+
+    @staticmethod
+    def combine(feature: Tensor, gradient: Tensor) -> Tensor:
+        """Norm over channels."""
+        squared = gradient.square().sum(-3)
+        zero = squared == 0
+        return torch.where(zero, 0, torch.sqrt(torch.where(zero, 1, squared)))
+
+
+class InputXGradient(_GradientMap):
+    r"""Input times gradient: signed, any scale.
+
+    .. math:: A = \textstyle\sum_c f_c g_c
+
+    References:
+        Shrikumar et al., 2017; the sum over channels of Captum's `InputXGradient` and
+        `LayerGradientXActivation`.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
+        >>> images = torch.ones(1, 1, 2, 2)
+        >>> contributions = InputXGradient(model).attribute(images, target=1)
+        >>> torch.allclose(contributions.sum(), model(images)[0, 1])
+        True
+    """
+
+    @staticmethod
+    def combine(feature: Tensor, gradient: Tensor) -> Tensor:
+        """Product summed over channels."""
+        return (feature * gradient).sum(-3)
+
+
+class GradCam(_GradientMap):
+    r"""Grad-CAM: non-negative, any scale.
+
+    .. math:: A = \max\left(0, \textstyle\sum_c \operatorname{mean}_{hw}(g_c)\, f_c\right)
+
+    References:
+        Selvaraju et al., 2017; Captum's `LayerGradCam` with ``relu_attributions=True``.
+    """
+
+    @staticmethod
+    def combine(feature: Tensor, gradient: Tensor) -> Tensor:
+        """Channels weighted by their mean gradient."""
+        weight = gradient.mean((-2, -1), keepdim=True)
+        return torch.relu((weight * feature).sum(-3))
+
+
+class LayerCam(_GradientMap):
+    r"""Layer-CAM: non-negative, any scale.
+
+    .. math:: A = \max\left(0, \textstyle\sum_c \max(0, g_c)\, f_c\right)
+
+    References:
+        Jiang et al., 2021.
+    """
+
+    @staticmethod
+    def combine(feature: Tensor, gradient: Tensor) -> Tensor:
+        """Channels weighted by their positive gradient, place by place."""
+        return torch.relu((torch.relu(gradient) * feature).sum(-3))

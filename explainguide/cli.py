@@ -1,0 +1,167 @@
+"""The command line: which command is meant, its options, and errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from explainguide.errors import ExplainGuideError, did_you_mean
+
+__all__ = ["main"]
+
+COMMANDS = ("demo", "train", "evaluate", "explain", "layers")
+
+_MISTAKE, _INTERRUPTED, _DEFECT = 2, 130, 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments after the program's name; by default those of the process.
+
+    Returns:
+        0 on success; 2 for a mistake, which is told in one line on stderr; 130 after Ctrl-C; 1 for
+        an error that is this package's own.
+
+    Example:
+        >>> main(["--version"])
+        explainguide ...
+        0
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    traced = "--traceback" in arguments
+    try:
+        options = _parse(arguments)
+        return int(_load(options.command).run(options))
+    except SystemExit as stop:  # argparse, after --help and --version
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return _say("interrupted.", _INTERRUPTED)
+    except BrokenPipeError:  # `explainguide layers resnet50 | head` has seen enough
+        # Python flushes stdout at exit and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if traced:
+            raise
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return _say(f"{error.strerror}: '{os.fsdecode(error.filename)}'.", _MISTAKE)
+    if isinstance(error, ExplainGuideError | OSError):
+        return _say(str(error), _MISTAKE)
+    if isinstance(error, ImportError):
+        return _say(f"{error}. Install it with pip.", _MISTAKE)
+    if "out of memory" in str(error).lower():
+        return _say("the memory is full. Use smaller images or batches.", _MISTAKE)
+    return _say(
+        f"{type(error).__name__}: {error} (this should not happen; --traceback shows where)",
+        _DEFECT,
+    )
+
+
+def _say(message: str, code: int) -> int:
+    """One line on stderr, whatever the message holds."""
+    print(f"explainguide: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are exceptions, and which does not guess at abbreviations."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message}. See `{self.prog} --help`.")
+
+
+class _UsageError(ExplainGuideError):
+    """Arguments that no command understands."""
+
+
+def _load(command: str) -> ModuleType:
+    return importlib.import_module(f"explainguide.commands.{command}")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    # Only the command that is named gets its options: others need not even be imported.
+    named = next((a for a in arguments if not a.startswith("-")), None)
+    if named is not None and named not in COMMANDS:
+        raise _UsageError(
+            f"unknown command {named!r}.{did_you_mean(named, COMMANDS)} "
+            f"The commands are {', '.join(COMMANDS)}."
+        )
+    parser, commands = _build_parser([named] if named else list(COMMANDS))
+    options, unknown = parser.parse_known_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        raise SystemExit(0)
+    if unknown:
+        _refuse(unknown[0], options.command, commands[options.command])
+    return options
+
+
+def _build_parser(names: list[str]) -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
+    version = importlib.import_module("explainguide").__version__
+    parser = _Parser(
+        prog="explainguide",
+        description="Guide what an image classifier looks at.",
+        epilog="first steps:\n  explainguide demo\n  explainguide layers resnet50\n\n"
+        "`explainguide COMMAND --help` shows the options of a command, and an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"explainguide {version}")
+    _add_traceback(parser)
+    chosen = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands = {}
+    for name in names:
+        module = _load(name)
+        command = chosen.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=f"example:\n  {module.EXAMPLE}",
+        )
+        module.add_arguments(command)
+        _add_traceback(command)
+        commands[name] = command
+    return parser, commands
+
+
+def _add_traceback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show where in the program an error came from",
+    )
+
+
+def _refuse(argument: str, command: str, parser: _Parser) -> NoReturn:
+    name = argument.split("=")[0]
+    if not name.startswith("-"):
+        raise _UsageError(
+            f"{command} does not take {name!r} here. Quote a value that holds a space. "
+            f"`explainguide {command} --help` shows what it takes."
+        )
+    known = [option for action in parser._actions for option in action.option_strings]
+    raise _UsageError(
+        f"unknown option {name!r} of {command}.{did_you_mean(name, known)} "
+        f"`explainguide {command} --help` lists them all."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

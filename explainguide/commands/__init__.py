@@ -1,0 +1,1 @@
+"""The commands; each module has HELP, EXAMPLE, add_arguments and run."""

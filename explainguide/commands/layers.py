@@ -1,0 +1,144 @@
+"""``explainguide layers``: which layers of a model can be guided, and which one is chosen."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from explainguide.commands.sizes import parse_size
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from explainguide.layout import LayerInfo
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "list_stages", "run"]
+
+HELP = "list the layers of a model that can be guided"
+EXAMPLE = "explainguide layers resnet50"
+
+_CALLER = "layers"
+_PASSED_OVER = ("dropout", "droppath", "identity", "pool", "permute")
+_DEAD = "dead: the logits do not depend on its places"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a name of timm's (resnet50), torchvision:NAME, or package.module:function",
+    )
+    parser.add_argument("--all", action="store_true", help="every module, not only the stages")
+    parser.add_argument(
+        "--size",
+        metavar="N",
+        help="side of the image in pixels, or HEIGHTxWIDTH (default: what the model was made for)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the model with random weights, run one random image through it, print a table."""
+    from explainguide.commands.data import allow_local_modules
+    from explainguide.layout import automatic_layer, probe_layers
+    from explainguide.models import build_model, set_image_size
+    from explainguide.tables import format_table
+
+    size = parse_size(args.size) if args.size else None
+    allow_local_modules()
+    model = build_model(args.model)
+    if size is not None:
+        set_image_size(model, size)
+    layers = probe_layers(model, image_size=size, caller=_CALLER)
+    chosen = automatic_layer(model, layers, caller=_CALLER)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    shown = layers if args.all else list_stages(model, layers, chosen)
+    rows: list[dict[str, object]] = [{"": "", "layer": "input", "module": "", "note": "the image"}]
+    for layer in shown:
+        kind = type(modules[layer.name]).__name__
+        rows.append({**_row(layer, layer.name == chosen), "module": kind})
+    columns = ["", "layer", *(["module"] if args.all else []), "output", "grid", "note"]
+    count = len(layers)
+    print(f"{args.model}: {'every module' if args.all else 'stages and blocks'}, in running order\n")
+    print(format_table(rows, columns=columns))
+    print(f"\n* {_reason(layers, chosen)}")
+    if not args.all:
+        print(f"  Other modules can be guided too: --all lists all {count} that ran.")
+    return 0
+
+
+def list_stages(model: nn.Module, layers: list[LayerInfo], chosen: str) -> list[LayerInfo]:
+    """The layers among which one usually chooses: stages, or blocks where there is one stage.
+
+    The tree of modules is opened where one module holds most of the network, such as the
+    ``blocks`` of a vision transformer, and left closed elsewhere. Of layers in a row that have no
+    parts and one grid, the last stands for all.
+
+    Args:
+        model: The model.
+        layers: What `probe_layers` found.
+        chosen: A layer that is in the result whatever it is.
+
+    Returns:
+        In the order in which they finish.
+    """
+    spatial = {layer.name: layer for layer in layers if layer.layout is not None}
+    names: set[str] = {chosen}
+    _collect(model, "", spatial, names)
+    return [layer for layer in layers if layer.name in names]
+
+
+def _collect(
+    module: nn.Module, prefix: str, spatial: dict[str, LayerInfo], names: set[str]
+) -> None:
+    """Add the layers of one level of the tree, and of the levels below that are opened."""
+    inside = {
+        f"{prefix}{name}": (child, sum(n.startswith(f"{prefix}{name}.") for n in spatial))
+        for name, child in module.named_children()
+    }
+    total = sum(count for _, count in inside.values())
+    parts = [name for name, (_, count) in inside.items() if count]
+    leaf: tuple[str, tuple[int, int]] | None = None
+    for name, (child, count) in inside.items():
+        kinds = [type(inside[other][0]) for other in parts if other != name]
+        if count:
+            leaf = None
+            opened = name not in spatial or (count > total / 2 and type(child) not in kinds)
+            if opened and (name not in spatial or any(True for _ in child.children())):
+                _collect(child, f"{name}.", spatial, names)
+            else:
+                names.add(name)
+        elif name in spatial and not type(child).__name__.lower().startswith(_PASSED_OVER):
+            layout = spatial[name].layout
+            assert layout is not None
+            if leaf is not None and leaf[1] == layout.grid:
+                names.discard(leaf[0])
+            names.add(name)
+            leaf = (name, layout.grid)
+
+
+def _row(layer: LayerInfo, chosen: bool) -> dict[str, object]:
+    grid, note = "", ""
+    if layer.layout is None:
+        note = "no grid of places"
+    else:
+        grid = str(layer.layout)
+        if not layer.alive:
+            note = _DEAD
+        elif layer.calls > 1:
+            note = f"runs {layer.calls} times: a guided layer runs once"
+        elif chosen:
+            note = "the choice where no layer is named"
+    output = " x ".join(map(str, layer.shape[1:]))
+    return {"": "*" if chosen else "", "layer": layer.name, "output": output, "grid": grid,
+            "note": note}  # fmt: skip
+
+
+def _reason(layers: list[LayerInfo], chosen: str) -> str:
+    place = next(i for i, layer in enumerate(layers) if layer.name == chosen)
+    layout = layers[place].layout
+    after = [layer for layer in layers[place + 1 :] if layer.layout is not None]
+    why = f"{chosen} is the last layer whose places reach the logits"
+    if layout is not None and layout.prefix and any(not layer.alive for layer in after):
+        return f"{why}: after it only the class token does."
+    return f"{why}: after it there is one vector for the whole image."

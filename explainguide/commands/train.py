@@ -1,0 +1,229 @@
+"""`explainguide train`: classification with a localization loss, on images with boxes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from explainguide.commands.data import (
+    add_data_arguments,
+    allow_local_modules,
+    build_transforms,
+    choose_normalisation,
+    choose_size,
+    open_data,
+)
+from explainguide.errors import OptionError
+from explainguide.models import build_model, load_weights, set_image_size
+from explainguide.tables import format_table
+from explainguide.training import History, TrainConfig, train
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+
+HELP = "train or fine-tune a classifier with guidance"
+EXAMPLE = """\
+explainguide train --data voc --root VOC2007 --model resnet18 --pretrained \\
+      --layer layer4 --loss energy --lam 0.3 --epochs 5 --size 160 --out runs/energy
+  explainguide train --data decoy --model explainguide.models:small_cnn --layer input \\
+      --lam 10 --lr 3e-3 --schedule one-cycle --clip-grad-norm 5 --epochs 12 --out runs/decoy"""
+
+_COLUMNS = (
+    "epoch",
+    "loss",
+    "loss_loc",
+    "f1",
+    "map",
+    "accuracy",
+    "worst_class_accuracy",
+    "epg",
+    "iou",
+    "on_object_epg",
+    "seconds",
+)
+_DEFAULT = TrainConfig()
+# Setting, type, and what it is; the option is the name with dashes.
+_SETTINGS: tuple[tuple[str, type, str], ...] = (
+    ("epochs", int, "passes over the training images"),
+    ("batch_size", int, "images a forward pass"),
+    ("lr", float, "highest learning rate"),
+    ("schedule", str, "cosine, constant or one-cycle"),
+    ("optimizer", str, "adamw, adam or sgd"),
+    ("weight_decay", float, "of the optimizer"),
+    ("clip_grad_norm", float, "largest norm of the gradient"),
+    ("grad_accumulation", int, "batches a step"),
+    ("mixed_precision", str, "no, fp16 or bf16"),
+    ("workers", int, "processes that load images"),
+    ("seed", int, "of everything random"),
+    ("device", str, "auto or cpu"),
+)
+_GUIDANCE: tuple[tuple[str, type, str], ...] = (
+    ("lam", float, "weight of the localization loss; 0 trains without"),
+    ("attribution", str, "ixg, gradient, gradcam, layercam or intgrad"),
+    ("loss", str, "energy, l1, ppce, rrr, gradmask or reff"),
+    ("target", str, "explained classes of an image: sample, all or predicted"),
+    ("score", str, "what is explained: logit, log_prob or sum_log_probs"),
+    ("negatives", float, "share of draws of a class that the image does not show"),
+    ("reduction", str, "mean over annotated images, or sum"),
+    ("region", str, "boxes or masks"),
+    ("annotated", float, "fraction of the training images with annotation"),
+    ("dilate", float, "growth of the boxes on each side, as a fraction of it"),
+    ("threshold", float, "of the IoU in evaluation"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="resnet18 or timm:resnet18, torchvision:resnet18, or package.module:function",
+    )
+    parser.add_argument("--pretrained", action="store_true", help="download the model's weights")
+    parser.add_argument("--weights", metavar="FILE", help="weights to begin with instead")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for checkpoints, log.csv and weights"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on after the last whole epoch in --out"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_data_arguments(parser, training=True)
+    group = parser.add_argument_group("guidance")
+    group.add_argument(
+        "--layer",
+        nargs="+",
+        metavar="NAME",
+        help="input, or dotted names (default: the last spatial layer; see `explainguide layers`)",
+    )
+    group.add_argument("--layer-weights", nargs="+", type=float, metavar="W", help="one a layer")
+    _add_settings(group, _GUIDANCE)
+    _add_settings(parser.add_argument_group("training"), _SETTINGS)
+
+
+def _add_settings(group: Any, settings: tuple[tuple[str, type, str], ...]) -> None:
+    for name, kind, text in settings:
+        default = getattr(_DEFAULT, name)
+        shown = "" if default is None else f" (default: {default})"
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=default,
+            metavar={int: "N", float: "X", str: "NAME"}[kind],
+            help=text + shown,
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and print a table of the epochs."""
+    config = _config(args)
+    masks = config.region == "masks"
+    train_data = open_data(
+        args.data,
+        root=args.root,
+        image_set=args.image_set,
+        boxes=args.boxes,
+        masks=masks,
+        size=args.size,
+    )
+    val_data = _open_validation(args)
+    if list(train_data.classes) != list(val_data.classes):
+        raise OptionError(
+            f"train: the training images have {len(train_data.classes)} classes and those of "
+            f"evaluation {len(val_data.classes)}, or in another order. The classes must agree."
+        )
+    torch.manual_seed(config.seed)
+    model = _model(args, train_data.num_classes)
+    own = getattr(model, "pretrained_cfg", None) or {}
+    size = choose_size(args.data, args.size, (own.get("input_size") or (0, 0, None))[-1])
+    mean, std = choose_normalisation(args.data, model, args.mean, args.std)
+    flip = not args.no_flip and args.data != "decoy"
+    train_data.transforms = build_transforms(size, mean, std, flip=flip)
+    val_data.transforms = build_transforms(size, mean, std)
+    info = {
+        "name": args.model,
+        "num_classes": train_data.num_classes,
+        "classes": list(train_data.classes),
+        "multilabel": args.data == "voc",
+        "image_size": size,
+        "mean": mean,
+        "std": std,
+        "flip": flip,
+    }
+    info |= {
+        key: getattr(args, key)
+        for key in ("data", "root", "boxes", "image_set", "val_root", "val_boxes", "val_set")
+    }
+    history = train(
+        model,
+        train_data,
+        val_data,
+        config,
+        resume=args.resume,
+        progress=not args.quiet,
+        info=info,
+    )
+    print(_report(history, args.out))
+    return 0
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
+    names = [name for name, _, _ in (*_SETTINGS, *_GUIDANCE)]
+    layer = args.layer[0] if args.layer is not None and len(args.layer) == 1 else args.layer
+    return TrainConfig(
+        **{name: getattr(args, name) for name in names},
+        layer=layer,
+        layer_weights=args.layer_weights,
+        output_dir=args.out,
+        tensorboard=args.tensorboard,
+    )
+
+
+def _open_validation(args: argparse.Namespace) -> Any:
+    if args.data == "folder" and args.val_root is None:
+        raise OptionError(
+            "--val-root: missing. Name a folder of images to evaluate on, with the same classes."
+        )
+    return open_data(
+        args.data,
+        root=args.val_root or args.root,
+        image_set=args.val_set,
+        boxes=args.val_boxes,
+        masks=True,
+        size=args.size,
+    )
+
+
+def _model(args: argparse.Namespace, num_classes: int) -> nn.Module:
+    allow_local_modules()
+    going_on = args.resume and (Path(args.out) / "last.pt").exists()
+    if args.pretrained and args.weights:
+        raise OptionError("--weights: with --pretrained there are two. Leave one out.")
+    model = build_model(
+        args.model,
+        num_classes=num_classes,
+        pretrained=args.pretrained and not going_on,
+    )
+    if args.weights and not going_on:
+        note = load_weights(model, args.weights)
+        if note:
+            print(note)
+    if args.size is not None:
+        set_image_size(model, args.size)
+    return model
+
+
+def _report(history: History, out: str) -> str:
+    front = history.front
+    rows: list[dict[str, object]] = [
+        {**row, "seconds": round(row["seconds"]), "kept": "pareto" if index in front else ""}
+        for index, row in enumerate(history.rows, start=1)
+    ]
+    columns = [c for c in _COLUMNS if any(c in row for row in rows)]
+    table = format_table(rows, columns=[*columns, "kept"])
+    return f"{table}\n\nCheckpoints, log.csv and weights.safetensors are in {out}"

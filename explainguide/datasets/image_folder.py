@@ -1,0 +1,216 @@
+"""People's own images, one folder a class, with a file of boxes."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image as PILImage
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from explainguide.datasets.boxes_file import BoxRow, read_boxes
+from explainguide.datasets.items import (
+    Annotation,
+    Transforms,
+    check_transforms,
+    make_annotation,
+    read_image,
+    require_folder,
+    short_list,
+    transform_item,
+)
+from explainguide.errors import AnnotationError, DataError, did_you_mean
+
+__all__ = ["ImageFolder"]
+
+_OWNER = "ImageFolder"
+_TOLERANCE = 1.0  # pixels by which a rounded box may leave its image; it is clipped
+
+
+class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
+    """Images in ``root/<class>/``, single-label, with boxes from a CSV or COCO JSON file.
+
+    Items are ``(image, label, annotation)``: by default the image is float32 ``(3, H, W)`` in
+    [0, 1] at its own size (a batch needs transforms that resize), the label an int, the annotation
+    the boxes that the file gives for the image, or ``None`` if it gives none. It is enough to
+    annotate a few images.
+
+    **CSV**: a header ``image,xmin,ymin,xmax,ymax`` and optionally ``label``; one box a line, its
+    corners in pixels, right and bottom exclusive; without a label the box shows the image's own
+    class.
+    **COCO JSON**: boxes, categories, and with ``masks=True`` polygons or run lengths (needs
+    ``pip install explainguide[coco]``); crowds are left out. Both name an image by its path
+    relative to ``root``; a file name alone will do where it occurs in one folder only.
+
+    A file that cannot be decoded gives a warning that names it and the item ``None``, which
+    ``explainguide.annotations.collate`` drops. EXIF orientation is ignored, by torchvision's reader
+    too: boxes are those of the stored pixels.
+
+    Construction reads the header of every annotated image, to compare sizes.
+
+    Args:
+        root: The folder that holds one folder of images a class.
+        boxes: The file, ``.csv`` or ``.json``. ``None``: no image is annotated.
+        masks: Whether annotations hold ``"masks"``, for images whose objects all have one.
+        transforms: Joint transforms (``torchvision.transforms.v2``), called as
+            ``transforms(image, target)`` on a uint8 image; boxes and masks stay in step.
+
+    Attributes:
+        classes: Names of the folders, sorted.
+        paths: The image files, N of them.
+        labels: ``(N,)`` int64.
+        annotated: ``(N,)`` bool, which images the file gives boxes for.
+
+    Raises:
+        DataError: If the folder or the file is not in the form above, or the file names images or
+            classes that are not there.
+        AnnotationError: If a box is inverted, not finite, in [0, 1] or outside its image.
+
+    Example:
+        >>> data = ImageFolder("photos", "photos/boxes.csv")  # doctest: +SKIP
+        >>> image, label, annotation = data[0]  # doctest: +SKIP
+    """
+
+    multilabel = False
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        boxes: str | os.PathLike[str] | None = None,
+        *,
+        masks: bool = False,
+        transforms: Transforms | None = None,
+    ) -> None:
+        self.root, self.with_masks = Path(root), masks
+        self.transforms = check_transforms(_OWNER, transforms)
+        require_folder(_OWNER, self.root)
+        try:
+            folder = torchvision.datasets.ImageFolder(str(self.root))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{_OWNER}: '{self.root}' is not one folder of images a class ({error})."
+            ) from None
+        self.classes = folder.classes
+        self.num_classes = len(self.classes)
+        self.paths = [Path(path) for path, _ in folder.samples]
+        self.labels = torch.tensor(folder.targets, dtype=torch.int64)
+
+        self._rows: dict[int, list[BoxRow]] = {}
+        if boxes is not None:
+            self._rows = self._assign(Path(boxes), read_boxes(Path(boxes)))
+        self.annotated = torch.zeros(len(self.paths), dtype=torch.bool)
+        self.annotated[list(self._rows)] = True
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int, Annotation | None] | None:
+        index = range(len(self.paths))[index]
+        image = read_image(_OWNER, self.paths[index])
+        if image is None:
+            return None
+        size = (image.shape[-2], image.shape[-1])
+        annotation = None
+        if index in self._rows:
+            rows = self._rows[index]
+            annotation = make_annotation(
+                torch.tensor([row.box for row in rows]),
+                torch.tensor([self._label_of(index, row) for row in rows]),
+                size,
+                _decode_masks(rows) if self.with_masks else None,
+            )
+        image, annotation = transform_item(_OWNER, self.transforms, image, annotation)
+        return image, int(self.labels[index]), annotation
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageFolder('{self.root}'): {len(self)} images, {self.num_classes} classes, "
+            f"{int(self.annotated.sum())} annotated"
+        )
+
+    def _label_of(self, index: int, row: BoxRow) -> int:
+        return int(self.labels[index]) if row.label is None else self.classes.index(row.label)
+
+    def _assign(self, file: Path, rows: list[BoxRow]) -> dict[int, list[BoxRow]]:
+        """Give each image its rows; refuse rows that fit no image or class, or not the image."""
+        find = self._finder()
+        unknown = list(dict.fromkeys(row.image for row in rows if find(row.image) is None))
+        if unknown:
+            known = [path.relative_to(self.root).as_posix() for path in self.paths]
+            raise DataError(
+                f"{_OWNER}: '{file}' names {len(unknown)} images that are not under '{self.root}': "
+                f"{short_list(unknown)}.{did_you_mean(unknown[0], known)} Paths are relative to "
+                f"the folder, such as '{known[0]}'."
+            )
+        assigned: dict[int, list[BoxRow]] = defaultdict(list)
+        for row in rows:
+            if row.label is not None and row.label not in self.classes:
+                raise DataError(
+                    f"{_OWNER}: '{file}', {row.where}: unknown label {row.label!r}."
+                    f"{did_you_mean(row.label, self.classes)} Allowed: {', '.join(self.classes)}."
+                )
+            index = find(row.image)
+            assert index is not None
+            assigned[index].append(row)
+        for index, group in assigned.items():
+            self._check_sizes(file, self.paths[index], group)
+        return dict(assigned)
+
+    def _finder(self) -> Any:
+        """Build the search for an image by relative path, or by a file name that occurs once."""
+        by_path: dict[str, int] = {}
+        by_name: dict[str, list[int]] = defaultdict(list)
+        for index, path in enumerate(self.paths):
+            by_path[path.relative_to(self.root).as_posix()] = index
+            by_name[path.name].append(index)
+
+        def find(written: str) -> int | None:
+            path = PurePosixPath(written.replace("\\", "/"))  # drops a leading "./" too
+            if str(path) in by_path:
+                return by_path[str(path)]
+            alone = by_name[path.name] if len(path.parts) == 1 else []
+            return alone[0] if len(alone) == 1 else None
+
+        return find
+
+    def _check_sizes(self, file: Path, path: Path, rows: list[BoxRow]) -> None:
+        try:
+            with PILImage.open(path) as image:
+                width, height = image.size
+        except Exception:  # unreadable: it is named when the item is read
+            return
+        for row in rows:
+            if row.size not in (None, (height, width)):
+                raise DataError(
+                    f"{_OWNER}: '{file}', {row.where}: '{row.image}' is given as {row.size} "
+                    f"and the image is {(height, width)} (height, width). Was it resized, or is it "
+                    "turned by its EXIF orientation, which is ignored?"
+                )
+            x1, y1, x2, y2 = row.box
+            beyond = max(-x1, -y1, x2 - width, y2 - height)
+            if beyond > _TOLERANCE or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+                raise AnnotationError(
+                    f"{_OWNER}: '{file}', {row.where}: box {row.box} lies outside '{row.image}', "
+                    f"which is {width} wide and {height} high."
+                )
+
+
+def _decode_masks(rows: list[BoxRow]) -> Tensor | None:
+    decoded = []
+    for row in rows:
+        if row.mask is None:
+            return None
+        try:
+            decoded.append(row.mask.decode())
+        except Exception as error:  # pycocotools raises bare Exception, among others
+            raise AnnotationError(
+                f"{_OWNER}: {row.where} of '{row.image}' has a segmentation that cannot be decoded "
+                f"({error}). It is a list of polygons or {{'size', 'counts'}}."
+            ) from None
+    return torch.from_numpy(np.stack(decoded))

@@ -1,0 +1,230 @@
+"""What every dataset here yields, and the steps that all of them share.
+
+An item is ``(image, labels, annotation)``. The annotation is a detection-style dict, as in
+torchvision's detection references, or ``None`` for an image that nobody annotated::
+
+    {"boxes": tv_tensors.BoundingBoxes (M, 4), XYXY, in pixels of the image,
+     "labels": int64 (M,),
+     "masks": tv_tensors.Mask (M, H, W), bool}          # only where asked for and known
+
+A whole item is ``None`` when its file cannot be decoded. The reader warns, naming the file, and
+the training goes on without it: this works in DataLoader workers too, whose lists the main process
+never sees. ``explainguide.annotations.collate`` drops such items.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+from torchvision import transforms as v1_transforms
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as v2_functional
+
+from explainguide.errors import DataError, OptionError, did_you_mean
+
+__all__ = [
+    "Annotation",
+    "Transforms",
+    "box_masks",
+    "check_option",
+    "check_transforms",
+    "draw_annotated",
+    "make_annotation",
+    "read_image",
+    "short_list",
+    "transform_item",
+    "warn_skipped",
+]
+
+Annotation = dict[str, Tensor]
+Transforms = Callable[[Any, Any], Any]
+
+MIN_SIDE = 1.0  # pixels; a box thinner than this after a transform is a leftover, not an object
+
+
+def check_option(owner: str, name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise :class:`OptionError` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        hint = did_you_mean(str(value), allowed)
+        choices = ", ".join(repr(a) for a in allowed)
+        raise OptionError(f"{owner}: unknown {name} {value!r}.{hint} Allowed: {choices}.")
+
+
+def short_list(names: Iterable[object], most: int = 3) -> str:
+    """First few names for a message: ``'a', 'b', 'c' and 4 more``."""
+    quoted = [repr(str(n)) for n in names]
+    more = f" and {len(quoted) - most} more" if len(quoted) > most else ""
+    return ", ".join(quoted[:most]) + more
+
+
+def check_transforms(owner: str, transforms: Transforms | None) -> Transforms:
+    """Give the default for ``None``; refuse transforms that would leave the boxes behind."""
+    if transforms is None:
+        return v2.ToDtype(torch.float32, scale=True)
+    if not callable(transforms):
+        raise OptionError(
+            f"{owner}: transforms must be callable as transforms(image, target), "
+            f"but got {type(transforms).__name__}."
+        )
+    if type(transforms).__module__.startswith(v1_transforms.transforms.__name__):
+        raise OptionError(
+            f"{owner}: transforms is a torchvision.transforms.{type(transforms).__name__}, which "
+            "moves the image and leaves the boxes where they were. Use "
+            f"torchvision.transforms.v2.{type(transforms).__name__}, which moves both."
+        )
+    return transforms
+
+
+def draw_annotated(owner: str, count: int, fraction: float, seed: int) -> Tensor:
+    """Choose which images keep their annotation, ``(count,)`` bool.
+
+    ``round(fraction * count)`` images, at least one unless ``fraction`` is 0. The choice depends on
+    ``seed`` alone, and a smaller fraction is a subset of a larger one.
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
+        raise OptionError(f"{owner}: annotated must be a number in [0, 1], but got {fraction!r}.")
+    if not 0 <= fraction <= 1:
+        raise OptionError(
+            f"{owner}: annotated is the fraction of images that keep their annotation, in [0, 1], "
+            f"but got {fraction}. For 10% write annotated=0.1."
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise OptionError(f"{owner}: seed must be an integer from 0 on, but got {seed!r}.")
+    keep = round(fraction * count)
+    if fraction > 0 and count > 0:
+        keep = max(keep, 1)
+    order = np.random.default_rng([seed, count]).permutation(count)
+    annotated = torch.zeros(count, dtype=torch.bool)
+    annotated[torch.from_numpy(order[:keep])] = True
+    return annotated
+
+
+def warn_skipped(owner: str, path: str | os.PathLike[str], reason: str) -> None:
+    """Warn that the item behind ``path`` is skipped."""
+    warnings.warn(f"{owner}: '{path}' {reason}; the item is skipped.", UserWarning, stacklevel=3)
+
+
+def read_image(owner: str, path: Path) -> tv_tensors.Image | None:
+    """Decode a file to a uint8 RGB image ``(3, H, W)``; warn and give ``None`` if it is broken.
+
+    The EXIF orientation is not applied, as in torchvision's own datasets.
+    """
+    try:
+        with PILImage.open(path) as file:
+            return tv_tensors.Image(v2_functional.pil_to_tensor(file.convert("RGB")))
+    except Exception as error:  # PIL raises whatever a broken file drives it to, SyntaxError too
+        warn_skipped(owner, path, f"cannot be read as an image ({_first_line(error)})")
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Fill boxes: ``(M, 4)`` XYXY in pixels and ``(H, W)`` to ``(M, H, W)`` bool.
+
+    A box covers column j when ``floor(x1) <= j < ceil(x2)``, and rows likewise.
+
+    Example:
+        >>> box_masks(torch.tensor([[1.0, 0.0, 2.5, 1.0]]), (2, 4)).int()
+        tensor([[[0, 1, 1, 0],
+                 [0, 0, 0, 0]]], dtype=torch.int32)
+    """
+    low, high = boxes[:, :2].floor(), boxes[:, 2:].ceil()
+    column, row = torch.arange(size[1]), torch.arange(size[0])
+    across = (column >= low[:, 0:1]) & (column < high[:, 0:1])
+    down = (row >= low[:, 1:2]) & (row < high[:, 1:2])
+    return down[:, :, None] & across[:, None, :]
+
+
+def make_annotation(
+    boxes: Tensor, labels: Tensor, size: tuple[int, int], masks: Tensor | None = None
+) -> Annotation:
+    """Put XYXY boxes ``(M, 4)``, labels ``(M,)`` and masks ``(M, H, W)`` in the common form."""
+    annotation: Annotation = {
+        "boxes": tv_tensors.BoundingBoxes(
+            boxes.to(torch.float32).reshape(-1, 4),
+            format=tv_tensors.BoundingBoxFormat.XYXY,
+            canvas_size=size,
+        ),
+        "labels": labels.to(torch.int64),
+    }
+    if masks is not None:
+        annotation["masks"] = tv_tensors.Mask(masks.to(torch.bool))
+    return annotation
+
+
+def transform_item(
+    owner: str, transforms: Transforms, image: Tensor, annotation: Annotation | None
+) -> tuple[Any, Annotation | None]:
+    """Apply joint transforms, then drop what they pushed out of the image.
+
+    Boxes come back as XYXY, clipped to the image. An object goes, with its label and mask, when its
+    box is thinner than one pixel or its mask has no pixel left.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    # Without annotation an empty one travels along: user transforms may read target["boxes"].
+    target = dict(annotation or make_annotation(torch.zeros(0, 4), torch.zeros(0), size))
+    masks = target.pop("masks", None)
+    if masks is not None and len(masks) > 0:
+        # Integer masks, since not every interpolation kernel takes bool; none are sent when there
+        # are no objects, since not every kernel takes an empty batch.
+        target["masks"] = tv_tensors.Mask(masks.to(torch.uint8))
+
+    result = transforms(image, target)
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise OptionError(
+            f"{owner}: transforms(image, target) must return (image, target), "
+            f"but returned {type(result).__name__}."
+        )
+    image, target = result
+    plain = image.as_subclass(torch.Tensor) if isinstance(image, Tensor) else image
+    if annotation is None:
+        return plain, None
+    return plain, _clean(owner, image, target, has_masks=masks is not None)
+
+
+def _clean(owner: str, image: Any, target: dict[str, Any], *, has_masks: bool) -> Annotation:
+    height, width = v2_functional.get_size(image)
+    boxes = target["boxes"]
+    if isinstance(boxes, tv_tensors.BoundingBoxes):
+        if tuple(boxes.canvas_size) != (height, width):
+            raise OptionError(
+                f"{owner}: transforms made the image {(height, width)} but left the boxes on a "
+                f"canvas of {tuple(boxes.canvas_size)}. Use torchvision.transforms.v2, called as "
+                "transforms(image, target), which moves both."
+            )
+        boxes = v2_functional.convert_bounding_box_format(
+            boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY
+        )
+    # Plain boxes (after v2.ToPureTensor) kept the XYXY that they had.
+    limit = torch.tensor([width, height, width, height], dtype=torch.float32)
+    xyxy = boxes.as_subclass(torch.Tensor).to(torch.float32).clamp(min=0).minimum(limit)
+    keep = ((xyxy[:, 2:] - xyxy[:, :2]) >= MIN_SIDE).all(dim=1)
+
+    masks = target.get("masks")
+    if masks is not None:
+        masks = masks.as_subclass(torch.Tensor).to(torch.bool)
+        keep &= masks.flatten(1).any(dim=1)
+        masks = masks[keep]
+    elif has_masks:
+        masks = torch.zeros(0, height, width, dtype=torch.bool)
+    return make_annotation(xyxy[keep], target["labels"][keep], (height, width), masks)
+
+
+def require_folder(owner: str, path: Path) -> None:
+    """Raise :class:`DataError` unless ``path`` is a folder."""
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise DataError(f"{owner}: root '{path}' {what}.")

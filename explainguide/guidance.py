@@ -1,0 +1,385 @@
+"""`ExplanationGuidance`: where a model, an attribution, a loss and annotations meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from explainguide.attr import Evidence, LayerMap
+from explainguide.attr.base import as_targets, check_logits, read_features, rerun
+from explainguide.errors import (
+    ExplainGuideError,
+    GuidanceError,
+    LayerError,
+    OptionError,
+    ShapeError,
+)
+from explainguide.layers import ForwardPass, Tap, resolve_layers, unwrap
+from explainguide.layout import automatic_layer, probe_layers
+from explainguide.losses import Loss
+from explainguide.options import (
+    NAME,
+    check_model,
+    check_option,
+    check_weights,
+    combine_layers,
+    name_of,
+    resolve_attribution,
+)
+from explainguide.regions import Choice, as_regions, choose_classes
+from explainguide.selfcheck import Report, on_host, probe_gradients
+from explainguide.staging import resolve_loss
+
+__all__ = ["ExplanationGuidance"]
+
+_TARGETS = ("sample", "all", "predicted")
+_SCORES = ("logit", "log_prob", "sum_log_probs")
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+class ExplanationGuidance:
+    r"""A localization loss on what a classifier looks at, from the training script's own forward.
+
+    .. math:: L = L_{class} + \lambda \sum_l w_l\, loss(A_l(x, k), M_k)
+
+    The guide reads the activations of named layers while the script runs the model, computes the
+    attribution :math:`A_l` of class k from them, differentiably, and compares it with the region
+    :math:`M_k` of that class. It changes neither the model's parameters nor its state dict; under
+    ``torch.no_grad`` it does nothing.
+
+    Args:
+        model: Images ``(N, C, H, W)`` to logits ``(N, K)``; any `nn.Module`, also inside
+            DistributedDataParallel.
+        layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, or a list of them.
+            None finds the last layer whose places reach the logits, with one probe forward.
+        attribution: ``"gradient"``, ``"ixg"``, ``"gradcam"``, ``"layercam"``, ``"intgrad"``, or an
+            object of `explainguide.attr` with settings of its own.
+        loss: ``"energy"``, ``"l1"``, ``"ppce"``, ``"rrr"``, ``"gradmask"``, ``"reff"``, or a callable
+            ``(attribution (N, H, W), mask (N, H, W)) -> (N,)``.
+        target: Which classes of an image are explained: ``"sample"`` one of its annotated classes,
+            drawn uniformly; ``"all"`` of them, averaged, which is the expectation of "sample";
+            ``"predicted"`` the model's own, where it is annotated.
+        score: What is explained: the ``"logit"`` of class k, its ``"log_prob"`` under softmax, or
+            ``"sum_log_probs"`` over all classes.
+        negatives: With this probability a class that the image does not show is explained, against
+            the objects of all classes; needs target="sample".
+        layer_weights: One factor a layer; 1 by default.
+        reduction: ``"mean"`` over annotated images, ``"sum"`` (what the published lambdas assume) or
+            ``"none"``, one value an image.
+        generator: For the draw of classes; by default torch's own.
+
+    Attributes:
+        layers: The resolved layer names.
+        attributions: The maps of the last `loss_loc`, ``{layer: (N, h, w)}``, detached, averaged over
+            the classes where target="all".
+
+    Raises:
+        OptionError: For an unknown option; with the nearest allowed one.
+        LayerError: For an unknown layer.
+        GuidanceError: For a model that cannot be guided: frozen, compiled, SyncBatchNorm.
+
+    References:
+        Rao et al., 2023, Eq. 2 to 6.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        ...     nn.Linear(8, 5))
+        >>> guide = ExplanationGuidance(model, layer="1", loss="energy")
+        >>> logits = model(torch.rand(2, 3, 16, 16))
+        >>> boxes = {"boxes": torch.tensor([[4.0, 4.0, 12.0, 12.0]]), "labels": torch.tensor([3])}
+        >>> loss_loc = guide.loss_loc([boxes, None])  # the second image is not annotated
+        >>> (logits.logsumexp(1).mean() + 0.1 * loss_loc).backward()
+        >>> guide.remove()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | Sequence[str] | None = None,
+        *,
+        attribution: str | LayerMap = "ixg",
+        loss: str | Loss = "energy",
+        target: Literal["sample", "all", "predicted"] = "sample",
+        score: Literal["logit", "log_prob", "sum_log_probs"] = "logit",
+        negatives: float = 0.0,
+        layer_weights: Sequence[float] | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        check_option("target", target, _TARGETS)
+        check_option("score", score, _SCORES)
+        check_option("reduction", reduction, _REDUCTIONS)
+        self._outer = model
+        self._model = unwrap(model, caller=NAME)
+        check_model(self._model)
+        self._loss = resolve_loss(loss, caller=NAME)
+        self._attribution = resolve_attribution(attribution, self._model)
+        layer = combine_layers(layer, self._attribution)
+        if layer is None:
+            layer = automatic_layer(
+                self._model, probe_layers(self._model, caller=NAME), caller=NAME
+            )
+        self._modules = resolve_layers(self._model, layer, caller=NAME)
+        self._weights = check_weights(layer_weights, self.layers)
+        if not 0 <= negatives <= 1 or (negatives > 0 and target != "sample"):
+            raise OptionError(
+                f"{NAME}: negatives is {negatives} with target={target!r}. Use target='sample' and "
+                "a probability such as 0.5. A number in [0, 1] is allowed, 0 with other targets."
+            )
+        self._target, self._score, self._negatives = target, score, negatives
+        self._reduction, self._generator = reduction, generator
+        self._names = (name_of(attribution), name_of(loss))
+        self._failure: str | None = None
+        self._replaced: set[str] = set()
+        self.attributions: dict[str, Tensor] = {}
+        self._tap = Tap(self._model, self._modules)
+
+    @property
+    def layers(self) -> list[str]:
+        """The resolved layer names."""
+        return list(self._modules)
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """The model's own forward."""
+        return self._outer(*inputs, **options)
+
+    def __enter__(self) -> ExplanationGuidance:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        attribution, loss = self._names
+        replaced = f", replaced={sorted(self._replaced)}" if self._replaced else ""
+        state = "" if self._tap.attached else ", removed"
+        return (
+            f"{NAME}(layer={self.layers}, attribution={attribution!r}, loss={loss!r}, "
+            f"target={self._target!r}, score={self._score!r}, reduction={self._reduction!r}"
+            f"{replaced}{state})"
+        )
+
+    def remove(self) -> None:
+        """Take every hook off the model; `loss_loc` cannot be called any more."""
+        self._tap.remove()
+
+    def loss_loc(
+        self, annotations: Any, target: int | Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """The localization loss of the last forward pass.
+
+        Costs one backward pass through the layers above the first guided one, and a second when the
+        loss is differentiated. No value is read from the device when the annotations are there
+        already. The graph of the forward pass is let go.
+
+        Args:
+            annotations: A list of detection-style dicts, `Annotations`, or masks ``(N, H, W)``,
+                ``(N, 1, H, W)`` or ``(N, K, H, W)``; in pixels of the model's input.
+            target: Class indices, one for all images or ``(N,)``, or multi-hot labels ``(N, K)`` to
+                draw from. By default the annotated classes.
+
+        Returns:
+            A scalar, or ``(N,)`` with reduction="none". Images without annotation add nothing; a
+            batch without any gives a zero that can be backpropagated. Not finite where a map is not.
+
+        Raises:
+            GuidanceError: Without a forward pass with gradients, or after one that was used.
+            LayerError, AnnotationError, OptionError, ShapeError: With the reason. The hooks are off
+                the model after an error.
+        """
+        caller = f"{NAME}.loss_loc"
+        try:
+            passed = self._take(caller)
+            with torch.autocast(_device(passed), enabled=False):
+                return self._loss_of(passed, annotations, target, caller)
+        except ExplainGuideError as error:
+            self._failure = str(error)
+            self.remove()
+            raise
+
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: int | Sequence[int] | Tensor | None = None,
+        *,
+        layer: str | None = None,
+        interpolate: bool = True,
+    ) -> Tensor:
+        """The map of a class, for evaluation and pictures, in the model's present mode.
+
+        Costs one forward and one backward pass; works under ``torch.no_grad``; leaves a forward pass
+        that awaits its `loss_loc` as it is.
+
+        Args:
+            inputs: Images, ``(N, C, H, W)``.
+            target: One class for all images, or one an image, ``(N,)``.
+            layer: One of the guide's layers; by default the first.
+            interpolate: Upsample to the image, bilinearly.
+
+        Returns:
+            ``(N, 1, H, W)``, or ``(N, 1, h, w)`` without interpolation; detached.
+
+        Raises:
+            OptionError: If the layer is none of the guide's, or the target no class.
+        """
+        name = self.layers[0] if layer is None else layer
+        check_option("layer", name, self.layers, caller=f"{NAME}.attribute")
+        found = self._attribution.at(name)
+        with self._tap.pause():
+            maps = found.attribute(inputs, target)
+        if interpolate and maps.shape[-2:] != inputs.shape[-2:]:
+            maps = F.interpolate(maps, inputs.shape[-2:], mode="bilinear", align_corners=False)
+        return maps
+
+    def check(self, images: Tensor, annotations: Any, target: Any = None) -> Report:
+        """Run one forward pass and see whether `loss_loc` alone trains the model.
+
+        Nothing of the model is changed: no gradient is stored, buffers and the state of torch's
+        random numbers come back as they were.
+
+        Args:
+            images: A batch, ``(N, C, H, W)``.
+            annotations: As in `loss_loc`; their values are checked, wherever they are.
+            target: As in `loss_loc`.
+
+        Returns:
+            A report that prints itself: for each layer whether the map is finite and alive, the
+            gradient's size in the parameters before and after it, and the operations replaced.
+        """
+        buffers = {name: b.clone() for name, b in self._model.named_buffers()}
+        state = None if self._generator is None else self._generator.get_state()
+        with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+            torch.func.functional_call(self._model, buffers, (images,))
+            passed = self._tap.last
+            loss = self.loss_loc(on_host(annotations), target)
+        if state is not None and self._generator is not None:
+            self._generator.set_state(state)
+        assert passed is not None
+        return probe_gradients(
+            self._model, passed.features, self.attributions, loss, self._replaced
+        )
+
+    def _take(self, caller: str) -> ForwardPass:
+        """The pass that is waiting, once."""
+        if not self._tap.attached:
+            why = f" after the error: {self._failure}" if self._failure else ""
+            raise GuidanceError(
+                f"{caller}: the guide's hooks were taken off the model{why}. Build a new guide. "
+                "A guide works until `remove` or an error."
+            )
+        if not torch.is_grad_enabled():
+            raise GuidanceError(
+                f"{caller}: gradients are off. Call it outside torch.no_grad and inference_mode. "
+                "For maps in evaluation there is `attribute`."
+            )
+        passed = self._tap.last
+        if passed is None:
+            raise GuidanceError(
+                f"{caller}: no forward pass is waiting. Call the model first; each forward pass "
+                "serves one loss_loc, and a pass that raised serves none. Inside a "
+                "DistributedDataParallel or compiled wrapper the guided model itself must run."
+            )
+        if not passed.recorded:
+            raise GuidanceError(
+                f"{caller}: the last forward pass ran without gradients. Run the model outside "
+                "torch.no_grad and inference_mode. The last forward pass is the one explained."
+            )
+        self._tap.forget()
+        return passed
+
+    def _loss_of(self, passed: ForwardPass, annotations: Any, target: Any, caller: str) -> Tensor:
+        logits = check_logits(passed.logits, caller=caller)
+        features, layouts = read_features(self._model, self._modules, passed, caller=caller)
+        self._replaced |= passed.replaced
+        if not logits.requires_grad:
+            raise LayerError(
+                f"{caller}: the logits do not depend on layer {self.layers[0]!r}, or were detached. "
+                "Choose a layer between the image and the logits. `check` shows the gradients."
+            )
+        regions = as_regions(annotations, logits, passed.image_size, caller=caller)
+        choice = choose_classes(
+            self._target,
+            regions,
+            logits,
+            _target_tensor(target, logits, caller),
+            negatives=self._negatives,
+            generator=self._generator,
+            caller=caller,
+        )
+        masks = regions.region(choice.regions, passed.image_size)
+        annotated = choice.valid & (masks > 0).flatten(2).any(2)
+        evidence = Evidence(
+            features,
+            layouts,
+            logits,
+            score=lambda z: _score(z, self._score, choice, annotated),
+            images=passed.images,
+            rerun=lambda substitutes: rerun(self._model, self._tap, passed, substitutes),
+            create_graph=True,
+            caller=caller,
+        )
+        maps = self._attribution.maps(evidence)
+        dtype = next(iter(maps.values())).dtype
+        share = annotated.to(dtype) / annotated.sum(0).clamp(min=1)  # of a class in its image
+        total = torch.zeros(len(logits), dtype=dtype, device=logits.device)
+        for (name, found), weight in zip(maps.items(), self._weights, strict=True):
+            self.attributions[name] = (found.detach() * share[..., None, None]).sum(0)
+            losses = self._compare(found, masks.to(found.dtype), caller)
+            total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
+        if self._reduction == "none":
+            return total
+        if self._reduction == "sum":
+            return total.sum()
+        return total.sum() / annotated.any(0).sum().clamp(min=1)
+
+    def _compare(self, maps: Tensor, masks: Tensor, caller: str) -> Tensor:
+        """``(S, N, h, w)`` and ``(S, N, H, W)`` to ``(S, N)``: prepare, upsample, compare."""
+        size = masks.shape[-2:]
+        flat = self._loss.prepare(maps.flatten(0, 1))
+        if flat.shape[-2:] != size:
+            flat = F.interpolate(flat[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        losses = self._loss.compare(flat, masks.flatten(0, 1))
+        if not isinstance(losses, Tensor) or losses.shape != flat.shape[:1]:
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ShapeError(
+                f"{caller}: the loss {self._names[1]!r} returned {got} for {len(flat)} maps. Do not "
+                "reduce over images. (attribution (N, H, W), mask (N, H, W)) -> (N,) is allowed."
+            )
+        return losses.unflatten(0, maps.shape[:2])
+
+
+def _score(logits: Tensor, kind: str, choice: Choice, annotated: Tensor) -> Tensor:
+    """``(S, N)``, zero where there is nothing to explain."""
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    if kind != "logit":
+        scores = scores.log_softmax(1)
+    if kind == "sum_log_probs":
+        chosen = scores.sum(1).expand(choice.classes.shape)
+    else:
+        chosen = scores.gather(1, choice.classes.T).T
+    return torch.where(annotated, chosen, 0)
+
+
+def _target_tensor(target: Any, logits: Tensor, caller: str) -> Tensor | None:
+    """Class indices ``(N,)`` or multi-hot labels ``(N, K)``."""
+    if target is None:
+        return None
+    if isinstance(target, Tensor) and target.ndim == 2:
+        if target.shape != logits.shape:
+            raise ShapeError(
+                f"{caller}: target has shape {tuple(target.shape)} but the logits "
+                f"{tuple(logits.shape)}. Give one row an image. (N,) or (N, K) is allowed."
+            )
+        return target.to(logits.device, non_blocking=True)
+    return as_targets(target, logits, caller=caller)
+
+
+def _device(passed: ForwardPass) -> str:
+    images = passed.images
+    return images.device.type if isinstance(images, Tensor) else "cpu"

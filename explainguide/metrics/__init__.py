@@ -1,0 +1,33 @@
+"""How well attributions fall where they should, and how to choose among models by it.
+
+Classes accumulate over a data set and synchronise over processes (torchmetrics); the functions of
+`explainguide.metrics.functional` give one score an image. F1 and mean average precision are
+torchmetrics' own.
+"""
+
+from explainguide.metrics.functional import (
+    energy_pointing_game,
+    localization_iou,
+    on_object_energy,
+    pointing_game,
+)
+from explainguide.metrics.localization import (
+    EnergyPointingGame,
+    LocalizationIoU,
+    OnObjectEnergy,
+    PointingGame,
+)
+from explainguide.metrics.pareto import pareto_front, representative
+
+__all__ = [
+    "EnergyPointingGame",
+    "LocalizationIoU",
+    "OnObjectEnergy",
+    "PointingGame",
+    "energy_pointing_game",
+    "localization_iou",
+    "on_object_energy",
+    "pareto_front",
+    "pointing_game",
+    "representative",
+]

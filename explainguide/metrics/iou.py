@@ -1,0 +1,134 @@
+"""IoU of map and mask over a data set, at a threshold that is given or fitted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from explainguide.errors import OptionError
+from explainguide.metrics.checks import Undefined, check_maps, check_threshold
+from explainguide.metrics.image_mean import ImageMean
+from explainguide.metrics.scores import iou_scores
+
+__all__ = ["LocalizationIoU"]
+
+
+class LocalizationIoU(ImageMean):
+    """Intersection over union of the mask and the thresholded map, averaged over images.
+
+    The positive part of each map is min-max normalised and a pixel is predicted strictly above the
+    threshold; `explainguide.metrics.functional.localization_iou` has the details.
+
+    - ``update(attribution, mask)``: signed maps of any scale, ``(N, H, W)`` or ``(N, 1, H, W)``,
+      and masks of the same shape, bool or in [0, 1].
+    - ``compute()``: a scalar in [0, 1], higher is better; NaN where no image was defined.
+    - ``undefined``: after ``compute()``, the number of images where map and mask are both empty.
+    - ``best_threshold``: after ``compute()``, the threshold that the returned value belongs to.
+
+    With ``threshold="fit"`` the mean IoU is kept for a whole grid of thresholds, and ``compute()``
+    returns the highest (of equal ones the lowest threshold). Fit on held-out data and hand the
+    result to a second metric for the test data; a value that was fitted on the images it describes
+    is too high::
+
+        fit = LocalizationIoU(threshold="fit")
+        for maps, masks in validation:
+            fit.update(maps, masks)
+        fit.compute()
+        metric = LocalizationIoU(threshold=fit.best_threshold)
+        for maps, masks in test:
+            metric.update(maps, masks)
+
+    Args:
+        threshold: In [0, 1), or ``"fit"``.
+        grid: The thresholds to fit among, each in [0, 1); None for 0, 0.05, ... 0.95. The cost of
+            ``update`` grows with their number.
+        undefined: ``"exclude"`` leaves undefined images out of the mean; ``"zero"`` counts them as
+            0, as the published tables do.
+        kwargs: Handed on to `torchmetrics.Metric`.
+
+    Raises:
+        ShapeError: In ``update``, if a shape or dtype differs from the above.
+        OptionError: If an option does.
+
+    References:
+        Rao et al., 2023, "Studying How to Efficiently and Effectively Guide Models with
+        Explanations", Section 3.3, which chooses the threshold on held-out data; its program has
+        0.5.
+
+    Example:
+        Normalised, the map is (1, 0.5, 0.25, 0) and the mask holds its two highest pixels. Above
+        0.5 lies one of them (1 of 2); above 0.3 lie both.
+
+        >>> attribution = torch.tensor([[[4.0, 2.0], [1.0, -1.0]]])
+        >>> mask = torch.tensor([[[True, True], [False, False]]])
+        >>> metric = LocalizationIoU(threshold=0.5)
+        >>> metric.update(attribution, mask)
+        >>> metric.compute()
+        tensor(0.5000)
+        >>> fit = LocalizationIoU(threshold="fit", grid=(0.1, 0.3, 0.5))
+        >>> fit.update(attribution, mask)
+        >>> fit.compute(), fit.best_threshold
+        (tensor(1.), 0.3)
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float | Literal["fit"] = 0.5,
+        grid: Sequence[float] | None = None,
+        undefined: Undefined = "exclude",
+        **kwargs: Any,
+    ) -> None:
+        kind = type(self).__name__
+        if isinstance(threshold, str) and threshold != "fit":
+            raise OptionError(
+                f"{kind}: unknown threshold={threshold!r}. Use 'fit' to choose it on held-out "
+                "data. It must be a number in [0, 1) or 'fit'."
+            )
+        if grid is not None and threshold != "fit":
+            raise OptionError(
+                f"{kind}: grid was given with threshold={threshold!r}. Use threshold='fit' to "
+                "choose from the grid. A fixed threshold takes no grid."
+            )
+        if grid is not None and len(grid) == 0:
+            raise OptionError(
+                f"{kind}: grid is empty. Leave it out for 0, 0.05, ... 0.95. It must hold at least "
+                "one threshold in [0, 1)."
+            )
+        thresholds: tuple[Any, ...] = (threshold,)
+        if threshold == "fit":
+            # Divided rather than multiplied by 0.05, so that 0.15 reads 0.15.
+            thresholds = tuple(grid) if grid is not None else tuple(i / 20 for i in range(20))
+        check_threshold(kind, thresholds, name="grid" if threshold == "fit" else "threshold")
+        options = f"threshold={threshold!r}"
+        if threshold == "fit":
+            options += f", grid={thresholds}"
+        super().__init__(undefined, options=options, width=len(thresholds), **kwargs)
+        self.threshold = threshold
+        self.thresholds = thresholds
+        self._best: Tensor | None = None
+
+    def update(self, attribution: Tensor, mask: Tensor) -> None:
+        """Add the maps and masks of a batch."""
+        attribution, mask = check_maps("LocalizationIoU.update", attribution, mask=mask)
+        self._add(*iou_scores(attribution, mask, self.thresholds))
+
+    def compute(self) -> Tensor:
+        """The mean over all images so far, in all processes, at the (best) threshold."""
+        highest = self._mean().max(0)
+        self._best = torch.where(highest.values.isnan(), -1, highest.indices)
+        return highest.values
+
+    @property
+    def best_threshold(self) -> float:
+        """The threshold of the value that `compute` returned; NaN where that is NaN."""
+        if self.threshold != "fit":
+            return float(self.threshold)
+        if self._best is None or self._undefined_at_compute is None:
+            raise self._too_early("best_threshold")
+        best = int(self._best)
+        return float(self.thresholds[best]) if best >= 0 else math.nan

@@ -1,0 +1,101 @@
+"""What a guide can be built with: every option is checked here, before any forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from explainguide.attr import ATTRIBUTIONS, LayerMap
+from explainguide.errors import GuidanceError, OptionError, did_you_mean
+
+__all__ = [
+    "NAME",
+    "check_model",
+    "check_option",
+    "check_weights",
+    "combine_layers",
+    "name_of",
+    "resolve_attribution",
+]
+
+NAME = "ExplanationGuidance"
+
+
+def resolve_attribution(attribution: str | LayerMap, model: nn.Module) -> LayerMap:
+    """A name, or an object that was built for this model."""
+    if isinstance(attribution, LayerMap):
+        if attribution.model is not model:
+            raise OptionError(
+                f"{NAME}: the attribution {type(attribution).__name__} was built for another model. "
+                "Build it with the model that is guided. A name is allowed too."
+            )
+        return attribution
+    if isinstance(attribution, type) and issubclass(attribution, LayerMap):
+        raise OptionError(
+            f"{NAME}: attribution is the class {attribution.__name__}. Build it: "
+            f"{attribution.__name__}(model). A name or an object is allowed."
+        )
+    check_option("attribution", attribution, ATTRIBUTIONS)
+    return ATTRIBUTIONS[attribution](model)
+
+
+def combine_layers(
+    layer: str | Sequence[str] | None, attribution: LayerMap
+) -> str | Sequence[str] | None:
+    """The guide's layer, or the one that the attribution object was built for."""
+    own = attribution.layer
+    if layer is None or own is None or layer == own or list(layer) == [own]:
+        return own if layer is None else layer
+    raise OptionError(
+        f"{NAME}: layer is {layer!r}, but the attribution was built for {own!r}. Leave out one of "
+        "the two. They must agree."
+    )
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what cannot be trained through."""
+    parameters = list(model.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        raise GuidanceError(
+            f"{NAME}: every parameter of {type(model).__name__} is frozen, so a loss has nothing to "
+            "train. Unfreeze some with requires_grad_(True). At least one must require a gradient."
+        )
+    synchronised = next(
+        (n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)), ""
+    )
+    if synchronised:
+        raise GuidanceError(
+            f"{NAME}: module {synchronised!r} is a SyncBatchNorm, which has no second derivative. "
+            "Use BatchNorm (with larger batches a process) or another norm. Every operation above "
+            "the layer must be differentiable twice."
+        )
+
+
+def check_weights(weights: Sequence[float] | None, layers: list[str]) -> list[float]:
+    """One weight a layer."""
+    if weights is None:
+        return [1.0] * len(layers)
+    if len(weights) != len(layers):
+        raise OptionError(
+            f"{NAME}: {len(weights)} layer_weights for {len(layers)} layers {layers}. Give one a "
+            "layer. Numbers are allowed."
+        )
+    return [float(w) for w in weights]
+
+
+def check_option(option: str, value: object, allowed: Any, *, caller: str = NAME) -> None:
+    """Refuse a name that is not allowed, with the nearest that is."""
+    if not isinstance(value, str) or value not in allowed:
+        raise OptionError(
+            f"{caller}: unknown {option} {value!r}.{did_you_mean(str(value), allowed)} "
+            f"{', '.join(map(repr, allowed))} are allowed."
+        )
+
+
+def name_of(choice: str | Callable[..., Any]) -> str:
+    """What `repr` calls an option."""
+    if isinstance(choice, str):
+        return choice
+    return getattr(choice, "__name__", type(choice).__name__)

@@ -1,0 +1,79 @@
+"""Forms of an operation that can be differentiated twice, for the forward pass that is guided only.
+
+A localization loss is a function of a gradient, so training through it differentiates every
+operation after the layer a second time. Two kinds of operation have no second derivative in
+PyTorch: the fused attention kernels, and ``hardsigmoid``. Inside `TwiceDifferentiable` they run in a
+form that has one, with equal values. Outside, the fast form runs as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["TwiceDifferentiable"]
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """``relu6(x + 3) / 6``: the definition of hardsigmoid, in operations that have derivatives."""
+    value = F.relu6(input + 3) / 6
+    return input.copy_(value) if inplace else value
+
+
+_REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {F.hardsigmoid: _hardsigmoid}
+
+# Callers of the fused kernels. The choice of kernel is a global flag (`sdpa_kernel`), because a
+# TorchFunctionMode does not see into multi_head_attention_forward; the mode notes their names.
+_ATTENTION = {
+    F.scaled_dot_product_attention: "scaled_dot_product_attention",
+    F.multi_head_attention_forward: "multi_head_attention_forward",
+}
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """Context of one forward pass; passive until `activate` is called within it.
+
+    It is entered before the model runs and left after, so that modes stay properly nested; it is
+    activated at the first guided layer, because nothing before that layer is differentiated twice.
+
+    Attributes:
+        replaced: Names of the operations that ran in another form.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced: set[str] = set()
+        self._active = False
+        self._kernel = ExitStack()
+
+    def activate(self) -> None:
+        """From here to the end of the context, replace what has no second derivative."""
+        if not self._active:
+            self._active = True
+            self._kernel.enter_context(sdpa_kernel(SDPBackend.MATH))
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if self._active:
+            if func in _ATTENTION:
+                self.replaced.add(_ATTENTION[func])
+            elif func in _REPLACEMENTS:
+                self.replaced.add(func.__name__)
+                func = _REPLACEMENTS[func]
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._kernel.close()
+        self._active = False
+        super().__exit__(*exc_info)

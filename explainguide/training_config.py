@@ -1,0 +1,178 @@
+"""The settings of a training, as plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from explainguide.attr import ATTRIBUTIONS
+from explainguide.errors import OptionError, did_you_mean
+from explainguide.losses import LOSSES
+from explainguide.options import check_option
+
+__all__ = ["TrainConfig"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "schedule": ("cosine", "constant", "one-cycle"),
+    "optimizer": ("adamw", "adam", "sgd"),
+    "attribution": tuple(ATTRIBUTIONS),
+    "loss": tuple(LOSSES),
+    "target": ("sample", "all", "predicted"),
+    "score": ("logit", "log_prob", "sum_log_probs"),
+    "reduction": ("mean", "sum"),
+    "region": ("boxes", "masks"),
+    "mixed_precision": ("no", "fp16", "bf16"),
+    "device": ("auto", "cpu"),
+}
+_LEAST: dict[str, float] = {
+    "epochs": 1,
+    "batch_size": 1,
+    "grad_accumulation": 1,
+    "workers": 0,
+    "seed": 0,
+    "lam": 0,
+    "weight_decay": 0,
+    "dilate": 0,
+}
+_WHOLE = ("epochs", "batch_size", "grad_accumulation", "workers", "seed")
+# What may change when a training goes on: how it runs, not what it computes.
+_FREE = ("workers", "output_dir", "device", "tensorboard")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    r"""Settings of :func:`explainguide.training.train`.
+
+    The loss is :math:`L_{class} + \lambda \sum_l w_l\, loss(A_l, M)`.
+
+    Attributes:
+        epochs: Passes over the training data.
+        batch_size: Images a forward pass.
+        lr: Learning rate, the highest of the schedule.
+        schedule: ``"cosine"`` (down to 0), ``"constant"``, or ``"one-cycle"`` (up, then down).
+        optimizer: ``"adamw"``, ``"adam"``, or ``"sgd"`` (with momentum 0.9).
+        weight_decay: Of the optimizer.
+        clip_grad_norm: Largest norm of the gradient; None leaves it.
+        lam: Weight of the localization loss; 0 trains without guidance, at no extra cost.
+        layer: ``"input"``, a dotted name, or several; None finds the last spatial layer.
+        layer_weights: One factor a layer.
+        attribution, loss, target, score, negatives, reduction: As
+            `explainguide.ExplanationGuidance` takes them.
+        region: ``"boxes"``, or ``"masks"`` where the data have them.
+        annotated: Fraction of the training images that keep their annotation.
+        dilate: Growth of the boxes, as a fraction of their side, on each side; training only.
+        threshold: Of the IoU in evaluation.
+        seed: Of the order, the class draw, the choice of annotated images, and all else.
+        mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
+        grad_accumulation: Batches whose gradients make one step; equal to one large batch, up to
+            BatchNorm.
+        workers: Processes that load images.
+        output_dir: Folder of checkpoints and logs; None writes nothing.
+        tensorboard: Whether to log for TensorBoard too.
+        device: ``"auto"`` or ``"cpu"``.
+
+    Raises:
+        OptionError: For a value that is not allowed.
+
+    Example:
+        >>> config = TrainConfig(epochs=3, lam=0.3, loss="l1")
+        >>> TrainConfig.from_dict(config.to_dict()) == config
+        True
+    """
+
+    epochs: int = 10
+    batch_size: int = 32
+    lr: float = 1e-3
+    schedule: str = "cosine"
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    clip_grad_norm: float | None = None
+    lam: float = 1.0
+    layer: str | tuple[str, ...] | None = None
+    layer_weights: tuple[float, ...] | None = None
+    attribution: str = "ixg"
+    loss: str = "energy"
+    target: str = "sample"
+    score: str = "logit"
+    negatives: float = 0.0
+    reduction: str = "mean"
+    region: str = "boxes"
+    annotated: float = 1.0
+    dilate: float = 0.0
+    threshold: float = 0.5
+    seed: int = 0
+    mixed_precision: str = "no"
+    grad_accumulation: int = 1
+    workers: int = 0
+    output_dir: str | None = None
+    tensorboard: bool = False
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("layer", "layer_weights"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        if self.output_dir is not None:
+            object.__setattr__(self, "output_dir", str(self.output_dir))
+        for name, allowed in _CHOICES.items():
+            check_option(name, getattr(self, name), allowed, caller="TrainConfig")
+        for name, least in _LEAST.items():
+            _check_number(name, getattr(self, name), least)
+        _check_number("lr", self.lr, 0, above=True)
+        if self.clip_grad_norm is not None:
+            _check_number("clip_grad_norm", self.clip_grad_norm, 0, above=True)
+        for name in ("annotated", "negatives", "threshold"):
+            _check_number(name, getattr(self, name), 0, most=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        plain = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The settings that `to_dict` gave.
+
+        Raises:
+            OptionError: For a name that is no setting.
+        """
+        names = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise OptionError(
+                    f"TrainConfig: unknown setting {name!r}.{did_you_mean(name, names)} "
+                    f"{', '.join(names)} are allowed."
+                )
+        return cls(**values)
+
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """What another training computed differently, in words; empty where it can go on.
+
+        Args:
+            before: The other's settings, by `to_dict`.
+        """
+        now = self.to_dict()
+        return [
+            f"{name} was {json.dumps(before.get(name))}, now {json.dumps(value)}"
+            for name, value in now.items()
+            if name not in _FREE and before.get(name) != value
+        ]
+
+
+def _check_number(
+    name: str, value: Any, least: float, *, most: float = float("inf"), above: bool = False
+) -> None:
+    whole = name in _WHOLE
+    kinds = (int,) if whole else (int, float)
+    good = isinstance(value, kinds) and not isinstance(value, bool)
+    if good and least <= value <= most and not (above and value <= least):
+        return
+    form = f"{'A whole' if whole else 'A'} number"
+    limit = (
+        f"above {least:g}" if above else f"from {least:g} {'on' if most > 1 else f'to {most:g}'}"
+    )
+    hint = f" Did you mean {value / 100:g}?" if good and most == 1 and 1 < value <= 100 else ""
+    raise OptionError(f"TrainConfig: {name} is {value!r}.{hint} {form} {limit} is allowed.")

@@ -1,0 +1,18 @@
+"""Pictures of attribution maps, of trade-offs and of training, as matplotlib figures.
+
+Each function builds its own `matplotlib.figure.Figure` and none touches pyplot, so they need no
+display and leave no figure open. Save one with ``figure.savefig(path)``, or put several on one
+page with `explainguide.report.write_report`; their label (``figure.get_label()``) is a text
+alternative for readers who cannot see them.
+
+Colours are chosen for colour-blind readers. Signed maps use orange against purple (``PuOr_r``): red
+against blue would turn the red into a mere shadow for a reader who does not see red and green
+apart. Positive maps use ``plasma``, whose lightness rises evenly, so that it also reads in print.
+Runs differ in marker *and* in colour.
+"""
+
+from explainguide.visualization.overlays import overlay
+from explainguide.visualization.panels import before_after, panel
+from explainguide.visualization.plots import curves, pareto_plot
+
+__all__ = ["before_after", "curves", "overlay", "panel", "pareto_plot"]

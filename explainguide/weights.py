@@ -1,0 +1,176 @@
+"""Weights from a file, and how they are fitted to a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from explainguide.errors import DataError
+
+__all__ = ["fit_weights", "load_weights", "read_weights", "short_reason"]
+
+_CALLER = "load_weights"
+_PREFIXES = ("module.", "_orig_mod.")
+_INSIDE = ("state_dict", "model_state_dict", "model")
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
+    """Load a file of weights into a model, in place.
+
+    Args:
+        model: The model.
+        path: A safetensors file, or one that ``torch.load(weights_only=True)`` reads: a state dict,
+            also under ``"state_dict"``, ``"model_state_dict"`` or ``"model"``, also with the
+            prefixes of DistributedDataParallel and torch.compile.
+
+    Returns:
+        What was not as it should be, in one line: a classifier head for another number of classes
+        stays as it was initialised. Empty where everything fitted.
+
+    Raises:
+        DataError: If the file is missing or damaged, or holds the weights of another model; the
+            model is then unchanged.
+    """
+    return fit_weights(model, read_weights(path), source=os.fspath(path))
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """A state dict from a file, in plain names.
+
+    Raises:
+        DataError: If it is missing, damaged, or holds no state dict.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(
+            f"{_CALLER}: '{file}' {'is a folder' if file.is_dir() else 'does not exist'}. "
+            "Give a .safetensors, .pth or .pt file."
+        )
+    content: Any
+    try:
+        if file.suffix == ".safetensors":
+            content = safetensors.torch.load_file(str(file))
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise _unreadable(file, error) from error
+    except safetensors.SafetensorError as error:
+        raise _unreadable(file, error) from error
+    except Exception as error:  # pickle.UnpicklingError, and what damaged pickles drive it to
+        if "weights_only" not in str(error).lower() and "unsupported" not in str(error).lower():
+            raise _unreadable(file, error) from error
+        raise DataError(
+            f"{_CALLER}: '{file}' holds Python objects, which are not loaded because they can run "
+            "code. Save model.state_dict() where it was made. Tensors are allowed."
+        ) from error
+    return _state_dict(content, file)
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{_CALLER}: '{file}' ({file.stat().st_size} bytes) is damaged or no file of weights "
+        f"({short_reason(error)}). Copy it again. A .safetensors file, or a state dict "
+        "of torch.save, is allowed."
+    )
+
+
+def short_reason(error: BaseException) -> str:
+    """The kind of an error and the first sentence of its text."""
+    lines = str(error).strip().splitlines()
+    first = lines[0].split(". ")[0].rstrip(".")[:120] if lines else ""
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
+    for key in _INSIDE:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise DataError(
+            f"{_CALLER}: '{file}' holds a {type(content).__name__}. Save model.state_dict(). "
+            "A dict of tensors is allowed."
+        )
+    state = {_plain(str(k)): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not state:
+        raise DataError(
+            f"{_CALLER}: '{file}' holds no tensors, only {sorted(map(str, content))[:3]}. "
+            "Save model.state_dict(). A dict of tensors is allowed."
+        )
+    return state
+
+
+def _plain(key: str) -> str:
+    while key.startswith(_PREFIXES):
+        key = key.split(".", 1)[1]
+    return key
+
+
+def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> str:
+    """Load a state dict; a classifier head for another number of classes is left out.
+
+    Args:
+        model: The model.
+        state: Its weights, by plain names.
+        source: Where they come from, for the error.
+
+    Returns:
+        As `load_weights`.
+
+    Raises:
+        DataError: If anything else is missing, left over, or has another shape.
+    """
+    own = model.state_dict()
+    shapes = {k: tuple(v.shape) for k, v in own.items()}
+    head = _head_names(model)
+    other_size = [k for k in own if k in state and tuple(state[k].shape) != shapes[k]]
+    dropped = [k for k in other_size if k in head and state[k].shape[1:] == own[k].shape[1:]]
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    reshaped = [
+        f"{k} is {tuple(state[k].shape)} instead of {shapes[k]}"
+        for k in other_size
+        if k not in dropped
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (
+            ("not in the file", missing),
+            ("not in the model", unexpected),
+            ("of another shape", reshaped),
+        )
+        if names
+    ]
+    if problems:
+        raise DataError(
+            f"{_CALLER}: '{source}' is a checkpoint of another model than this "
+            f"{type(model).__name__}. {'; '.join(problems)}. Name the model that it was made with. "
+            "Only a classifier head of another size may differ."
+        )
+    kept = {k: v for k, v in state.items() if k not in dropped}
+    model.load_state_dict(kept, strict=False)
+    if not dropped:
+        return ""
+    first = dropped[0]
+    return (
+        f"The head of '{source}' has {state[first].shape[0]} classes and the model "
+        f"{shapes[first][0]}: {', '.join(dropped)} stay as they were initialised."
+    )
+
+
+def _head_names(model: nn.Module) -> set[str]:
+    """The parameters of the classifier: what timm says it is, else the last module with weights."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    named = config.get("classifier") if isinstance(config, dict) else None
+    heads = [named] if isinstance(named, str) else list(named or [])
+    with_weight = [
+        n for n, m in model.named_modules() if isinstance(getattr(m, "weight", None), Tensor)
+    ]
+    heads += with_weight[-1:]
+    return {f"{head}.{kind}" for head in heads for kind in ("weight", "bias")}

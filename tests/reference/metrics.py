@@ -1,0 +1,71 @@
+"""The localization metrics, slow and obvious: one image, plain Python numbers, a loop over pixels.
+
+Each takes nested lists and returns a number, or None where the metric is undefined.
+"""
+
+Grid = list[list[float]]
+
+
+def energy_pointing_game(attribution: Grid, mask: Grid, min_energy: float = 0.0) -> float | None:
+    inside = total = 0.0
+    for row, mask_row in zip(attribution, mask, strict=True):
+        for value, weight in zip(row, mask_row, strict=True):
+            if value > 0:
+                total += value
+                inside += value * weight
+    if total == 0 or total < min_energy:
+        return None
+    return inside / total
+
+
+def on_object_energy(attribution: Grid, mask: Grid, box_mask: Grid) -> float | None:
+    boxed = [
+        [value * weight for value, weight in zip(row, box_row, strict=True)]
+        for row, box_row in zip(attribution, box_mask, strict=True)
+    ]
+    return energy_pointing_game(boxed, mask)
+
+
+def localization_iou(attribution: Grid, mask: Grid, threshold: float) -> float | None:
+    positive = [[max(value, 0.0) for value in row] for row in attribution]
+    lowest = min(min(row) for row in positive)
+    highest = max(max(row) for row in positive)
+    intersection = union = 0
+    for row, mask_row in zip(positive, mask, strict=True):
+        for value, in_mask in zip(row, mask_row, strict=True):
+            if highest == 0:
+                normalised = value
+            elif highest - lowest < 1e-7:
+                normalised = value / highest
+            else:
+                normalised = (value - lowest) / (highest - lowest)
+            predicted = normalised > threshold
+            intersection += predicted and bool(in_mask)
+            union += predicted or bool(in_mask)
+    return intersection / union if union else None
+
+
+def pointing_game(attribution: Grid, mask: Grid, tolerance: int = 0) -> float | None:
+    pixels = [(i, j) for i in range(len(mask)) for j in range(len(mask[0]))]
+    highest = max(attribution[i][j] for i, j in pixels)
+    if highest <= 0:
+        return None
+    points = [(i, j) for i, j in pixels if attribution[i][j] == highest]
+    hits = 0
+    for i, j in points:
+        hits += any(mask[a][b] and (a - i) ** 2 + (b - j) ** 2 <= tolerance**2 for a, b in pixels)
+    return hits / len(points)
+
+
+def pareto_front(points: list[tuple[float, ...]], bin: float | None) -> list[int]:
+    """One point after the other against the front so far."""
+    front: list[tuple[int, list[float]]] = []
+    for index, point in enumerate(points):
+        new = list(point) if bin is None else [round(value / bin) for value in point]
+        if any(all(a >= b for a, b in zip(old, new, strict=True)) for _, old in front):
+            continue
+        front = [
+            (i, old) for i, old in front if not all(b >= a for a, b in zip(old, new, strict=True))
+        ]
+        front.append((index, new))
+    return [index for index, _ in front]

@@ -1,0 +1,132 @@
+"""Files are written whole or not at all; a checkpoint builds its own model."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from explainguide import checkpoints
+from explainguide.checkpoints import (
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    save_weights,
+    write_whole,
+)
+from explainguide.errors import DataError
+from explainguide.models import small_cnn
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "new" / "a.pt", {"x": torch.arange(3), "rows": [{"f1": 0.5}]})
+    found = load_checkpoint(path)
+    assert torch.equal(found["x"], torch.arange(3))
+    assert found["rows"] == [{"f1": 0.5}]
+    assert os.listdir(path.parent) == ["a.pt"]
+
+
+class _FullDisk:
+    """A file that takes a few bytes and then no more, as a full disk does."""
+
+    def __init__(self, file: object) -> None:
+        self.file = file
+
+    def write(self, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_full_disk_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    path = tmp_path / "last.pt"
+    if earlier:
+        save_checkpoint(path, {"epoch": 1})
+
+    class Recorder(checkpoints._Recorder):
+        def __init__(self, file: object) -> None:
+            super().__init__(_FullDisk(file))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoints, "_Recorder", Recorder)
+    with pytest.raises(DataError) as caught:
+        save_checkpoint(path, {"epoch": 2, "x": torch.zeros(1000)})
+    assert str(caught.value).startswith(
+        f"save_checkpoint: '{path}' could not be written (No space left on device)."
+    )
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == (["last.pt"] if earlier else [])
+    assert ("The earlier file is unchanged." in str(caught.value)) == earlier
+    if earlier:
+        assert load_checkpoint(path)["epoch"] == 1
+
+
+def test_an_error_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("before")
+
+    def fail(file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "a", fail)
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "before"
+
+
+@pytest.mark.parametrize("kept", [0, 3, 300, -10])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, kept: int) -> None:
+    path = save_checkpoint(tmp_path / "a.pt", {"x": torch.zeros(100)})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DataError, match=r"a.pt' \(\d+ bytes\) is damaged or no checkpoint"):
+        load_checkpoint(path)
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        load_checkpoint(tmp_path / "none.pt")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match="was not written by explainguide's training"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
+    state = small_cnn(3).state_dict()
+    first = save_weights(tmp_path / "a.safetensors", state)
+    backwards = dict(reversed(list(state.items())))
+    second = save_weights(tmp_path / "b.safetensors", backwards)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
+    shared = torch.rand(3)
+    save_weights(tmp_path / "a.safetensors", {"one": shared, "two": shared})
+
+
+def _save(path: Path, info: dict) -> Path:
+    model = small_cnn(3).eval()
+    payload = {"model": model.state_dict(), "info": info, "config": {}, "epoch": 2, "metrics": {}}
+    return save_checkpoint(path, payload)
+
+
+def test_a_model_is_built_from_the_file_alone(tmp_path: Path) -> None:
+    path = _save(
+        tmp_path / "a.pt",
+        {"name": "explainguide.models:small_cnn", "num_classes": 3, "image_size": 32},
+    )
+    model, info = load_model(path)
+    assert not model.training
+    assert info["epoch"] == 2
+    assert info["image_size"] == 32
+    state = load_checkpoint(path)["model"]
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_a_checkpoint_of_another_model_or_of_no_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a.pt' is a checkpoint of another model than this ResNet"):
+        load_model(_save(tmp_path / "a.pt", {"name": "resnet18", "num_classes": 3}))
+    with pytest.raises(DataError, match="does not say how its model was built"):
+        load_model(_save(tmp_path / "b.pt", {}))

@@ -1,0 +1,307 @@
+"""Evaluation: the numbers of a slow, obvious loop; modes, hooks and undefined maps."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import tv_tensors
+
+from explainguide.attr import ATTRIBUTIONS, InputXGradient
+from explainguide.classification import ClassificationScores, classification_loss
+from explainguide.errors import DataError, ExplainGuideError, OptionError, ShapeError
+from explainguide.evaluation import evaluate
+from explainguide.metrics import energy_pointing_game, localization_iou, on_object_energy
+from explainguide.models import small_cnn
+from explainguide.tables import format_table
+
+SIZE, CLASSES = 16, 4
+
+
+class Scenes(torch.utils.data.Dataset):
+    """Random images with boxes of one to three classes; every third without, one with masks."""
+
+    def __init__(self, count: int, *, multilabel: bool = True, masks: bool = True) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.items: list[Any] = []
+        for index in range(count):
+            objects = 1 + index % 3
+            corner = torch.randint(0, SIZE - 6, (objects, 2), generator=generator).float()
+            boxes = torch.cat([corner, corner + 5], 1)
+            labels = torch.randperm(CLASSES, generator=generator)[:objects]
+            image = torch.randn(3, SIZE, SIZE, generator=generator)
+            annotation: dict[str, Any] | None = {
+                "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(SIZE, SIZE)),
+                "labels": labels,
+            }
+            if masks and index == 1:
+                full = torch.zeros(objects, SIZE, SIZE, dtype=torch.bool)
+                for m, (x1, y1, x2, y2) in zip(full, boxes.int().tolist(), strict=True):
+                    m[y1 : y2 - 2, x1:x2] = True
+                assert annotation is not None
+                annotation["masks"] = tv_tensors.Mask(full)
+            hot = torch.zeros(CLASSES)
+            hot[labels] = 1
+            if index % 3 == 2:
+                annotation = None
+            self.items.append((image, hot if multilabel else int(labels[0]), annotation))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def tiny(classes: int = CLASSES) -> nn.Module:
+    torch.manual_seed(0)
+    return small_cnn(classes, widths=(4, 4, 4, 4, 8, 8))
+
+
+def slow_map_scores(model: nn.Module, data: Scenes, layer: str, name: str) -> dict[str, float]:
+    """One image and one class at a time."""
+    method = ATTRIBUTIONS[name](model, layer)
+    epg, iou, on_object = [], [], []
+    for image, _, annotation in data.items:
+        if annotation is None:
+            continue
+        for k in annotation["labels"].unique().tolist():
+            found = method.attribute(image[None], target=k)
+            found = F.interpolate(found, (SIZE, SIZE), mode="bilinear", align_corners=False)[:, 0]
+            box, mask = torch.zeros(1, SIZE, SIZE), torch.zeros(1, SIZE, SIZE)
+            for i, label in enumerate(annotation["labels"].tolist()):
+                if label == k:
+                    x1, y1, x2, y2 = annotation["boxes"][i].int().tolist()
+                    box[0, y1:y2, x1:x2] = 1
+                    if "masks" in annotation:
+                        mask[0][annotation["masks"][i]] = 1
+            epg.append(float(energy_pointing_game(found, box)))
+            iou.append(float(localization_iou(found, box)))
+            if "masks" in annotation:
+                on_object.append(float(on_object_energy(found, mask, box)))
+
+    def mean(values: list[float]) -> float:
+        defined = [v for v in values if not math.isnan(v)]
+        return sum(defined) / len(defined)
+
+    return {
+        "epg": mean(epg),
+        "iou": mean(iou),
+        "on_object_epg": mean(on_object),
+        "epg_undefined": sum(math.isnan(v) for v in epg),
+        "pairs": len(epg),
+    }
+
+
+@pytest.mark.parametrize("layer", ["input", "stage2"])
+@pytest.mark.parametrize("name", ["ixg", "gradcam"])
+def test_maps_are_scored_as_by_a_slow_loop(layer: str, name: str) -> None:
+    model, data = tiny(), Scenes(11)
+    found = evaluate(model, data, layer=layer, attribution=name, batch_size=4)
+    model.eval()
+    expected = slow_map_scores(model, data, layer, name)
+    assert {k: found[k] for k in expected} == pytest.approx(expected, abs=1e-5)
+    assert (found["images"], found["skipped"]) == (11, 0)
+
+
+def test_f1_and_map_of_multi_hot_labels() -> None:
+    model, data = tiny(), Scenes(9)
+    found = evaluate(model, data, layer="stage3")
+    with torch.no_grad():
+        logits = model.eval()(torch.stack([image for image, _, _ in data.items]))
+    labels = torch.stack([hot for _, hot, _ in data.items]) > 0
+    hits = ((logits >= 0) & labels).sum()
+    assert found["f1"] == pytest.approx(float(2 * hits / ((logits >= 0).sum() + labels.sum())))
+    precisions = []
+    for scores, truth in zip(logits.T, labels.T, strict=True):
+        right = truth[scores.argsort(descending=True)]
+        at = right.cumsum(0) / torch.arange(1, len(right) + 1)
+        precisions.append(float(at[right].mean()))
+    assert found["map"] == pytest.approx(sum(precisions) / len(precisions), abs=1e-6)
+
+
+def test_accuracy_and_worst_class_of_class_indices() -> None:
+    model, data = tiny(), Scenes(9, multilabel=False)
+    found = evaluate(model, data, layer="stage3")
+    with torch.no_grad():
+        said = model.eval()(torch.stack([image for image, _, _ in data.items])).argmax(1)
+    labels = torch.tensor([label for _, label, _ in data.items])
+    assert found["accuracy"] == pytest.approx(float((said == labels).float().mean()))
+    worst = min(float((said == labels)[labels == k].float().mean()) for k in labels.unique())
+    assert found["worst_class_accuracy"] == pytest.approx(worst)
+
+
+def test_classes_that_no_image_shows_are_left_out_of_the_mean() -> None:
+    scores = ClassificationScores(3, True, torch.device("cpu"))
+    scores.update(torch.tensor([[2.0, -1.0, 5.0], [-3.0, -2.0, 4.0]]), torch.eye(3)[:2])
+    assert scores.compute()["map"] == pytest.approx(1.0)
+    single = ClassificationScores(3, False, torch.device("cpu"))
+    single.update(torch.eye(3)[:2], torch.tensor([0, 1]))
+    assert single.compute()["worst_class_accuracy"] == 1.0
+
+
+def test_a_logit_of_zero_is_a_yes() -> None:
+    scores = ClassificationScores(2, True, torch.device("cpu"))
+    scores.update(torch.zeros(1, 2), torch.ones(1, 2))
+    assert scores.compute()["f1"] == 1.0
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_any_grad_mode_gives_the_same_and_the_model_comes_back(mode: Any) -> None:
+    model, data = tiny(), Scenes(5)
+    expected = evaluate(model, data, layer="input")
+    model.train()
+    model[0].eval()
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    with mode():
+        assert evaluate(model, data, layer="input") == expected
+    assert model.training
+    assert model[1].training
+    assert not model[0].training
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_model_comes_back_after_an_error() -> None:
+    model = tiny(2).train()
+    with pytest.raises(ExplainGuideError, match=r"evaluate: the annotations hold label 3, but the"):
+        evaluate(model, Scenes(5, multilabel=False), layer="input")
+    assert model.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_without_annotations_there_is_no_epg_and_no_gradient() -> None:
+    data = Scenes(4)
+    data.items = [(image, label, None) for image, label, _ in data.items]
+    found = evaluate(tiny(), data, layer="stage2")
+    assert math.isnan(found["epg"])
+    assert math.isnan(found["iou"])
+    assert found["pairs"] == 0
+    assert "on_object_epg" not in found
+
+
+def test_undefined_maps_are_counted() -> None:
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 2, 1), nn.Linear(2, CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(-F.relu(self.conv(x)).mean((2, 3)))
+
+    model = Dead()
+    nn.init.ones_(model.head.weight)
+    found = evaluate(model, Scenes(5), layer="conv", attribution="gradcam")
+    assert found["epg_undefined"] == found["pairs"]
+    assert math.isnan(found["epg"])
+
+
+def test_masks_can_be_the_region() -> None:
+    model, data = tiny(), Scenes(2)
+    boxes = evaluate(model, data, layer="input")
+    masks = evaluate(model, data, layer="input", region="masks")
+    assert masks["epg"] < boxes["epg"]
+    assert masks["on_object_epg"] == boxes["on_object_epg"]
+
+
+def test_several_layers_are_averaged_and_shown_each() -> None:
+    model, data = tiny(), Scenes(5)
+    both = evaluate(model, data, layer=["stage1", "stage2"])
+    each = [evaluate(model, data, layer=name)["epg"] for name in ("stage1", "stage2")]
+    assert [both["epg stage1"], both["epg stage2"]] == pytest.approx(each)
+    assert both["epg"] == pytest.approx(sum(each) / 2)
+
+
+def test_a_fitted_threshold_is_reported() -> None:
+    model, data = tiny(), Scenes(5)
+    found = evaluate(model, data, layer="stage2", threshold="fit")
+    again = evaluate(model, data, layer="stage2", threshold=found["iou_threshold"])
+    assert again["iou"] == pytest.approx(found["iou"])
+
+
+def test_unreadable_images_are_counted() -> None:
+    data = Scenes(6)
+    data.items[0] = data.items[3] = data.items[4] = None
+    found = evaluate(tiny(), data, layer="stage2", batch_size=2)
+    assert (found["images"], found["skipped"]) == (3, 3)
+    data.items = [None, None]
+    with pytest.raises(DataError, match="evaluate: none of the 2 images could be read"):
+        evaluate(tiny(), data, layer="stage2")
+
+
+def test_loading_in_workers_gives_the_same() -> None:
+    model, data = tiny(), Scenes(6)
+    assert evaluate(model, data, layer="input", workers=1) == evaluate(model, data, layer="input")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        (
+            {"attribution": "igx"},
+            OptionError,
+            r"evaluate: unknown attribution 'igx'\. Did you mean",
+        ),
+        ({"region": "box"}, OptionError, r"evaluate: unknown region 'box'\. Did you mean 'boxes'"),
+        (
+            {"layer": "stage7"},
+            ExplainGuideError,
+            r"evaluate: unknown layer 'stage7'\. Did you mean",
+        ),
+    ],
+)
+def test_mistakes_are_told(options: dict, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        evaluate(tiny(), Scenes(2), **{"layer": "input", **options})
+
+
+def test_an_attribution_of_another_model_and_a_loader_are_refused() -> None:
+    model, data = tiny(), Scenes(2)
+    with pytest.raises(OptionError, match="InputXGradient was built for another model"):
+        evaluate(model, data, layer="input", attribution=InputXGradient(tiny()))
+    with pytest.raises(OptionError, match="evaluate: data is a list_iterator"):
+        evaluate(model, iter(data.items), layer="input")
+    with pytest.raises(DataError, match="evaluate: data is empty"):
+        evaluate(model, [], layer="input")
+
+
+def test_labels_that_do_not_fit_the_logits() -> None:
+    data = Scenes(2, masks=False)
+    data.items = [(image, torch.zeros(7), None) for image, _, _ in data.items]
+    expected = re.escape("Build the model with num_classes=7?")
+    with pytest.raises(ShapeError, match=rf"evaluate: labels of shape \(2, 7\).*{expected}"):
+        evaluate(tiny(), data, layer="input")
+    data.items = [(image, 9, None) for image, _, _ in data.items]
+    with pytest.raises(DataError, match=r"an image has class 9, but the model has 4 logits"):
+        evaluate(tiny(), data, layer="input")
+
+
+def test_the_classification_loss_follows_the_labels() -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.5, 0.0]])
+    index = classification_loss(logits, torch.tensor([0, 1]))
+    assert index == pytest.approx(float(F.cross_entropy(logits, torch.tensor([0, 1]))))
+    hot = classification_loss(logits, torch.eye(2))
+    p = logits.sigmoid()
+    by_hand = -(torch.eye(2) * p.log() + (1 - torch.eye(2)) * (1 - p).log()).mean()
+    assert float(hot) == pytest.approx(float(by_hand))
+
+
+def test_a_table_is_aligned() -> None:
+    rows = [{"run": "a", "epg": 0.5, "n": 3}, {"run": "long", "epg": math.nan}]
+    assert format_table(rows).splitlines() == [
+        "run      epg  n",
+        "a     0.5000  3",
+        "long       -  -",
+    ]
+    assert format_table(rows, columns=["run", "n"], markdown=True).splitlines() == [
+        "| run  |   n |",
+        "| ---- | --: |",
+        "| a    |   3 |",
+        "| long |   - |",
+    ]
+    assert format_table([]) == ""
