@@ -163,8 +163,7 @@ class Annotations:
             classes[..., None] < 0, self.labels >= 0, self.labels == classes[..., None]
         ).float()
         if self.masks is not None:
-            with torch.autocast(self.labels.device.type, enabled=False):
-                union = torch.einsum("...nm,nmhw->...nhw", chosen, self.masks.float())
+            union = torch.einsum("...nm,nmhw->...nhw", chosen, self.masks.float())
             return (union > 0).float()
         return rasterize_boxes(self.boxes, chosen, size)
 
@@ -196,8 +195,8 @@ def rasterize_boxes(boxes: Tensor, chosen: Tensor, size: tuple[int, int]) -> Ten
         return inside.float()
 
     rows, columns = covered(y1, y2, size[0]), covered(x1, x2, size[1])
-    with torch.autocast(boxes.device.type, enabled=False):  # one matrix product, exact counts
-        union = torch.einsum("...nm,nmh,nmw->...nhw", chosen, rows, columns)
+    # How many boxes cover each pixel, as one matrix product; above zero in any precision.
+    union = torch.einsum("...nm,nmh,nmw->...nhw", chosen, rows, columns)
     return (union > 0).float()
 
 

@@ -14,7 +14,14 @@ from explainguide.errors import ExplainGuideError, did_you_mean
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "train", "evaluate", "explain", "layers")
+# Here as well as in the commands, so that the list appears before anything heavy is imported.
+COMMANDS = {
+    "demo": "train a network that cheats, and the same network guided; nothing to download",
+    "train": "train or fine-tune a classifier with guidance",
+    "evaluate": "measure checkpoints: F1, mAP or accuracy, EPG, IoU, on-object EPG",
+    "explain": "draw what a model looks at, for chosen layers and attributions",
+    "layers": "list the layers of a model that can be guided",
+}
 
 _MISTAKE, _INTERRUPTED, _DEFECT = 2, 130, 1
 
@@ -36,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     traced = "--traceback" in arguments
+    # Where weights cannot be downloaded, the hub's own log of ten attempts would bury the reason.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         options = _parse(arguments)
         return int(_load(options.command).run(options))
@@ -104,17 +113,18 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             f"unknown command {named!r}.{did_you_mean(named, COMMANDS)} "
             f"The commands are {', '.join(COMMANDS)}."
         )
-    parser, commands = _build_parser([named] if named else list(COMMANDS))
+    parser, command = _build_parser(named)
     options, unknown = parser.parse_known_args(arguments)
-    if options.command is None:
+    if unknown:
+        _refuse(unknown[0], command)
+    if named is None:
         parser.print_help()
         raise SystemExit(0)
-    if unknown:
-        _refuse(unknown[0], options.command, commands[options.command])
     return options
 
 
-def _build_parser(names: list[str]) -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
+def _build_parser(named: str | None) -> tuple[_Parser, _Parser]:
+    """The parser of the program, and that of the command (or again the program's)."""
     version = importlib.import_module("explainguide").__version__
     parser = _Parser(
         prog="explainguide",
@@ -125,19 +135,17 @@ def _build_parser(names: list[str]) -> tuple[argparse.ArgumentParser, dict[str, 
     parser.add_argument("--version", action="version", version=f"explainguide {version}")
     _add_traceback(parser)
     chosen = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    commands = {}
-    for name in names:
+    found = parser
+    for name, text in COMMANDS.items():
+        if name != named:
+            chosen.add_parser(name, help=text)
+            continue
         module = _load(name)
-        command = chosen.add_parser(
-            name,
-            help=module.HELP,
-            description=module.HELP,
-            epilog=f"example:\n  {module.EXAMPLE}",
-        )
-        module.add_arguments(command)
-        _add_traceback(command)
-        commands[name] = command
-    return parser, commands
+        example = f"example:\n  {module.EXAMPLE}"
+        found = chosen.add_parser(name, help=text, description=module.HELP, epilog=example)
+        module.add_arguments(found)
+        _add_traceback(found)
+    return parser, found
 
 
 def _add_traceback(parser: argparse.ArgumentParser) -> None:
@@ -149,17 +157,17 @@ def _add_traceback(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _refuse(argument: str, command: str, parser: _Parser) -> NoReturn:
+def _refuse(argument: str, parser: _Parser) -> NoReturn:
     name = argument.split("=")[0]
     if not name.startswith("-"):
         raise _UsageError(
-            f"{command} does not take {name!r} here. Quote a value that holds a space. "
-            f"`explainguide {command} --help` shows what it takes."
+            f"{parser.prog} takes no {name!r} here. Quote a value that holds a space. "
+            f"`{parser.prog} --help` shows what it takes."
         )
     known = [option for action in parser._actions for option in action.option_strings]
     raise _UsageError(
-        f"unknown option {name!r} of {command}.{did_you_mean(name, known)} "
-        f"`explainguide {command} --help` lists them all."
+        f"unknown option {name!r} of {parser.prog}.{did_you_mean(name, known)} "
+        f"`{parser.prog} --help` lists them all."
     )
 
 

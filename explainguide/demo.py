@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,48 +27,72 @@ __all__ = [
     "SmoothMaximum",
     "build_network",
     "count_steps",
-    "describe",
     "train_run",
 ]
 
 EPOCHS = 12
-TRAIN_IMAGES = 1257
-_BATCH, _PEAK, _LONGEST_GRADIENT = 64, 3e-3, 5.0
+_TRAIN_IMAGES, _BATCH = 1257, 64
+_PEAK, _LONGEST_GRADIENT = 3e-3, 5.0
 _WIDTHS = (16, 16, 32, 32, 64, 64)
-_LAYER, _ATTRIBUTION = "input", "ixg"
+
+# At the image itself nothing has been mixed yet, so no evidence of the patch can hide in the box.
+_measure_at_input = partial(evaluate, layer="input", attribution="ixg", batch_size=180)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs between the runs.
+    """How a run is guided.
 
     Attributes:
         text: The setting in words.
         lam: Weight of the localization loss; 0 is a run without guidance.
-        score: What is explained, as in `ExplanationGuidance`.
-        negatives: As there.
         annotated: Fraction of the training images that have a box.
+        score: As in `ExplanationGuidance`, and so are the next four.
+        negatives: As there.
+        layer: As there.
+        attribution: As there.
+        loss: As there.
     """
 
     text: str
     lam: float = 10.0
-    score: str = "logit"
-    negatives: float = 0.0
     annotated: float = 1.0
+    score: str = "log_prob"
+    negatives: float = 0.0
+    layer: str = "input"
+    attribution: str = "ixg"
+    loss: str = "energy"
+
+    def __str__(self) -> str:
+        options = asdict(self)
+        del options["text"]
+        if not self.lam:
+            options = {"lam": self.lam}
+        return f"{self.text} ({', '.join(f'{key}={value}' for key, value in options.items())})"
+
+    def guide(self, model: nn.Module, generator: torch.Generator) -> ExplanationGuidance | None:
+        """The guide of this setting on a model; None without guidance."""
+        if not self.lam:
+            return None
+        return ExplanationGuidance(
+            model,
+            layer=self.layer,
+            attribution=self.attribution,
+            loss=self.loss,
+            score=self.score,  # type: ignore[arg-type]
+            negatives=self.negatives,
+            generator=generator,
+        )
 
 
 SETTINGS = {
     "unguided": Setting("classification loss alone", lam=0.0),
-    "guided": Setting("log-probability of the class, boxes on every image", score="log_prob"),
-    "guided, 10% boxes": Setting(
-        "the same with boxes on 10% of the images", score="log_prob", annotated=0.1
-    ),
+    "guided": Setting("boxes on every training image"),
+    "guided, 10% boxes": Setting("boxes on 10% of the training images", annotated=0.1),
     "guided, negatives": Setting(
-        "half of the draws explain a class that the image does not show",
-        score="log_prob",
-        negatives=0.5,
+        "half of the draws explain a class that the image does not show", negatives=0.5
     ),
-    "guided, logit": Setting("logit of the class, as in the papers"),
+    "guided, logit": Setting("the logit is explained, as in the papers", score="logit"),
 }
 DEFAULT_RUNS = ("unguided", "guided", "guided, 10% boxes")
 
@@ -74,17 +100,22 @@ DEFAULT_RUNS = ("unguided", "guided", "guided, 10% boxes")
 class SmoothMaximum(nn.Module):
     r"""Pool each channel over all places to a smooth maximum, ``(N, C, H, W) -> (N, C)``.
 
-    .. math:: \frac{1}{r} \log \frac{1}{HW} \sum_{ij} \exp(r x_{ij})
+    .. math:: \frac{1}{r} \log \Big( \frac{1}{HW} \sum_{ij} \exp(r x_{ij}) \Big)
 
-    Between the mean (r = 0) and the maximum, so a small patch counts although the rest of the image
-    is large, and twice differentiable, unlike the maximum.
+    Between the mean (r near 0) and the maximum (r large): a small patch counts although the rest of
+    the image is large, and unlike the maximum it is twice differentiable.
 
     Args:
         sharpness: r, positive.
 
     References:
         Pinheiro and Collobert, 2015, "From Image-level to Pixel-level Labeling with Convolutional
-        Networks", Eq. 6.
+        Networks".
+
+    Example:
+        >>> flat = torch.full((1, 1, 2, 2), 3.0)
+        >>> SmoothMaximum()(flat)
+        tensor([[3.]])
     """
 
     def __init__(self, sharpness: float = 2.0) -> None:
@@ -93,13 +124,12 @@ class SmoothMaximum(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Pool."""
-        flat = feature.flatten(2)
-        mean = (self.sharpness * flat - torch.tensor(float(flat.shape[2])).log()).logsumexp(2)
-        return mean / self.sharpness
+        scaled = self.sharpness * feature.flatten(2)
+        return (scaled.logsumexp(2) - math.log(scaled.shape[2])) / self.sharpness
 
 
 def build_network(num_classes: int = 10) -> nn.Sequential:
-    """Six 3 x 3 convolutions, each with BatchNorm and GELU; the resolution halves at every second.
+    """Six 3 x 3 convolutions, each with BatchNorm and GELU; every second halves the resolution.
 
     GELU rather than ReLU, because the localization loss trains through the second derivative, of
     which ReLU has none.
@@ -107,45 +137,51 @@ def build_network(num_classes: int = 10) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = 3
     for i, width in enumerate(_WIDTHS):
-        stride = 2 if i % 2 == 0 else 1
-        layers += [
-            nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.GELU(),
-        ]
+        convolution = nn.Conv2d(channels, width, 3, stride=2 - i % 2, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(width), nn.GELU()]
         channels = width
     return nn.Sequential(*layers, SmoothMaximum(), nn.Linear(channels, num_classes))
 
 
-@dataclass(frozen=True)
 class DemoData:
-    """The digits of one seed.
+    """The images of one seed.
+
+    Args:
+        seed: Of `DecoyDigits`.
+        annotated: Fraction of the training images that have a box.
+        images: Use only so many of each set, for a quick look; None for all.
 
     Attributes:
         train: The colour of the patch names the class.
         with_decoy: Test images in which it still does.
-        without_decoy: The same test images with colours drawn at random.
-        images: Use only so many of each, for a quick look; None for all.
+        without_decoy: The same images with colours drawn at random.
     """
 
-    train: DecoyDigits
-    with_decoy: DecoyDigits
-    without_decoy: DecoyDigits
-    images: int | None = None
+    def __init__(self, seed: int, *, annotated: float = 1.0, images: int | None = None) -> None:
+        self.images = images
+        self.train = DecoyDigits("train", seed=seed, annotated=annotated)
+        self.with_decoy = DecoyDigits("test", seed=seed, decoy="class")
+        self.without_decoy = DecoyDigits("test", seed=seed, decoy="random")
 
-    @classmethod
-    def build(cls, seed: int, *, annotated: float = 1.0, images: int | None = None) -> DemoData:
-        """Make the three sets."""
-        return cls(
-            DecoyDigits("train", seed=seed, annotated=annotated),
-            DecoyDigits("test", seed=seed, decoy="class"),
-            DecoyDigits("test", seed=seed, decoy="random"),
-            images,
-        )
-
-    def first(self, data: DecoyDigits) -> Subset:
-        """The images of a set that are used."""
+    def used(self, data: DecoyDigits) -> Subset:
+        """The part of a set that is used."""
         return Subset(data, range(min(len(data), self.images or len(data))))
+
+    def measure(self, model: nn.Module, threshold: float = 0.5) -> dict[str, float]:
+        """The numbers of the table: on the test images, with and without the decoy."""
+        lured = _measure_at_input(model, self.used(self.with_decoy))
+        found = _measure_at_input(model, self.used(self.without_decoy), threshold=threshold)
+        return {
+            "accuracy with decoy": lured["accuracy"],
+            "accuracy without decoy": found["accuracy"],
+            "worst class": found["worst_class_accuracy"],
+            "EPG": found["epg"],
+            "IoU": found["iou"],
+        }
+
+    def fit_threshold(self, model: nn.Module) -> float:
+        """The threshold of the IoU that is best on the training images."""
+        return _measure_at_input(model, self.used(self.train), threshold="fit")["iou_threshold"]
 
 
 @dataclass
@@ -154,11 +190,11 @@ class Run:
 
     Attributes:
         name: Of its setting.
-        model: In evaluation mode.
-        scores: ``"accuracy with decoy"``, ``"accuracy without"``, ``"worst class"`` (of the
-            latter), ``"EPG"`` and ``"IoU"`` (on the same images), and ``"IoU threshold"``.
-        history: One row an epoch.
-        seconds: Of the training and its evaluation.
+        model: The network, in evaluation mode.
+        scores: As `DemoData.measure`, and ``"IoU threshold"``.
+        history: One row an epoch: ``"epoch"``, ``"loss"``, ``"loss_loc"`` where there is one, and
+            the scores, with the IoU at 0.5.
+        seconds: Of the training and the evaluation.
     """
 
     name: str
@@ -170,7 +206,7 @@ class Run:
 
 def count_steps(images: int | None = None) -> int:
     """Steps of an epoch on so many training images; None for all. Whole batches only."""
-    return max(min(images or TRAIN_IMAGES, TRAIN_IMAGES) // _BATCH, 1)
+    return max(min(images or _TRAIN_IMAGES, _TRAIN_IMAGES) // _BATCH, 1)
 
 
 def train_run(
@@ -180,11 +216,14 @@ def train_run(
     seed: int,
     epochs: int = EPOCHS,
     images: int | None = None,
-    on_step: Callable[[dict[str, float]], object] = lambda row: None,
+    network: Callable[[], nn.Module] = build_network,
+    on_step: Callable[[dict[str, float]], object] = lambda values: None,
 ) -> Run:
     """Train the network with one setting, and measure it after every epoch.
 
-    Runs with one seed begin with the same weights, and see the same images in the same order.
+    Runs with one seed begin with the same weights, and see the same images in the same order. They
+    compute on one thread: layers as small as these gain little from more, and sums come out the
+    same on machines with other numbers of cores.
 
     Args:
         name: The run's name.
@@ -192,6 +231,7 @@ def train_run(
         seed: Of the images, the weights, the order and the draws of classes.
         epochs: Passes over the training images.
         images: Use only so many training and test images.
+        network: Builds the network.
         on_step: Called after each step with its ``"loss"`` and ``"loss_loc"``, and the ``"EPG"`` of
             the last epoch.
 
@@ -199,83 +239,58 @@ def train_run(
         The run.
     """
     began = time.perf_counter()
-    data = DemoData.build(seed, annotated=setting.annotated, images=images)
-    train = data.first(data.train)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        torch.manual_seed(seed)
+        run = Run(name, network())
+        data = DemoData(seed, annotated=setting.annotated, images=images)
+        _train(run, setting, data, seed, epochs, on_step)
+        threshold = data.fit_threshold(run.model)
+        run.scores = {**data.measure(run.model, threshold), "IoU threshold": threshold}
+    finally:
+        torch.set_num_threads(threads)
+    run.seconds = time.perf_counter() - began
+    return run
+
+
+def _train(
+    run: Run,
+    setting: Setting,
+    data: DemoData,
+    seed: int,
+    epochs: int,
+    on_step: Callable[[dict[str, float]], object],
+) -> None:
+    model, steps = run.model, count_steps(data.images)
     pictures, labels = data.train.images, data.train.labels
-    boxes = [annotation for _, _, annotation in train]
-    torch.manual_seed(seed)
-    model = build_network()
-    steps = count_steps(images)
+    used = data.used(data.train)
+    boxes = [used[i][2] for i in range(len(used))]
     optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK, total_steps=epochs * steps)
-    order = torch.Generator().manual_seed(seed)
-    run = Run(name, model)
-    guide = None
-    if setting.lam:
-        guide = ExplanationGuidance(
-            model,
-            layer=_LAYER,
-            attribution=_ATTRIBUTION,
-            score=setting.score,  # type: ignore[arg-type]
-            negatives=setting.negatives,
-            generator=torch.Generator().manual_seed(seed),
-        )
-    epg = float("nan")
+    guide = setting.guide(model, torch.Generator().manual_seed(seed))
+    epg = math.nan
     for epoch in range(1, epochs + 1):
-        total = {"loss": 0.0, "loss_loc": 0.0}
-        for batch in torch.randperm(len(train), generator=order)[: steps * _BATCH].split(_BATCH):
+        model.train()
+        sums = {"loss": 0.0, "loss_loc": 0.0}
+        for batch in torch.randperm(len(boxes))[: steps * _BATCH].split(_BATCH):
             logits = model(pictures[batch])
-            loss = loss_class = F.cross_entropy(logits, labels[batch])
-            loss_loc = torch.zeros(())
+            loss = F.cross_entropy(logits, labels[batch])
+            values = {"loss": loss.item()}
             if guide is not None:
                 loss_loc = guide.loss_loc([boxes[i] for i in batch.tolist()])
+                values["loss_loc"] = loss_loc.item()
                 loss = loss + setting.lam * loss_loc
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), _LONGEST_GRADIENT)
             optimizer.step()
             schedule.step()
-            step = {"loss": loss_class.item(), "loss_loc": loss_loc.item()}
-            total = {key: total[key] + value / steps for key, value in step.items()}
-            on_step({**step, "EPG": epg})
-        row = {"epoch": float(epoch), **total, **_measure(model, data)}
-        if guide is None:
-            del row["loss_loc"]
-        epg = row["EPG"]
-        run.history.append(row)
+            sums = {key: sums[key] + value for key, value in values.items()}
+            on_step({**values, "EPG": epg})
+        model.eval()
+        means = {key: value / steps for key, value in sums.items()}
+        run.history.append({"epoch": float(epoch), **means, **data.measure(model)})
+        epg = run.history[-1]["EPG"]
     if guide is not None:
         guide.remove()
-    model.eval()
-    run.scores = _final_scores(model, data)
-    run.seconds = time.perf_counter() - began
-    return run
-
-
-def _measure(model: nn.Module, data: DemoData, threshold: float = 0.5) -> dict[str, float]:
-    """The numbers of the table."""
-    plain = {"layer": _LAYER, "attribution": _ATTRIBUTION, "batch_size": 180}
-    lured = evaluate(model, data.first(data.with_decoy), **plain)
-    found = evaluate(model, data.first(data.without_decoy), threshold=threshold, **plain)
-    return {
-        "accuracy with decoy": lured["accuracy"],
-        "accuracy without": found["accuracy"],
-        "worst class": found["worst_class_accuracy"],
-        "EPG": found["epg"],
-        "IoU": found["iou"],
-    }
-
-
-def _final_scores(model: nn.Module, data: DemoData) -> dict[str, float]:
-    # As the papers do, the threshold of the IoU is chosen on other images than those it is for.
-    fit = evaluate(
-        model, data.first(data.train), layer=_LAYER, attribution=_ATTRIBUTION, threshold="fit"
-    )
-    threshold = fit["iou_threshold"]
-    return {**_measure(model, data, threshold), "IoU threshold": threshold}
-
-
-def describe(setting: Setting) -> str:
-    """The options of a run, for the page."""
-    options = asdict(setting)
-    text = options.pop("text")
-    return f"{text}: {', '.join(f'{key}={value}' for key, value in options.items())}"

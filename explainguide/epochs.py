@@ -50,12 +50,17 @@ class Run:
             config,
             steps=config.epochs * -(-steps // config.grad_accumulation),
         )
+        self.forward = vars(model).get("forward")
         self.model, self.optimizer = accelerator.prepare(model, self.plain_optimizer)
         self.inner = unwrap(self.model, caller=_CALLER)
 
     def close(self) -> None:
-        """Give the model back as it came: mixed precision replaces its forward."""
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        """Give the model back as it came: mixed precision sets a forward on the instance."""
+        attributes = vars(self.inner)
+        attributes.pop("_original_forward", None)
+        attributes.pop("forward", None)
+        if self.forward is not None:
+            attributes["forward"] = self.forward
 
     def state(self) -> dict[str, Any]:
         """What a later process needs to go on."""
@@ -89,16 +94,18 @@ class Run:
         bar = tqdm(total=self.batches, desc=f"epoch {epoch}/{config.epochs}", disable=not progress)
         means = _Means()
         self.inner.train()
-        with bar, self._guide(epoch) as guide:
-            for group in _grouped(source, config.grad_accumulation):
-                self._step(group, guide, means, f"epoch {epoch}, step {bar.n + 1}")
+        with bar, self.guide(epoch) as guide:
+            groups = _grouped(source, config.grad_accumulation)
+            for step, group in enumerate(groups, start=1):
+                self._step(group, guide, means, f"epoch {epoch}, step {step}")
                 bar.update(len(group))
                 epg = history.rows[-1]["epg"] if history.rows else math.nan
                 bar.set_postfix(means.shown(epg), refresh=False)
+        means.reduce(self.accelerator)
         return {**means.compute(), "lr": float(self.scheduler.get_last_lr()[0])}
 
     @contextlib.contextmanager
-    def _guide(self, epoch: int) -> Iterator[ExplanationGuidance | None]:
+    def guide(self, epoch: int) -> Iterator[ExplanationGuidance | None]:
         """The guide of an epoch, off the model outside of it; None without guidance."""
         config = self.config
         if config.lam == 0:
@@ -142,13 +149,15 @@ class Run:
                     loss_loc = guide.loss_loc(self._regions(batch.annotations))
                     share = batch.annotated / annotated if self.config.reduction == "mean" else 1.0
                     loss = loss + self.config.lam * share * loss_loc
-                self._check(class_loss, loss_loc, guide, where)
-                means.add(class_loss, loss_loc, batch)
+                means.add(self._finite(class_loss, loss_loc, guide, where), batch)
                 self.accelerator.backward(loss)
         if not group:
             return
-        if self.config.clip_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+        limit = self.config.clip_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        # Under fp16 the scaler skips such a step and lowers its scale.
+        if self.accelerator.scaler is None and norm is not None and not math.isfinite(norm):
+            raise _not_finite(where, f"the losses are finite, but their gradient is {float(norm)}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not self.optimizer.step_was_skipped:
@@ -159,32 +168,37 @@ class Run:
             annotations = annotations.without_masks()
         return annotations.dilate(self.config.dilate) if self.config.dilate else annotations
 
-    def _check(
+    def _finite(
         self,
         class_loss: Tensor,
         loss_loc: Tensor | None,
         guide: ExplanationGuidance | None,
         where: str,
-    ) -> None:
-        """Stop before a loss that is not finite reaches the weights."""
-        parts = {"the class loss": class_loss}
+    ) -> dict[str, float]:
+        """The losses as numbers; stops before one that is not finite reaches the weights."""
+        parts = {"loss": class_loss}
         if loss_loc is not None:
             parts["loss_loc"] = loss_loc
-        values = torch.stack([v.detach().double() for v in parts.values()]).tolist()
-        bad = {n: v for n, v in zip(parts, values, strict=True) if not math.isfinite(v)}
+        found = torch.stack([v.detach().float() for v in parts.values()]).tolist()
+        values = dict(zip(parts, found, strict=True))
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if not bad:
-            return
-        said = " and ".join(f"{name} is {value}" for name, value in bad.items())
+            return values
+        names = {"loss": "the class loss", "loss_loc": "loss_loc"}
+        said = " and ".join(f"{names[name]} is {value}" for name, value in bad.items())
         if "loss_loc" in bad and guide is not None:
             maps = [n for n, m in guide.attributions.items() if not bool(m.isfinite().all())]
-            said += (
-                f" (the map of layer {', '.join(map(repr, maps))} is not finite)" if maps else ""
-            )
-        raise GuidanceError(
-            f"{_CALLER}: {where}: {said}. Lower lr or lam, set clip_grad_norm, or use "
-            "mixed_precision='no'. The training stopped before this step; checkpoints of earlier "
-            "epochs are unchanged."
-        )
+            if maps:
+                said += f" (the map of layer {', '.join(map(repr, maps))} is not finite)"
+        raise _not_finite(where, said)
+
+
+def _not_finite(where: str, said: str) -> GuidanceError:
+    return GuidanceError(
+        f"{_CALLER}: {where}: {said}. Lower lr or lam, set clip_grad_norm, or use "
+        "mixed_precision='no'. The training stopped before this step; checkpoints of earlier "
+        "epochs are unchanged."
+    )
 
 
 def _grouped(source: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
@@ -206,13 +220,22 @@ class _Means:
         self._sums = {"loss": 0.0, "loss_loc": 0.0}
         self._counts = {"loss": 0, "loss_loc": 0}
 
-    def add(self, class_loss: Tensor, loss_loc: Tensor | None, batch: Batch) -> None:
-        """Add a batch."""
-        self._sums["loss"] += float(class_loss.detach()) * len(batch.images)
-        self._counts["loss"] += len(batch.images)
-        if loss_loc is not None:
-            self._sums["loss_loc"] += float(loss_loc.detach()) * batch.annotated
-            self._counts["loss_loc"] += batch.annotated
+    def add(self, values: dict[str, float], batch: Batch) -> None:
+        """Add the losses of a batch."""
+        for name, value in values.items():
+            count = len(batch.images) if name == "loss" else batch.annotated
+            self._sums[name] += value * count
+            self._counts[name] += count
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Add up what the processes of a distributed run have seen."""
+        if accelerator.num_processes == 1:
+            return
+        own = [*self._sums.values(), *self._counts.values(), self.skipped]
+        both = accelerator.reduce(torch.tensor(own, device=accelerator.device)).tolist()
+        self._sums = dict(zip(self._sums, both[:2], strict=True))
+        self._counts = {k: round(c) for k, c in zip(self._counts, both[2:4], strict=True)}
+        self.skipped = round(both[4])
 
     def compute(self) -> dict[str, float]:
         """The means; NaN for a loss that never occurred."""

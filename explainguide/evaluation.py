@@ -17,11 +17,12 @@ from explainguide.attr.base import check_logits, read_features, rerun
 from explainguide.batches import Batch, batches, check_data, process
 from explainguide.classification import ClassificationScores, check_labels
 from explainguide.errors import DataError, OptionError
-from explainguide.layers import ForwardPass, Tap, resolve_layers, unwrap
+from explainguide.layers import resolve_layers, unwrap
 from explainguide.layout import automatic_layer, probe_layers
 from explainguide.metrics import EnergyPointingGame, LocalizationIoU, OnObjectEnergy
 from explainguide.options import check_option
 from explainguide.regions import as_regions, choose_classes
+from explainguide.tap import ForwardPass, Tap
 
 __all__ = ["evaluate"]
 
@@ -100,10 +101,10 @@ def evaluate(
         device=place,
     )
     steps = -(-len(range(rank, count, world)) // batch_size)
-    found: ClassificationScores | None = None
-    maps = {name: _MapScores(threshold, place) for name in modules}
-    totals = torch.zeros(3, dtype=torch.float64)
     with _explaining(inner, modules) as tap, torch.inference_mode(False), torch.no_grad():
+        found: ClassificationScores | None = None
+        maps = {name: _MapScores(threshold, place) for name in modules}
+        totals = torch.zeros(3, dtype=torch.float64)
         for batch in tqdm(source, "evaluate", steps, disable=not progress, leave=False):
             totals += torch.tensor([len(batch.images), 0, batch.skipped])
             if not len(batch.images):

@@ -9,18 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainguide.attr import Evidence, LayerMap
-from explainguide.attr.base import as_targets, check_logits, read_features, rerun
-from explainguide.errors import (
-    ExplainGuideError,
-    GuidanceError,
-    LayerError,
-    OptionError,
-    ShapeError,
-)
-from explainguide.layers import ForwardPass, Tap, resolve_layers, unwrap
+from explainguide.attr import LayerMap
+from explainguide.errors import ExplainGuideError, GuidanceError, OptionError
+from explainguide.layers import resolve_layers, unwrap
 from explainguide.layout import automatic_layer, probe_layers
 from explainguide.losses import Loss
+from explainguide.objective import Settings, localize
 from explainguide.options import (
     NAME,
     check_model,
@@ -30,9 +24,9 @@ from explainguide.options import (
     name_of,
     resolve_attribution,
 )
-from explainguide.regions import Choice, as_regions, choose_classes
 from explainguide.selfcheck import Report, on_host, probe_gradients
 from explainguide.staging import resolve_loss
+from explainguide.tap import ForwardPass, Tap
 
 __all__ = ["ExplanationGuidance"]
 
@@ -118,32 +112,41 @@ class ExplanationGuidance:
         self._outer = model
         self._model = unwrap(model, caller=NAME)
         check_model(self._model)
-        self._loss = resolve_loss(loss, caller=NAME)
-        self._attribution = resolve_attribution(attribution, self._model)
-        layer = combine_layers(layer, self._attribution)
+        staged = resolve_loss(loss, caller=NAME)
+        chosen = resolve_attribution(attribution, self._model)
+        layer = combine_layers(layer, chosen)
         if layer is None:
             layer = automatic_layer(
                 self._model, probe_layers(self._model, caller=NAME), caller=NAME
             )
-        self._modules = resolve_layers(self._model, layer, caller=NAME)
-        self._weights = check_weights(layer_weights, self.layers)
+        modules = resolve_layers(self._model, layer, caller=NAME)
         if not 0 <= negatives <= 1 or (negatives > 0 and target != "sample"):
             raise OptionError(
                 f"{NAME}: negatives is {negatives} with target={target!r}. Use target='sample' and "
                 "a probability such as 0.5. A number in [0, 1] is allowed, 0 with other targets."
             )
-        self._target, self._score, self._negatives = target, score, negatives
-        self._reduction, self._generator = reduction, generator
-        self._names = (name_of(attribution), name_of(loss))
+        self._settings = Settings(
+            model=self._model,
+            modules=modules,
+            attribution=chosen,
+            loss=staged,
+            target=target,
+            score=score,
+            negatives=negatives,
+            layer_weights=check_weights(layer_weights, list(modules)),
+            reduction=reduction,
+            generator=generator,
+            names=(name_of(attribution), name_of(loss)),
+        )
         self._failure: str | None = None
         self._replaced: set[str] = set()
         self.attributions: dict[str, Tensor] = {}
-        self._tap = Tap(self._model, self._modules)
+        self._tap = Tap(self._model, modules)
 
     @property
     def layers(self) -> list[str]:
         """The resolved layer names."""
-        return list(self._modules)
+        return list(self._settings.modules)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """The model's own forward."""
@@ -156,12 +159,13 @@ class ExplanationGuidance:
         self.remove()
 
     def __repr__(self) -> str:
-        attribution, loss = self._names
+        chosen = self._settings
+        attribution, loss = chosen.names
         replaced = f", replaced={sorted(self._replaced)}" if self._replaced else ""
         state = "" if self._tap.attached else ", removed"
         return (
             f"{NAME}(layer={self.layers}, attribution={attribution!r}, loss={loss!r}, "
-            f"target={self._target!r}, score={self._score!r}, reduction={self._reduction!r}"
+            f"target={chosen.target!r}, score={chosen.score!r}, reduction={chosen.reduction!r}"
             f"{replaced}{state})"
         )
 
@@ -197,11 +201,16 @@ class ExplanationGuidance:
         try:
             passed = self._take(caller)
             with torch.autocast(_device(passed), enabled=False):
-                return self._loss_of(passed, annotations, target, caller)
+                loss, maps = localize(
+                    self._settings, self._tap, passed, annotations, target, caller=caller
+                )
         except ExplainGuideError as error:
             self._failure = str(error)
             self.remove()
             raise
+        self.attributions = maps
+        self._replaced |= passed.replaced
+        return loss
 
     def attribute(
         self,
@@ -230,7 +239,7 @@ class ExplanationGuidance:
         """
         name = self.layers[0] if layer is None else layer
         check_option("layer", name, self.layers, caller=f"{NAME}.attribute")
-        found = self._attribution.at(name)
+        found = self._settings.attribution.at(name)
         with self._tap.pause():
             maps = found.attribute(inputs, target)
         if interpolate and maps.shape[-2:] != inputs.shape[-2:]:
@@ -253,13 +262,14 @@ class ExplanationGuidance:
             gradient's size in the parameters before and after it, and the operations replaced.
         """
         buffers = {name: b.clone() for name, b in self._model.named_buffers()}
-        state = None if self._generator is None else self._generator.get_state()
+        generator = self._settings.generator
+        state = None if generator is None else generator.get_state()
         with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
             torch.func.functional_call(self._model, buffers, (images,))
             passed = self._tap.last
             loss = self.loss_loc(on_host(annotations), target)
-        if state is not None and self._generator is not None:
-            self._generator.set_state(state)
+        if generator is not None and state is not None:
+            generator.set_state(state)
         assert passed is not None
         return probe_gradients(
             self._model, passed.features, self.attributions, loss, self._replaced
@@ -292,92 +302,6 @@ class ExplanationGuidance:
             )
         self._tap.forget()
         return passed
-
-    def _loss_of(self, passed: ForwardPass, annotations: Any, target: Any, caller: str) -> Tensor:
-        logits = check_logits(passed.logits, caller=caller)
-        features, layouts = read_features(self._model, self._modules, passed, caller=caller)
-        self._replaced |= passed.replaced
-        if not logits.requires_grad:
-            raise LayerError(
-                f"{caller}: the logits do not depend on layer {self.layers[0]!r}, or were detached. "
-                "Choose a layer between the image and the logits. `check` shows the gradients."
-            )
-        regions = as_regions(annotations, logits, passed.image_size, caller=caller)
-        choice = choose_classes(
-            self._target,
-            regions,
-            logits,
-            _target_tensor(target, logits, caller),
-            negatives=self._negatives,
-            generator=self._generator,
-            caller=caller,
-        )
-        masks = regions.region(choice.regions, passed.image_size)
-        annotated = choice.valid & (masks > 0).flatten(2).any(2)
-        evidence = Evidence(
-            features,
-            layouts,
-            logits,
-            score=lambda z: _score(z, self._score, choice, annotated),
-            images=passed.images,
-            rerun=lambda substitutes: rerun(self._model, self._tap, passed, substitutes),
-            create_graph=True,
-            caller=caller,
-        )
-        maps = self._attribution.maps(evidence)
-        dtype = next(iter(maps.values())).dtype
-        share = annotated.to(dtype) / annotated.sum(0).clamp(min=1)  # of a class in its image
-        total = torch.zeros(len(logits), dtype=dtype, device=logits.device)
-        for (name, found), weight in zip(maps.items(), self._weights, strict=True):
-            self.attributions[name] = (found.detach() * share[..., None, None]).sum(0)
-            losses = self._compare(found, masks.to(found.dtype), caller)
-            total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
-        if self._reduction == "none":
-            return total
-        if self._reduction == "sum":
-            return total.sum()
-        return total.sum() / annotated.any(0).sum().clamp(min=1)
-
-    def _compare(self, maps: Tensor, masks: Tensor, caller: str) -> Tensor:
-        """``(S, N, h, w)`` and ``(S, N, H, W)`` to ``(S, N)``: prepare, upsample, compare."""
-        size = masks.shape[-2:]
-        flat = self._loss.prepare(maps.flatten(0, 1))
-        if flat.shape[-2:] != size:
-            flat = F.interpolate(flat[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        losses = self._loss.compare(flat, masks.flatten(0, 1))
-        if not isinstance(losses, Tensor) or losses.shape != flat.shape[:1]:
-            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-            raise ShapeError(
-                f"{caller}: the loss {self._names[1]!r} returned {got} for {len(flat)} maps. Do not "
-                "reduce over images. (attribution (N, H, W), mask (N, H, W)) -> (N,) is allowed."
-            )
-        return losses.unflatten(0, maps.shape[:2])
-
-
-def _score(logits: Tensor, kind: str, choice: Choice, annotated: Tensor) -> Tensor:
-    """``(S, N)``, zero where there is nothing to explain."""
-    scores = logits if logits.dtype == torch.float64 else logits.float()
-    if kind != "logit":
-        scores = scores.log_softmax(1)
-    if kind == "sum_log_probs":
-        chosen = scores.sum(1).expand(choice.classes.shape)
-    else:
-        chosen = scores.gather(1, choice.classes.T).T
-    return torch.where(annotated, chosen, 0)
-
-
-def _target_tensor(target: Any, logits: Tensor, caller: str) -> Tensor | None:
-    """Class indices ``(N,)`` or multi-hot labels ``(N, K)``."""
-    if target is None:
-        return None
-    if isinstance(target, Tensor) and target.ndim == 2:
-        if target.shape != logits.shape:
-            raise ShapeError(
-                f"{caller}: target has shape {tuple(target.shape)} but the logits "
-                f"{tuple(logits.shape)}. Give one row an image. (N,) or (N, K) is allowed."
-            )
-        return target.to(logits.device, non_blocking=True)
-    return as_targets(target, logits, caller=caller)
 
 
 def _device(passed: ForwardPass) -> str:

@@ -9,7 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from explainguide.errors import LayerError
-from explainguide.layers import INPUT, Tap
+from explainguide.layers import INPUT
+from explainguide.tap import Tap
 
 __all__ = ["LayerInfo", "Layout", "automatic_layer", "infer_layout", "probe_layers", "to_nchw"]
 
@@ -166,11 +167,14 @@ class LayerInfo:
 
 
 def _input_size(model: nn.Module) -> tuple[int, int, int]:
+    """What the model was built for; a ViT knows it better than timm's config."""
     config = getattr(model, "pretrained_cfg", None)
-    if isinstance(config, dict) and config.get("input_size"):
-        return tuple(config["input_size"])
-    size = getattr(model, "image_size", 224)  # torchvision's ViTs
-    return (3, size, size) if isinstance(size, int) else (3, 224, 224)
+    named = config.get("input_size") if isinstance(config, dict) else None
+    channels, height, width = named or (3, 224, 224)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    size = size or getattr(model, "image_size", None) or (height, width)
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(channels), int(height), int(width)
 
 
 def probe_layers(
@@ -252,7 +256,7 @@ def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -
     """The last layer whose places still reach the logits and whose grid is not 1 x 1.
 
     Layers inside an attention module are passed over (their tokens are queries, keys and values),
-    as are pooling layers, which only resize the grid of the layer before them.
+    as are layers that only resize or repeat the one before them: pooling, dropout, identity.
 
     Raises:
         LayerError: If there is none.
@@ -265,8 +269,9 @@ def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -
         return any("attention" in type(modules[a]).__name__.lower() for a in above)
 
     for layer in reversed(layers):
-        pooling = "pool" in type(modules[layer.name]).__name__.lower()
-        if layer.alive and layer.calls == 1 and not pooling and not inside_attention(layer.name):
+        kind = type(modules[layer.name]).__name__.lower()
+        repeats = "pool" in kind or "drop" in kind or kind == "identity"
+        if layer.alive and layer.calls == 1 and not repeats and not inside_attention(layer.name):
             return layer.name
     raise LayerError(
         f"{caller}: no layer of {type(model).__name__} keeps a spatial grid that reaches the "

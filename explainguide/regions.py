@@ -22,6 +22,7 @@ class Regions(Protocol):
     @property
     def most_classes(self) -> int:
         """No image has more annotated classes than this."""
+        ...
 
     def presence(self, num_classes: int) -> Tensor | None:
         """Annotated classes, ``(N, num_classes)`` bool; None where a mask does not say its class."""
@@ -52,7 +53,7 @@ class _ClassMasks:
 
     @property
     def most_classes(self) -> int:
-        """No image has more annotated classes than this."""
+        return self.masks.shape[1]
 
     def presence(self, num_classes: int) -> Tensor | None:
         return (self.masks > 0).flatten(2).any(2)
@@ -127,7 +128,7 @@ def _from_masks(masks: Tensor, logits: Tensor, size: tuple[int, int], *, caller:
     if masks.ndim == 4 and masks.shape[1] == 1:
         return _SingleMask(masks[:, 0])
     if masks.ndim == 4 and masks.shape[1] == num_classes:
-        return _ClassMasks(masks, num_classes)
+        return _ClassMasks(masks)
     raise ShapeError(
         f"{caller}: the masks have shape {shape} for {count} images of {num_classes} classes. Give "
         f"one mask an image. (N, H, W), (N, 1, H, W) and (N, {num_classes}, H, W) are allowed."

@@ -71,7 +71,7 @@ class RunFolder:
         self, config: TrainConfig, info: dict[str, Any], *, images: int, main: bool
     ) -> None:
         self.history = History()
-        self._config, self._info, self._images = config, info, images
+        self._config, self._info, self._images = config, _plain(info), images
         self._path = None if config.output_dir is None else Path(config.output_dir)
         self._writes = main and self._path is not None
         self._board: Any = None
@@ -208,3 +208,14 @@ class RunFolder:
         writer.writerows(self.history.rows)
         content = text.getvalue().encode()
         write_whole(self._path / "log.csv", lambda file: file.write(content), caller=_CALLER)
+
+
+def _plain(info: dict[str, Any]) -> dict[str, Any]:
+    """The values as they come back from a file."""
+    try:
+        return json.loads(json.dumps(info))
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"{_CALLER}: info cannot be kept in a checkpoint ({error}). Use str, float and list. "
+            "Values that JSON can hold are allowed."
+        ) from None

@@ -14,14 +14,24 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
 )
 
+from explainguide.errors import GuidanceError
 from explainguide.training_config import TrainConfig
 
 __all__ = ["build_optimizer", "build_scheduler"]
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """An optimizer over the parameters that require a gradient."""
+    """An optimizer over the parameters that require a gradient.
+
+    Raises:
+        GuidanceError: If none does.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise GuidanceError(
+            f"train: every parameter of {type(model).__name__} is frozen. Unfreeze some with "
+            "requires_grad_(True). At least one must require a gradient."
+        )
     settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=0.9, **settings)

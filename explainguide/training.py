@@ -45,7 +45,7 @@ def train(
     ``weights.safetensors``.
 
     Costs, where an image is annotated, about one more backward pass through the layers above the
-    guided one, differentiated once more; batches without annotation cost nothing extra.
+    guided one, differentiated once more; next to nothing for batches without annotation.
 
     Args:
         model: Images ``(N, 3, H, W)`` to logits ``(N, K)``.
@@ -81,12 +81,14 @@ def train(
         layer = automatic_layer(inner, probe_layers(inner, caller=_CALLER), caller=_CALLER)
     resolve_layers(unwrap(model, caller=_CALLER), _as_list(layer), caller=_CALLER)
     folder = RunFolder(config, info or {}, images=count, main=accelerator.is_main_process)
-    payload = folder.open(resume=resume)
-    run = Run(model, train_data, config, _as_list(layer), accelerator)
-    if payload is not None:
-        run.load(payload)
     history = folder.history
+    run = Run(model, train_data, config, _as_list(layer), accelerator)
     try:
+        with run.guide(epoch=1):  # settings that do not fit the model, before anything is written
+            pass
+        payload = folder.open(resume=resume)
+        if payload is not None:
+            run.load(payload)
         for epoch in range(len(history.rows) + 1, config.epochs + 1):
             began = time.perf_counter()
             losses = run.epoch(epoch, history, progress=progress and accelerator.is_main_process)

@@ -138,7 +138,7 @@ def test_accuracy_and_worst_class_of_class_indices() -> None:
 
 def test_classes_that_no_image_shows_are_left_out_of_the_mean() -> None:
     scores = ClassificationScores(3, True, torch.device("cpu"))
-    scores.update(torch.tensor([[2.0, -1.0, 5.0], [-3.0, -2.0, 4.0]]), torch.eye(3)[:2])
+    scores.update(torch.tensor([[2.0, -1.0, 5.0], [-3.0, 1.0, 4.0]]), torch.eye(3)[:2])
     assert scores.compute()["map"] == pytest.approx(1.0)
     single = ClassificationScores(3, False, torch.device("cpu"))
     single.update(torch.eye(3)[:2], torch.tensor([0, 1]))
@@ -189,14 +189,14 @@ def test_undefined_maps_are_counted() -> None:
     class Dead(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.head = nn.Conv2d(3, 2, 1), nn.Linear(2, CLASSES)
+            self.conv, self.act, self.head = nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Linear(2, CLASSES)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(-F.relu(self.conv(x)).mean((2, 3)))
+            return self.head(-self.act(self.conv(x)).mean((2, 3)))
 
     model = Dead()
     nn.init.ones_(model.head.weight)
-    found = evaluate(model, Scenes(5), layer="conv", attribution="gradcam")
+    found = evaluate(model, Scenes(5), layer="act", attribution="gradcam")
     assert found["epg_undefined"] == found["pairs"]
     assert math.isnan(found["epg"])
 

@@ -67,11 +67,11 @@ def test_finite_difference(attribution: str, loss: str, layer: str, mode: str) -
         loss=loss,
         generator=torch.Generator().manual_seed(0),
     )
-    state = guide._generator.get_state()
+    state = guide._settings.generator.get_state()
 
     class SameDraw:  # every evaluation must explain the same classes
         def loss_loc(self, annotations, **how):
-            guide._generator.set_state(state)
+            guide._settings.generator.set_state(state)
             return guide.loss_loc(annotations, **how)
 
     assert_gradients_are_right(model, SameDraw(), batch(dtype=torch.float64))

@@ -12,8 +12,9 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from explainguide.errors import GuidanceError, LayerError, OptionError, ShapeError
-from explainguide.layers import INPUT, ForwardPass, Tap, resolve_layers, unwrap
+from explainguide.layers import INPUT, resolve_layers, unwrap
 from explainguide.layout import Layout, infer_layout
+from explainguide.tap import ForwardPass, Tap
 
 __all__ = ["Evidence", "LayerMap", "as_targets", "check_logits", "read_features", "wide"]
 

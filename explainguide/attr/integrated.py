@@ -83,7 +83,10 @@ class IntegratedGradients(LayerMap):
     def _baseline(self, name: str, evidence: Evidence) -> Tensor:
         """The layer's activation for the baseline image."""
         images = evidence.images
-        start = torch.as_tensor(self.baselines, dtype=images.dtype, device=images.device)
+        start = self.baselines
+        if not isinstance(start, Tensor):
+            start = images.new_full((), float(start))  # a fill, not a copy that waits for the device
+        start = start.to(images)
         if name == INPUT:
             return start
         return evidence.rerun({INPUT: start.expand_as(images)})[1][name]

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from explainguide.demo import Run
 
-__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run", "tell"]
 
 HELP = "train a network that cheats, and the same network guided; nothing to download"
 EXAMPLE = "explainguide demo --seed 1 --out demo-1"
 
 _PAGE = "index.html"
-_SHARES = ("accuracy with decoy", "accuracy without", "worst class", "EPG", "IoU")
+_SHARES = ("accuracy with decoy", "accuracy without decoy", "worst class", "EPG", "IoU")
 _SMOKE_IMAGES, _SMOKE_EPOCHS = 128, 1
+_PICTURES = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     runs = _train(list(SETTINGS if args.full else DEFAULT_RUNS), args, epochs)
     rows = [_row(found) for found in runs]
     print(format_table(rows))
-    story = _story(runs, epochs)
+    story = tell(runs, epochs)
     page = _write_page(folder / _PAGE, runs, rows, story, args, time.perf_counter() - began)
     print(f"\n{story}\n\nThe page with curves and pictures: {page}")
     return 0
@@ -76,7 +77,7 @@ def _train(names: list[str], args: argparse.Namespace, epochs: int) -> list[Run]
     images = _SMOKE_IMAGES if args.smoke else None
     steps = epochs * count_steps(images)
     runs = []
-    with tqdm(total=len(names) * steps, disable=args.quiet, unit="step") as bar:
+    with tqdm(total=len(names) * steps, disable=args.quiet, unit="step", mininterval=0.5) as bar:
 
         def show(values: dict[str, float]) -> None:
             bar.set_postfix({key: f"{value:.2f}" for key, value in values.items()}, refresh=False)
@@ -96,10 +97,10 @@ def _row(found: Run) -> dict[str, object]:
     return {"run": found.name, **scores, "time": f"{found.seconds:.0f} s"}
 
 
-def _story(runs: list[Run], epochs: int) -> str:
+def tell(runs: list[Run], epochs: int) -> str:
     """What the numbers say, for somebody who sees them for the first time."""
     unguided, guided = runs[0].scores, runs[1].scores
-    before, after = unguided["accuracy without"], guided["accuracy without"]
+    before, after = unguided["accuracy without decoy"], guided["accuracy without decoy"]
     start = (
         "Every training image has a coloured patch in a corner whose colour gives the digit away. "
         f"While that holds, the unguided network is right on {unguided['accuracy with decoy']:.0%} "
@@ -126,12 +127,12 @@ def _write_page(
     args: argparse.Namespace,
     seconds: float,
 ) -> Path:
-    from explainguide.demo import SETTINGS, describe
+    from explainguide.demo import SETTINGS
     from explainguide.report import write_report
     from explainguide.visualization import curves
 
     history = {found.name: found.history for found in runs}
-    keys = ["loss", "accuracy with decoy", "accuracy without", "EPG"]
+    keys = ["loss", "accuracy with decoy", "accuracy without decoy", "EPG"]
     figures = [
         (
             "The same test images, in which the colour of the patch says nothing, before and after. "
@@ -145,7 +146,7 @@ def _write_page(
             curves(history, keys, percent=keys[1:]),
         ),
     ]
-    settings = [f"{found.name}: {describe(SETTINGS[found.name])}" for found in runs]
+    settings = [f"{found.name}: {SETTINGS[found.name]}" for found in runs]
     return write_report(
         path,
         title="A network that cheats, and the same network guided",
@@ -191,11 +192,11 @@ def _pictures(before: Run, after: Run, seed: int) -> Any:
     from explainguide.metrics import energy_pointing_game
     from explainguide.visualization import panel
 
-    data = DemoData.build(seed).without_decoy
+    data = DemoData(seed).without_decoy
     misled = data.decoys != data.labels
-    # The first of each of six classes: nothing is picked by how it looks.
+    # The first of each of the first classes: nothing is picked by how it looks.
     chosen = torch.tensor(
-        [int(((data.labels == digit) & misled).nonzero()[0]) for digit in range(6)]
+        [int(((data.labels == digit) & misled).nonzero()[0]) for digit in range(_PICTURES)]
     )
     images, boxes = data.images[chosen], data.boxes[chosen]
     masks = box_masks(boxes, (data.size, data.size))
@@ -215,6 +216,4 @@ def _pictures(before: Run, after: Run, seed: int) -> Any:
         f"a {label}, in the colour of {colour}"
         for label, colour in zip(data.labels[chosen], data.decoys[chosen], strict=True)
     ]
-    return panel(
-        images, maps, boxes=[box[None] for box in boxes], titles=titles, captions=captions
-    )
+    return panel(images, maps, boxes=[box[None] for box in boxes], titles=titles, captions=captions)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from explainguide.checkpoints import load_model
 from explainguide.commands.data import (
     add_data_arguments,
     allow_local_modules,
@@ -17,7 +16,6 @@ from explainguide.commands.data import (
     open_data,
 )
 from explainguide.errors import DataError, OptionError
-from explainguide.evaluation import evaluate
 from explainguide.options import check_option
 from explainguide.tables import format_table
 
@@ -73,6 +71,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
+    from explainguide.checkpoints import load_model  # here, since --help needs none of it
+    from explainguide.evaluation import evaluate
+
     device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu"
     model, info = load_model(path, device=device)
     if "image_size" not in info or "mean" not in info:

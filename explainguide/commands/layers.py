@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from explainguide.commands.sizes import parse_size
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -17,7 +15,7 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "list_stages", "run"]
 HELP = "list the layers of a model that can be guided"
 EXAMPLE = "explainguide layers resnet50"
 
-_CALLER = "layers"
+_CALLER, _ANY_CLASSES = "layers", 10
 _PASSED_OVER = ("dropout", "droppath", "identity", "pool", "permute")
 _DEAD = "dead: the logits do not depend on its places"
 
@@ -40,15 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build the model with random weights, run one random image through it, print a table."""
     from explainguide.commands.data import allow_local_modules
+    from explainguide.commands.pictures import parse_size
     from explainguide.layout import automatic_layer, probe_layers
     from explainguide.models import build_model, set_image_size
     from explainguide.tables import format_table
 
     size = parse_size(args.size) if args.size else None
     allow_local_modules()
-    model = build_model(args.model)
-    if size is not None:
-        set_image_size(model, size)
+    try:
+        model = build_model(args.model)
+    except TypeError:  # a user's function that must be told the number of classes
+        model = build_model(args.model, num_classes=_ANY_CLASSES)
+    if size is not None and size[0] == size[1]:
+        set_image_size(model, size[0])
     layers = probe_layers(model, image_size=size, caller=_CALLER)
     chosen = automatic_layer(model, layers, caller=_CALLER)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -59,9 +61,12 @@ def run(args: argparse.Namespace) -> int:
         rows.append({**_row(layer, layer.name == chosen), "module": kind})
     columns = ["", "layer", *(["module"] if args.all else []), "output", "grid", "note"]
     count = len(layers)
-    print(f"{args.model}: {'every module' if args.all else 'stages and blocks'}, in running order\n")
+    print(
+        f"{args.model}: {'every module' if args.all else 'stages and blocks'}, in running order\n"
+    )
     print(format_table(rows, columns=columns))
     print(f"\n* {_reason(layers, chosen)}")
+    print("  A map has one value for each place of a layer's grid.")
     if not args.all:
         print(f"  Other modules can be guided too: --all lists all {count} that ran.")
     return 0
@@ -97,24 +102,32 @@ def _collect(
         for name, child in module.named_children()
     }
     total = sum(count for _, count in inside.values())
-    parts = [name for name, (_, count) in inside.items() if count]
     leaf: tuple[str, tuple[int, int]] | None = None
     for name, (child, count) in inside.items():
-        kinds = [type(inside[other][0]) for other in parts if other != name]
         if count:
             leaf = None
-            opened = name not in spatial or (count > total / 2 and type(child) not in kinds)
-            if opened and (name not in spatial or any(True for _ in child.children())):
+            alike = any(
+                type(other) is type(child) and size > total / 20
+                for sibling, (other, size) in inside.items()
+                if sibling != name
+            )
+            if name not in spatial or (count > total / 2 and not alike):
                 _collect(child, f"{name}.", spatial, names)
             else:
                 names.add(name)
-        elif name in spatial and not type(child).__name__.lower().startswith(_PASSED_OVER):
+        elif name in spatial and not _is_passed_over(child):
             layout = spatial[name].layout
             assert layout is not None
             if leaf is not None and leaf[1] == layout.grid:
                 names.discard(leaf[0])
             names.add(name)
             leaf = (name, layout.grid)
+
+
+def _is_passed_over(module: nn.Module) -> bool:
+    """Whether a layer only hands on, drops or resizes what the one before it computed."""
+    kind = type(module).__name__.lower()
+    return any(word in kind for word in _PASSED_OVER)
 
 
 def _row(layer: LayerInfo, chosen: bool) -> dict[str, object]:

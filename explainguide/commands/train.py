@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,9 +18,11 @@ from explainguide.commands.data import (
     open_data,
 )
 from explainguide.errors import OptionError
-from explainguide.models import build_model, load_weights, set_image_size
 from explainguide.tables import format_table
-from explainguide.training import History, TrainConfig, train
+from explainguide.training_config import TrainConfig
+
+if TYPE_CHECKING:
+    from explainguide.run_folder import History
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -121,6 +123,8 @@ def _add_settings(group: Any, settings: tuple[tuple[str, type, str], ...]) -> No
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print a table of the epochs."""
+    from explainguide.training import train  # here, since --help needs none of it
+
     config = _config(args)
     masks = config.region == "masks"
     train_data = open_data(
@@ -200,6 +204,8 @@ def _open_validation(args: argparse.Namespace) -> Any:
 
 
 def _model(args: argparse.Namespace, num_classes: int) -> nn.Module:
+    from explainguide.models import build_model, load_weights, set_image_size
+
     allow_local_modules()
     going_on = args.resume and (Path(args.out) / "last.pt").exists()
     if args.pretrained and args.weights:

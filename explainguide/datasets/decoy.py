@@ -54,8 +54,9 @@ class DecoyDigits(Dataset[tuple[Any, int, Annotation | None]]):
     A grey digit, half the image wide, lies at a random place on a dark, slightly noisy canvas. A
     patch, a fifth of the image wide, fills one of the four corners. In training its colour names
     the class; in the test it is the colour of a class drawn without regard to the digit. A network
-    that learned the colour falls to about chance, one that looks at the digit does not. The
-    digit's region never meets the patch's.
+    that trusts the colour falls to about chance, one that looks at the digit does not. The digit's
+    region never meets the patch's. Without a patch even the former finds most digits: it learned
+    them, but lets the colour overrule them, so random colours are the test and no patch is not.
 
     Everything is embedded (scikit-learn's 1,797 digits of 8 x 8 pixels) and made in memory, in
     well under a second. The split is always the same, stratified, 1,257 for training and 540 for

@@ -63,6 +63,13 @@ class VOCFolder:
     def xml(self, image_id: str, text: str) -> None:
         (self.folder / "Annotations" / f"{image_id}.xml").write_text(text)
 
+    def small(self) -> VOCFolder:
+        """Three images: two objects; one and a difficult one; a difficult one alone."""
+        self.add("000001", [("dog", (5, 6, 14, 15)), ("person", (21, 1, 40, 30))])
+        self.add("000002", [("cat", (1, 1, 10, 10)), ("dog", (11, 11, 20, 20), True)])
+        self.add("000003", [("cat", (3, 3, 9, 9), True)])
+        return self.split("train", "000001", "000002", "000003")
+
     def split(self, name: str, *lines: str) -> VOCFolder:
         (self.folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(lines) + "\n")
         return self

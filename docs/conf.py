@@ -1,0 +1,54 @@
+"""Sphinx configuration. Build with `make docs`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+import explainguide
+from explainguide.cli import COMMANDS, main
+
+project = "explainguide"
+author = "The explainguide authors"
+copyright = author
+version = release = explainguide.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"explainguide {version}"
+
+default_role = "code"  # single backticks in docstrings are code, as in Markdown
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # the attributes of a class are one list
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+python_use_unqualified_type_names = True
+
+
+def write_help(folder: Path) -> None:
+    """Save what each command says of itself, so that the page cannot fall behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["COLUMNS"] = "88"
+    for name in COMMANDS:
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            code = main([name, "--help"])
+        if code != 0:
+            raise RuntimeError(f"explainguide {name} --help ended with {code}")
+        (folder / f"{name}.txt").write_text(text.getvalue())
+
+
+write_help(Path(__file__).parent / "_build" / "help")

@@ -1,0 +1,150 @@
+"""`explainguide train` and `evaluate` on small folders of images: files, tables, mistakes."""
+
+from __future__ import annotations
+
+import csv
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from explainguide.checkpoints import load_model
+from explainguide.cli import main
+
+SMALL = "explainguide.models:small_cnn"
+
+
+def write_images(root: Path, count: int = 4) -> Path:
+    """Two classes: a white square on the left or on the right; boxes beside them."""
+    lines = ["image,xmin,ymin,xmax,ymax"]
+    for index in range(count):
+        for name, left in (("left", 2), ("right", 20)):
+            pixels = np.full((32, 40, 3), 10 * index, dtype=np.uint8)
+            pixels[8:24, left : left + 14] = 255
+            path = root / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+            lines.append(f"{name}/{index}.png,{left},8,{left + 14},24")
+    (root.parent / f"{root.name}.csv").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    images, held_out = write_images(tmp_path / "images"), write_images(tmp_path / "held_out", 2)
+    return [
+        *("train", "--data", "folder", "--root", str(images), "--boxes", f"{images}.csv"),
+        *("--val-root", str(held_out), "--val-boxes", f"{held_out}.csv", "--size", "24"),
+        *("--model", SMALL, "--layer", "stage2", "--lam", "0.5", "--batch-size", "4"),
+        *("--epochs", "2", "--device", "cpu", "--quiet", "--out", str(tmp_path / "run")),
+    ]
+
+
+def test_train_writes_checkpoints_that_evaluate_reads(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split()[:2] == ["epoch", "loss"]
+    assert "accuracy" in shown[0]
+    assert shown[-1].endswith(str(tmp_path / "run"))
+    model, info = load_model(tmp_path / "run" / "last.pt")
+    assert info["classes"] == ["left", "right"]
+    assert model(torch.zeros(1, 3, 24, 24)).shape == (1, 2)
+
+    last = str(tmp_path / "run" / "last.pt")
+    assert main(["evaluate", last, "--quiet", "--device", "cpu"]) == 0
+    header, values = (line.split() for line in capsys.readouterr().out.splitlines())
+    found = dict(zip(header, values, strict=True))
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        logged = list(csv.DictReader(file))[-1]
+    assert found["epg"] == f"{float(logged['epg']):.4f}"
+    assert found["pairs"] == "4"
+
+
+def test_another_set_layer_and_threshold_can_be_evaluated(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*command, "--epochs", "1"])
+    capsys.readouterr()
+    images = str(tmp_path / "images")
+    options = ["--root", images, "--boxes", f"{images}.csv", "--layer", "input", "--markdown"]
+    options += ["--threshold", "fit", "--attribution", "gradient", "--quiet", "--device", "cpu"]
+    last = str(tmp_path / "run" / "last.pt")
+    assert main(["evaluate", last, last, *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("| checkpoint")
+    assert "iou_threshold" in lines[0]
+    assert lines[2].split("|")[-2].strip() == "8"
+
+
+def test_resume_goes_on_to_the_same_weights(command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    assert main([*command, "--resume"]) == 0
+    assert main([*command, "--resume"]) == 0
+    a, b = (
+        sha256((tmp_path / run / "weights.safetensors").read_bytes()).hexdigest()
+        for run in ("run", "whole")
+    )
+    assert a == b
+
+
+def test_weights_from_a_file_with_another_head_are_told(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from explainguide.models import small_cnn
+
+    torch.save(small_cnn(1000).state_dict(), tmp_path / "w.pth")
+    assert main([*command, "--weights", str(tmp_path / "w.pth"), "--epochs", "1"]) == 0
+    assert "has 1000 classes and the model 2" in capsys.readouterr().out
+
+
+def test_a_damaged_image_is_skipped_and_counted(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images" / "left" / "0.png").write_bytes(b"no image")
+    command.remove("--quiet")
+    with pytest.warns(UserWarning, match=r"0.png' cannot be read as an image"):
+        assert main([*command, "--epochs", "1"]) == 0
+    assert "1 images could not be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--data", "dcoy"], "--data: unknown data 'dcoy'. Did you mean 'decoy'?"),
+        (["--model", "resnet81"], "build_model: unknown model 'resnet81'. Did you mean 'resnet18'"),
+        (["--layer", "stage9"], "train: unknown layer 'stage9'. Did you mean 'stage3'"),
+        (["--loss", "enrgy"], "TrainConfig: unknown loss 'enrgy'. Did you mean 'energy'?"),
+        (["--annotated", "10"], "TrainConfig: annotated is 10.0. Did you mean 0.1?"),
+        (["--weights", "none.pth"], "load_weights: 'none.pth' does not exist."),
+        (["--weights", "a", "--pretrained"], "--weights: with --pretrained there are two."),
+        (["--std", "0", "1", "1"], "--std: [0.0, 1.0, 1.0] holds a value that is not positive."),
+        (["--size", "0"], "--size: 0 is no size."),
+        (["--root", "nowhere"], "ImageFolder: root 'nowhere' does not exist."),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[str],
+    message: str,
+) -> None:
+    assert main([*command, *changes]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"explainguide: {message}")
+    assert told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_tells_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tmp_path / "none.pt")]) == 2
+    assert "none.pt' does not exist" in capsys.readouterr().err
+    torch.save({"a": 1}, tmp_path / "a.pt")
+    assert main(["evaluate", str(tmp_path / "a.pt")]) == 2
+    assert "was not written by explainguide's training" in capsys.readouterr().err

@@ -1,0 +1,285 @@
+"""Every message: one row each. The hooks are off the model afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision import tv_tensors
+
+from explainguide import Annotations, ExplainGuideError, ExplanationGuidance, errors
+from explainguide.attr import GradCam, InputXGradient, IntegratedGradients
+from explainguide.errors import (
+    AnnotationError,
+    GuidanceError,
+    LayerError,
+    OptionError,
+    ShapeError,
+    did_you_mean,
+)
+
+from .networks import TARGETS, InPlaceCnn, SmallCnn, batch, boxes
+
+
+class Twice(SmallCnn):
+    def forward(self, images):
+        return self.head(self.mix(self.mix(self.stem(images))).mean((2, 3)))
+
+
+class Pair(SmallCnn):
+    def forward(self, images):
+        return super().forward(images), None
+
+
+def frozen() -> nn.Module:
+    return SmallCnn().requires_grad_(False)
+
+
+def synchronised() -> nn.Module:
+    return nn.SyncBatchNorm.convert_sync_batchnorm(SmallCnn())
+
+
+class Compiled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self._orig_mod = SmallCnn()
+
+
+BUILD: list[tuple[type, Callable[[], Any], dict[str, Any], list[str]]] = [
+    (LayerError, SmallCnn, {"layer": "stm"}, ["unknown layer 'stm'", "Did you mean 'stem'", "lists all"]),
+    (LayerError, SmallCnn, {"layer": 3}, ["layer is 3, a int", "not numbered", "dotted name"]),
+    (LayerError, SmallCnn, {"layer": []}, ["empty list"]),
+    (LayerError, SmallCnn, {"layer": ["mix", "mix"]}, ["'mix' is named twice"]),
+    (LayerError, SmallCnn, {"layer": nn.Linear(1, 1)}, ["a Linear module", "dotted name"]),
+    (OptionError, SmallCnn, {"layer": "mix", "attribution": "grad-cam"}, ["unknown attribution 'grad-cam'", "'gradcam'"]),
+    (OptionError, SmallCnn, {"layer": "mix", "attribution": GradCam}, ["the class GradCam", "GradCam(model)"]),
+    (OptionError, SmallCnn, {"layer": "mix", "attribution": GradCam(SmallCnn())}, ["another model"]),
+    (OptionError, SmallCnn, {"layer": "mix", "loss": "enrgy"}, ["unknown loss 'enrgy'", "Did you mean 'energy'"]),
+    (OptionError, SmallCnn, {"layer": "mix", "loss": 3}, ["loss is a int"]),
+    (OptionError, SmallCnn, {"layer": "mix", "target": "al"}, ["unknown target 'al'", "'all'"]),
+    (OptionError, SmallCnn, {"layer": "mix", "score": "prob"}, ["unknown score 'prob'", "'log_prob'"]),
+    (OptionError, SmallCnn, {"layer": "mix", "reduction": "avg"}, ["unknown reduction 'avg'", "'mean'"]),
+    (OptionError, SmallCnn, {"layer": "mix", "negatives": 2}, ["negatives is 2", "[0, 1]"]),
+    (OptionError, SmallCnn, {"layer": "mix", "negatives": 0.5, "target": "all"}, ["negatives is 0.5 with target='all'"]),
+    (OptionError, SmallCnn, {"layer": ["stem", "mix"], "layer_weights": [1]}, ["1 layer_weights for 2 layers"]),
+    (GuidanceError, frozen, {"layer": "mix"}, ["every parameter of SmallCnn is frozen", "requires_grad_(True)"]),
+    (GuidanceError, synchronised, {"layer": "mix"}, ["'stem.1' is a SyncBatchNorm", "no second derivative"]),
+    (GuidanceError, Compiled, {"layer": "mix"}, ["torch.compile", "_orig_mod"]),
+    (GuidanceError, lambda: nn.DataParallel(SmallCnn()), {"layer": "mix"}, ["DataParallel", "`model.module`"]),
+    (OptionError, lambda: SmallCnn, {"layer": "mix"}, ["model is a type, not an nn.Module"]),
+    (LayerError, lambda: nn.Sequential(nn.Linear(5, 2)), {}, ["no layer could be found", "layer="]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "model", "options", "parts"), BUILD)
+def test_what_cannot_be_built(kind, model, options, parts) -> None:
+    network = model()
+    with pytest.raises(kind) as wrong:
+        ExplanationGuidance(network, **options)
+    assert_message(str(wrong.value), "ExplanationGuidance", parts)
+    if isinstance(network, nn.Module):
+        assert_no_hooks(network)
+
+
+def normalised_box(**_: Any) -> dict:
+    return boxes((0.1, 0.1, 0.5, 0.9), labels=(0,))
+
+
+def box_on_another_canvas() -> dict:
+    box = tv_tensors.BoundingBoxes([[1, 2, 3, 4]], format="XYXY", canvas_size=(24, 24))
+    return {"boxes": box, "labels": torch.tensor([0])}
+
+
+def row(*box: float) -> list:
+    return [boxes(box, labels=(0,)), None, None]
+
+
+ONE = {"boxes": torch.ones(1, 4), "labels": torch.zeros(1).long()}
+GOOD = {"boxes": torch.tensor([[1.0, 1, 5, 5]]), "labels": torch.zeros(1).long()}
+ANNOTATIONS: list[tuple[type, Any, Any, list[str]]] = [
+    (AnnotationError, TARGETS[:2], None, ["2 annotations for 3 images"]),
+    (AnnotationError, Annotations.from_targets(TARGETS[:2]), None, ["2 annotations for 3 images"]),
+    (AnnotationError, TARGETS[0], None, ["annotations is a dict", "list with one dict an image"]),
+    (AnnotationError, [boxes((1, 1, 5, 5), labels=(4,)), None, None], None, ["label 4", "4 classes", "count from 0"]),
+    (AnnotationError, [boxes((1, 1, 5, 5), labels=(-1,)), None, None], None, ["image 0 has label -1"]),
+    (AnnotationError, [normalised_box(), None, None], None, ["boxes in [0, 1]", "(12, 12, 12, 12)"]),
+    (AnnotationError, row(5, 5, 1, 9), None, ["inverted box [5.0, 5.0, 1.0, 9.0]", "XYWH"]),
+    (AnnotationError, row(5, 5, 5, 9), None, ["empty box", "SanitizeBoundingBoxes"]),
+    (AnnotationError, row(20, 20, 30, 30), None, ["outside the image of 12 x 12"]),
+    (AnnotationError, row(1, 1, float("nan"), 9), None, ["not finite"]),
+    (AnnotationError, [box_on_another_canvas(), None, None], None, ["canvas of 24 x 24", "input is 12 x 12"]),
+    (AnnotationError, [{"boxes": torch.ones(1, 4)}, None, None], None, ["no 'labels'"]),
+    (AnnotationError, [{"boxes": torch.ones(2, 3), "labels": []}, None, None], None, ["boxes of shape (2, 3)"]),
+    (AnnotationError, [{**GOOD, "labels": torch.tensor([0.0])}, None, None], None, ["dtype torch.float32"]),
+    (AnnotationError, [{**GOOD, "masks": torch.zeros(1, 24, 24).bool()}, None, None], None, ["masks of 24 x 24"]),
+    (AnnotationError, [{**GOOD, "masks": torch.zeros(2, 12, 12).bool()}, None, None], None, ["1 boxes but masks of shape (2, 12, 12)"]),
+    (ShapeError, [{**GOOD, "masks": torch.zeros(1, 12, 12).byte()}, None, None], None, ["dtype torch.uint8", "`mask > 0`"]),
+    (AnnotationError, ["dog", None, None], None, ["image 0 has a str"]),
+    (ShapeError, torch.zeros(3, 6, 6), 0, ["(3, 6, 6)", "input is 12 x 12", "mode='nearest'"]),
+    (ShapeError, torch.zeros(3, 12, 12, dtype=torch.uint8), 0, ["dtype torch.uint8", "`mask > 0`"]),
+    (ShapeError, torch.zeros(3, 2, 12, 12), 0, ["(3, 2, 12, 12)", "(N, 4, H, W)"]),
+    (OptionError, torch.zeros(3, 12, 12), None, ["do not say their class", "Pass target"]),
+    (OptionError, TARGETS, 4, ["class 4", "0 to 3 are allowed"]),
+    (OptionError, TARGETS, [0, 1, -1], ["class -1"]),
+    (ShapeError, TARGETS, [0, 1], ["2 classes for 3 images"]),
+    (OptionError, TARGETS, torch.rand(3), ["dtype torch.float32"]),
+    (ShapeError, TARGETS, torch.zeros(3, 5), ["(3, 5)", "(3, 4)"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "annotations", "target", "parts"), ANNOTATIONS)
+def test_what_loss_loc_refuses(kind, annotations, target, parts) -> None:
+    model = SmallCnn()
+    guide = ExplanationGuidance(model, "mix")
+    model(batch())
+    with pytest.raises(kind) as wrong:
+        guide.loss_loc(annotations, target)
+    caller = str(wrong.value).split(":")[0]
+    assert caller in ("ExplanationGuidance.loss_loc", "Annotations.from_targets")
+    assert_message(str(wrong.value), caller, parts)
+    assert_no_hooks(model)
+    with pytest.raises(GuidanceError, match="taken off the model after the error"):
+        guide.loss_loc(TARGETS)
+
+
+def no_forward(model, guide):
+    guide.loss_loc(TARGETS)
+
+
+def twice(model, guide):
+    model(batch())
+    guide.loss_loc(TARGETS)
+    guide.loss_loc(TARGETS)
+
+
+def under_no_grad(model, guide):
+    model(batch())
+    with torch.no_grad():
+        guide.loss_loc(TARGETS)
+
+
+def after_no_grad(model, guide):
+    with torch.no_grad():
+        model(batch())
+    guide.loss_loc(TARGETS)
+
+
+def after_inference_mode(model, guide):
+    with torch.inference_mode():
+        model(batch())
+    guide.loss_loc(TARGETS)
+
+
+def after_remove(model, guide):
+    model(batch())
+    guide.remove()
+    guide.loss_loc(TARGETS)
+
+
+def integer_images(model, guide):
+    model(torch.zeros(3, 12, dtype=torch.int64))
+    guide.loss_loc(TARGETS)
+
+
+def simply(model, guide):
+    model(batch())
+    guide.loss_loc(TARGETS)
+
+
+class NoImages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Embedding(3, 5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, words):
+        return self.head(self.mix(words).mean(1))
+
+
+TIMES = [
+    (GuidanceError, SmallCnn, "mix", no_forward, ["no forward pass is waiting"]),
+    (GuidanceError, SmallCnn, "mix", twice, ["no forward pass is waiting", "one loss_loc"]),
+    (GuidanceError, SmallCnn, "mix", under_no_grad, ["gradients are off", "`attribute`"]),
+    (GuidanceError, SmallCnn, "mix", after_no_grad, ["ran without gradients"]),
+    (GuidanceError, SmallCnn, "mix", after_inference_mode, ["ran without gradients"]),
+    (GuidanceError, SmallCnn, "mix", after_remove, ["taken off the model", "Build a new guide"]),
+    (LayerError, InPlaceCnn, "unused", simply, ["'unused' ran 0 times"]),
+    (LayerError, Twice, "mix", simply, ["'mix' ran 2 times", "runs once"]),
+    (LayerError, SmallCnn, "head", simply, ["shape (3, 4)", "no spatial extent"]),
+    (ShapeError, Pair, "mix", simply, ["not logits: tuple", "(N, K)"]),
+    (ShapeError, NoImages, "mix", integer_images, ["torch.int64 of shape (3, 12)"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "build", "layer", "act", "parts"), TIMES)
+def test_what_comes_at_the_wrong_time(kind, build, layer, act, parts) -> None:
+    model = build()
+    guide = ExplanationGuidance(model, layer)
+    with pytest.raises(kind) as wrong:
+        act(model, guide)
+    assert_message(str(wrong.value), "ExplanationGuidance.loss_loc", parts)
+    assert_no_hooks(model)
+
+
+def test_the_predicted_class_takes_no_target() -> None:
+    model = SmallCnn()
+    guide = ExplanationGuidance(model, "mix", target="predicted")
+    model(batch())
+    with pytest.raises(OptionError, match="explains the predicted class"):
+        guide.loss_loc(TARGETS, 1)
+
+
+def test_a_loss_that_reduces_over_images() -> None:
+    model = SmallCnn()
+    guide = ExplanationGuidance(model, "mix", loss=lambda a, m: (a * m).mean())
+    model(batch())
+    with pytest.raises(ShapeError, match=r"returned \(\) for 3 maps"):
+        guide.loss_loc(TARGETS)
+
+
+def test_attribution_classes() -> None:
+    model = SmallCnn()
+    with pytest.raises(OptionError, match="n_steps is 0"):
+        IntegratedGradients(model, n_steps=0)
+    with pytest.raises(OptionError, match=r"^InputXGradient.attribute: target is None"):
+        InputXGradient(model).attribute(batch())
+    with pytest.raises(OptionError, match="class 7"):
+        InputXGradient(model).attribute(batch(), 7)
+    with pytest.raises(LayerError, match=r"^GradCam: unknown layer"):
+        GradCam(model, layer="stam")
+    guide = ExplanationGuidance(model, "mix")
+    with pytest.raises(OptionError, match="unknown layer 'stem'"):
+        guide.attribute(batch(), 0, layer="stem")
+    guide.remove()
+    assert_no_hooks(model)
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("xyz", ["layer1"]) == ""
+    assert did_you_mean("layer5", ["layer1"]) == " Did you mean 'layer1'?"
+
+
+def test_every_exception_is_the_builtin_that_a_caller_expects() -> None:
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        if isinstance(kind, type):
+            assert issubclass(kind, ExplainGuideError)
+    assert issubclass(OptionError, ValueError)
+    assert issubclass(GuidanceError, RuntimeError)
+
+
+def assert_message(message: str, caller: str, parts: list[str]) -> None:
+    """``<callable>: <wrong>. <fix>. <allowed>.``, on one line."""
+    assert message.startswith(f"{caller}: ")
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def assert_no_hooks(model: nn.Module) -> None:
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks

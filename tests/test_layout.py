@@ -1,0 +1,110 @@
+"""Layouts of activations, and the layer that is found when none is named."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torchvision import models
+
+from explainguide.errors import LayerError
+from explainguide.layout import Layout, automatic_layer, infer_layout, probe_layers, to_nchw
+
+
+class Vit(nn.Module):
+    num_prefix_tokens = 1
+
+
+class Swin(nn.Module):
+    output_fmt = "NHWC"
+
+
+CASES = [
+    ((2, 8, 16, 16), (64, 64), nn.Module(), nn.Conv2d(3, 8, 1), Layout("NCHW", (16, 16))),
+    ((2, 16, 16, 16), (64, 64), nn.Module(), nn.Conv2d(3, 16, 1), Layout("NCHW", (16, 16))),
+    ((2, 7, 7, 96), (224, 224), Swin(), nn.LayerNorm(96), Layout("NHWC", (7, 7))),
+    ((2, 7, 7, 96), (224, 224), nn.Module(), nn.LayerNorm(96), Layout("NHWC", (7, 7))),
+    ((2, 96, 7, 7), (224, 224), Swin(), nn.Conv2d(3, 96, 1), Layout("NCHW", (7, 7))),
+    ((2, 197, 64), (224, 224), Vit(), nn.LayerNorm(64), Layout("tokens", (14, 14), 1)),
+    ((2, 196, 64), (224, 224), Vit(), nn.LayerNorm(64), Layout("tokens", (14, 14), 0)),
+    ((2, 129, 64), (128, 256), Vit(), nn.LayerNorm(64), Layout("tokens", (8, 16), 1)),
+    ((2, 50, 64), (224, 224), nn.Module(), nn.LayerNorm(64), Layout("tokens", (7, 7), 1)),
+    ((2, 49, 64), (224, 224), nn.Module(), nn.LayerNorm(64), Layout("tokens", (7, 7), 0)),
+    ((2, 5, 33, 65), (65, 129), nn.Module(), nn.Conv2d(3, 5, 1), Layout("NCHW", (33, 65))),
+]
+
+
+@pytest.mark.parametrize(("shape", "size", "model", "module", "expected"), CASES)
+def test_layouts(shape, size, model, module, expected) -> None:
+    found = infer_layout("x", torch.zeros(shape), size, model=model, module=module, caller="test")
+    assert found == expected
+    assert to_nchw(torch.zeros(shape), found).shape[-2:] == expected.grid
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (torch.zeros(2, 5), "no spatial extent"),
+        (torch.zeros(2, 13, 5), "no spatial extent"),
+        (torch.zeros(2, 3, 4, 5, 6), "no spatial extent"),
+        ([torch.zeros(2, 3, 4, 4)], "returns a list"),
+        (torch.zeros(2, 7, 7, 7), "NCHW 7 x 7 or NHWC 7 x 7"),
+    ],
+)
+def test_what_cannot_be_read(output, reason) -> None:
+    with pytest.raises(LayerError, match=reason):
+        infer_layout(
+            "x", output, (224, 224), model=nn.Module(), module=nn.LayerNorm(7), caller="test"
+        )
+
+
+def test_to_nchw_is_a_view_that_keeps_places() -> None:
+    nhwc = torch.arange(24.0).reshape(1, 2, 3, 4)
+    found = to_nchw(nhwc, Layout("NHWC", (2, 3)))
+    assert found.shape == (1, 4, 2, 3)
+    assert torch.equal(found[0, :, 1, 2], nhwc[0, 1, 2])
+    tokens = torch.cat([torch.zeros(1, 2, 4), nhwc.flatten(1, 2)], 1)
+    assert torch.equal(to_nchw(tokens, Layout("tokens", (2, 3), 2)), found)
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda: timm.create_model("resnet10t", num_classes=4), "layer4"),
+        (lambda: models.resnet18(), "layer4"),
+        (lambda: models.vgg11(), "features"),
+        (lambda: models.densenet121(), "features"),
+        (
+            lambda: models.VisionTransformer(32, 8, 2, 2, 16, 32),
+            "encoder.layers.encoder_layer_1.ln_1",
+        ),
+        (lambda: timm.create_model("vit_tiny_patch16_224", depth=2), "blocks.1.norm1"),
+        (lambda: timm.create_model("convnext_atto", num_classes=4), "stages"),
+    ],
+)
+def test_the_automatic_layer(build, expected) -> None:
+    model = build().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    layers = probe_layers(model, caller="test")
+    assert automatic_layer(model, layers, caller="test") == expected
+    assert all(m.training for m in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_model_without_a_grid_is_refused() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2))
+    with pytest.raises(LayerError, match="no layer of Sequential keeps a spatial grid"):
+        automatic_layer(flat, probe_layers(flat, caller="test"), caller="test")
+
+
+def test_dead_layers_are_told_apart() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2)
+    alive = {row.name: row.alive for row in probe_layers(model, caller="test")}
+    assert alive["blocks.0"]
+    assert alive["blocks.1.norm1"]
+    assert not alive["blocks.1"]  # only the class token goes on
+    assert not alive["head"]

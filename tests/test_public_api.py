@@ -1,0 +1,105 @@
+"""The public contract: names, signatures and conventions that users rely on."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import captum.attr
+import pytest
+import torchmetrics
+
+import explainguide
+from explainguide import ExplanationGuidance, attr, losses, metrics
+from explainguide.attr import ATTRIBUTIONS
+
+MODULES = [
+    name
+    for _, name, _ in pkgutil.walk_packages(explainguide.__path__, "explainguide.")
+    if name != "explainguide.__main__"
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_what_it_exports(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for exported in module.__all__:
+        assert hasattr(module, exported)
+
+
+def test_the_guides_signature() -> None:
+    parameters = inspect.signature(ExplanationGuidance).parameters
+    assert list(parameters) == [
+        "model",
+        "layer",
+        "attribution",
+        "loss",
+        "target",
+        "score",
+        "negatives",
+        "layer_weights",
+        "reduction",
+        "generator",
+    ]
+    defaults = {n: p.default for n, p in parameters.items() if n != "model"}
+    assert defaults == {
+        "layer": None,
+        "attribution": "ixg",
+        "loss": "energy",
+        "target": "sample",
+        "score": "logit",
+        "negatives": 0.0,
+        "layer_weights": None,
+        "reduction": "mean",
+        "generator": None,
+    }
+    keyword_only = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    assert keyword_only == list(parameters)[2:]
+    assert list(inspect.signature(ExplanationGuidance.loss_loc).parameters)[1:] == [
+        "annotations",
+        "target",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["Gradient", "InputXGradient", "GradCam", "LayerCam", "IntegratedGradients"]
+)
+def test_attributions_follow_captum(name: str) -> None:
+    kind = getattr(attr, name)
+    assert issubclass(kind, captum.attr.Attribution)
+    signature = inspect.signature(kind.attribute).parameters
+    assert list(signature) == [
+        "self",
+        "inputs",
+        "target",
+        "additional_forward_args",
+        "create_graph",
+    ]
+    assert signature["create_graph"].default is False
+    assert kind in ATTRIBUTIONS.values()
+
+
+@pytest.mark.parametrize("name", ["energy", "l1", "ppce", "rrr", "gradmask", "reff"])
+def test_losses_are_plain_functions(name: str) -> None:
+    assert losses.LOSSES[name] is getattr(losses, f"{name}_loss")
+    assert inspect.isfunction(losses.LOSSES[name])
+
+
+@pytest.mark.parametrize(
+    "name", ["EnergyPointingGame", "LocalizationIoU", "OnObjectEnergy", "PointingGame"]
+)
+def test_metrics_are_torchmetrics(name: str) -> None:
+    assert issubclass(getattr(metrics, name), torchmetrics.Metric)
+
+
+def test_nothing_swallows_keywords() -> None:
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for function in vars(module).values():
+            if inspect.isfunction(function) and function.__module__ == name:
+                if function.__name__.startswith("_") or name.endswith(".checks"):
+                    continue
+                kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+                assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{name}.{function.__name__}"

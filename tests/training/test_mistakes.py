@@ -1,0 +1,131 @@
+"""What stops a training, in which words, and what is left behind."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from explainguide import run_folder
+from explainguide.checkpoints import load_checkpoint, save_checkpoint
+from explainguide.errors import DataError, GuidanceError, LayerError, OptionError
+from explainguide.training import TrainConfig, train
+
+from .small_runs import QUICK, Plain, rows_of, tiny
+
+
+@pytest.mark.parametrize("broken", ["class loss", "loss_loc"])
+def test_a_loss_that_is_not_finite_stops_before_the_weights(
+    digits: Any, tmp_path: Path, broken: str
+) -> None:
+    class Breaking(Plain):
+        steps = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.steps += self.training
+            features = nn.functional.gelu(self.conv(x))
+            if self.steps > 4 and self.training and broken == "loss_loc":
+                features = Infinite.apply(features)
+            out = self.head(features.mean((2, 3)))
+            return out * math.inf if self.steps > 4 and broken == "class loss" else out
+
+    model = Breaking()
+    config = replace(QUICK, layer="conv", output_dir=tmp_path)
+    with pytest.raises(GuidanceError) as caught:
+        train(model, *digits, config, progress=False)
+    text = str(caught.value)
+    assert text.startswith("train: epoch 2, step 2: ")
+    assert "\n" not in text
+    if broken == "loss_loc":
+        assert "loss_loc is nan (the map of layer 'conv' is not finite)" in text
+        assert "class loss" not in text
+    else:
+        assert "the class loss is nan" in text
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_gradient_that_is_not_finite_stops_too(digits: Any, tmp_path: Path) -> None:
+    class Breaking(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Infinite.apply(super().forward(x))
+
+    model = Breaking()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(GuidanceError, match=r"epoch 1, step 1: the losses are finite, but their"):
+        train(model, *digits, replace(QUICK, layer="conv", lam=0.0), progress=False)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+class Infinite(torch.autograd.Function):
+    """The identity, with a gradient that is not finite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.nan
+
+
+def test_a_frozen_model_and_values_that_no_file_holds(digits: Any, tmp_path: Path) -> None:
+    frozen = tiny().requires_grad_(False)
+    with pytest.raises(GuidanceError, match="train: every parameter of Sequential is frozen"):
+        train(frozen, *digits, QUICK, progress=False)
+    with pytest.raises(OptionError, match="train: info cannot be kept in a checkpoint"):
+        train(tiny(), *digits, QUICK, progress=False, info={"mean": torch.zeros(3)})
+
+
+def test_a_full_disk_stops_with_the_last_epoch_intact(
+    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(path: Path, payload: dict) -> Any:
+        if payload["epoch"] == 2:
+            raise DataError("save_checkpoint: no space")
+        return save_checkpoint(path, payload)
+
+    monkeypatch.setattr(run_folder, "save_checkpoint", save)
+    with pytest.raises(DataError, match="no space"):
+        train(tiny(), *digits, replace(QUICK, output_dir=tmp_path), progress=False)
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    assert len(rows_of(tmp_path)) == 1
+
+
+def test_an_unknown_layer_is_told_before_anything_is_written(digits: Any, tmp_path: Path) -> None:
+    config = replace(QUICK, layer="stage9", output_dir=tmp_path / "a")
+    with pytest.raises(LayerError, match=r"train: unknown layer 'stage9'"):
+        train(tiny(), *digits, config, progress=False)
+    config = replace(config, layer=["stage1", "stage2"], layer_weights=[1.0])
+    with pytest.raises(OptionError, match="1 layer_weights for 2 layers"):
+        train(tiny(), *digits, config, progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "enrgy"}, r"TrainConfig: unknown loss 'enrgy'\. Did you mean 'energy'\?"),
+        ({"schedule": "cosin"}, r"unknown schedule 'cosin'\. Did you mean 'cosine'\?"),
+        ({"epochs": 0}, r"TrainConfig: epochs is 0\. A whole number from 1 on is allowed\."),
+        ({"epochs": 2.5}, r"epochs is 2\.5\. A whole number"),
+        ({"lr": 0.0}, r"lr is 0\.0\. A number above 0 is allowed"),
+        ({"lam": -1}, r"lam is -1\. A number from 0 on is allowed"),
+        ({"lam": math.nan}, r"lam is nan"),
+        ({"annotated": 10}, r"annotated is 10\. Did you mean 0\.1\? A number from 0 to 1 is"),
+    ],
+)
+def test_settings_that_are_not_allowed(settings: dict, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        TrainConfig(**settings)
+
+
+def test_an_unknown_setting_of_a_file_is_named() -> None:
+    with pytest.raises(OptionError, match=r"unknown setting 'epoch'\. Did you mean 'epochs'\?"):
+        TrainConfig.from_dict({"epoch": 3})
