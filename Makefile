@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# One process a core; the files stay whole, because their cases share what is costly to build.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+
 .PHONY: setup demo check test docs gpu clean
 
 # A stamp file, so that a second `make` does not install again. An interrupted install leaves no stamp.
@@ -29,7 +32,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 # Everything: lint, types, all tests, the documentation with warnings as errors.
 test: setup
@@ -37,7 +40,7 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MAKE) docs
-	$(BIN)/python -m pytest -q --durations=15
+	$(PYTEST) --durations=15
 
 docs: setup
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -15,6 +15,10 @@ author = "The explainguide authors"
 copyright = author
 version = release = explainguide.__version__
 
+# Tables that programs write; pages include them.
+FRAGMENTS = ("demo_results.md", "voc_results.md")
+NOT_YET = "These numbers have not been measured with this version.\n"
+
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -24,7 +28,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", *FRAGMENTS]
 html_theme = "furo"
 html_title = f"explainguide {version}"
 
@@ -38,9 +42,16 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 python_use_unqualified_type_names = True
 
 
-def write_help(folder: Path) -> None:
-    """Save what each command says of itself, so that the page cannot fall behind."""
+def write_parts(docs: Path) -> None:
+    """Collect what pages include: the help of each command, and tables where there are any.
+
+    The help comes from the commands themselves, so that the page cannot fall behind.
+    """
+    folder = docs / "_build" / "parts"
     folder.mkdir(parents=True, exist_ok=True)
+    for name in FRAGMENTS:
+        table = docs / name
+        (folder / name).write_text(table.read_text() if table.exists() else NOT_YET)
     os.environ["COLUMNS"] = "88"
     for name in COMMANDS:
         text = io.StringIO()
@@ -51,4 +62,4 @@ def write_help(folder: Path) -> None:
         (folder / f"{name}.txt").write_text(text.getvalue())
 
 
-write_help(Path(__file__).parent / "_build" / "help")
+write_parts(Path(__file__).parent)

@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torchvision.io import write_jpeg
 from torchvision.transforms import v2
 
 from explainguide.datasets import ImageFolder
@@ -27,7 +26,7 @@ def write_three_images(folder: Path) -> None:
         image = torch.randint(0, 90, (3, 48, 64), dtype=torch.uint8)
         image[min(i, 1), 8:32, 10:40] = 250
         (folder / name).parent.mkdir(exist_ok=True)
-        write_jpeg(image, str(folder / name))
+        v2.functional.to_pil_image(image).save(folder / name)
     rows = ("image,xmin,ymin,xmax,ymax", "cats/a.jpg,10,8,40,32", "dogs/b.jpg,10,8,40,32")
     (folder / "boxes.csv").write_text("\n".join(rows))
 

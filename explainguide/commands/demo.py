@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ EXAMPLE = "explainguide demo --seed 1 --out demo-1"
 _PAGE = "index.html"
 _SHARES = ("accuracy with decoy", "accuracy without decoy", "worst class", "EPG", "IoU")
 _SMOKE_IMAGES, _SMOKE_EPOCHS = 128, 1
-_PICTURES = 4
+_PICTURES, _WIDTH = 4, 88
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     print(format_table(rows))
     story = tell(runs, epochs)
     page = _write_page(folder / _PAGE, runs, rows, story, args, time.perf_counter() - began)
-    print(f"\n{story}\n\nThe page with curves and pictures: {page}")
+    print(f"\n{textwrap.fill(story, _WIDTH)}\n")
+    print("To see where both networks look on the same images, open this page in a browser:")
+    print(page)
     return 0
 
 
@@ -80,7 +83,8 @@ def _train(names: list[str], args: argparse.Namespace, epochs: int) -> list[Run]
     with tqdm(total=len(names) * steps, disable=args.quiet, unit="step", mininterval=0.5) as bar:
 
         def show(values: dict[str, float]) -> None:
-            bar.set_postfix({key: f"{value:.2f}" for key, value in values.items()}, refresh=False)
+            known = {key: f"{value:.2f}" for key, value in values.items() if value == value}
+            bar.set_postfix(known, refresh=False)
             bar.update()
 
         for name in names:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from explainguide.errors import OptionError, did_you_mean
+from explainguide.errors import LayerError, OptionError, did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
                 method.attribute(normalised, answer.label)[0]
                 for (_, normalised), answer in zip(prepared, answers, strict=True)
             ]
+            if not any(bool(found.any()) for found in maps[f"{name} at {layer}"]):
+                _check_alive(layer, subject)
     figure = panel(
         [shown for shown, _ in prepared],
         maps,
@@ -201,6 +203,18 @@ def _layers(names: list[str] | None, subject: _Subject) -> list[str]:
         layers = probe_layers(subject.model, image_size=subject.size, caller=_CALLER)
         names = [automatic_layer(subject.model, layers, caller=_CALLER)]
     return list(resolve_layers(subject.model, names, caller=_CALLER))
+
+
+def _check_alive(layer: str, subject: _Subject) -> None:
+    """Tell a map that happens to be zero from a layer whose maps are always zero."""
+    from explainguide.layout import probe_layers
+
+    layers = probe_layers(subject.model, image_size=subject.size, caller=_CALLER)
+    if any(found.name == layer and not found.alive for found in layers):
+        raise LayerError(
+            f"{_CALLER}: the maps at layer {layer!r} are zero, because the logits do not depend on "
+            "its places. Choose an earlier layer. `explainguide layers` marks those that are dead."
+        )
 
 
 def _answer(target: str | None, image: Tensor, subject: _Subject) -> _Answer:

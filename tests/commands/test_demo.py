@@ -50,7 +50,8 @@ def test_the_smoke_run_prints_a_table_and_writes_one_page(
     )
     assert [re.split(r"  +", line)[0] for line in lines[1:4]] == list(DEFAULT_RUNS)
     page = tmp_path / "made" / "here" / "index.html"
-    assert lines[-1] == f"The page with curves and pictures: {page}"
+    assert lines[-2].endswith("open this page in a browser:")
+    assert lines[-1] == str(page)
     assert output.err == ""
     assert [path.name for path in page.parent.iterdir()] == ["index.html"]
     text = page.read_text(encoding="utf-8")
