@@ -38,7 +38,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # the attributes of a class are one list
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 
 

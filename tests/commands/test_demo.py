@@ -167,8 +167,8 @@ def test_the_benchmark_makes_a_table_of_its_record() -> None:
     lines = benchmark["to_markdown"](json.loads(json.dumps(record))).splitlines()
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells[0] == "guided"
-    assert cells[4:] == ["85.0 (80.0 to 90.0)", "50.0 (50.0 to 50.0)", "11"]
-    assert lines[-1] == "Percent; seeds 0, 1; CPU; torch 2."
+    assert cells[4:] == ["85.0 (80.0 to 90.0)", "50.0 (50.0 to 50.0)", "0, 1", "11"]
+    assert lines[-1] == "Percent, mean (lowest to highest); CPU; torch 2."
 
 
 @pytest.mark.slow
