@@ -85,7 +85,9 @@ class IntegratedGradients(LayerMap):
         images = evidence.images
         start = self.baselines
         if not isinstance(start, Tensor):
-            start = images.new_full((), float(start))  # a fill, not a copy that waits for the device
+            start = images.new_full(
+                (), float(start)
+            )  # a fill, not a copy that waits for the device
         start = start.to(images)
         if name == INPUT:
             return start
