@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -144,7 +145,15 @@ def _from_function(
             f"build_model: pretrained=True, but {name!r} is a function. Load the weights in it, or "
             "give a file. Names of timm and torchvision can be pretrained."
         )
-    return factory() if num_classes is None else factory(num_classes=num_classes)
+    if num_classes is not None:
+        return factory(num_classes=num_classes)
+    classes = inspect.signature(factory).parameters.get("num_classes")
+    if classes is not None and classes.default is classes.empty:
+        raise OptionError(
+            f"build_model: {name!r} needs to know the number of classes, and num_classes is None. "
+            "Name it (--num-classes on the command line). A positive integer is allowed."
+        )
+    return factory()
 
 
 def _find_function(module: str, function: str, name: str) -> Callable[..., Any]:

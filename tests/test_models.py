@@ -23,6 +23,11 @@ def test_a_name_builds_a_model_with_so_many_classes(name: str) -> None:
     assert hasattr(model, "layer4")
 
 
+def test_a_users_function_that_must_know_the_number_of_classes() -> None:
+    with pytest.raises(OptionError, match="needs to know the number of classes"):
+        build_model("explainguide.models:small_cnn")
+
+
 def test_a_users_function_is_called_with_the_number_of_classes() -> None:
     model = build_model("explainguide.models:small_cnn", num_classes=7)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)

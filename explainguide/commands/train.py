@@ -30,8 +30,9 @@ HELP = "train or fine-tune a classifier with guidance"
 EXAMPLE = """\
 explainguide train --data voc --root VOC2007 --model resnet18 --pretrained \\
       --layer layer4 --loss energy --lam 0.3 --epochs 5 --size 160 --out runs/energy
-  explainguide train --data decoy --model explainguide.models:small_cnn --layer input \\
-      --lam 10 --lr 3e-3 --schedule one-cycle --clip-grad-norm 5 --epochs 12 --out runs/decoy"""
+  explainguide train --data decoy --model explainguide.demo:build_network --layer input \\
+      --score log_prob --lam 10 --lr 3e-3 --schedule one-cycle --clip-grad-norm 5 --epochs 12 \\
+      --out runs/decoy"""
 
 _COLUMNS = (
     "epoch",
