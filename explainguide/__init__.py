@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 from explainguide import attr, losses
 from explainguide.annotations import Annotations, LimitedAnnotations, collate
 from explainguide.errors import ExplainGuideError
@@ -18,3 +21,16 @@ __all__ = [
     "collate",
     "losses",
 ]
+
+# Imported when they are first asked for: a training script needs no plots and no data sets.
+_ROOMS = ("datasets", "evaluation", "metrics", "models", "report", "training", "visualization")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ROOMS:
+        return importlib.import_module(f"explainguide.{name}")
+    raise AttributeError(f"module 'explainguide' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_ROOMS]

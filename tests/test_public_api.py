@@ -103,3 +103,16 @@ def test_nothing_swallows_keywords() -> None:
                     continue
                 kinds = {p.kind for p in inspect.signature(function).parameters.values()}
                 assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{name}.{function.__name__}"
+
+
+@pytest.mark.parametrize(
+    "room", ["datasets", "evaluation", "metrics", "models", "report", "training", "visualization"]
+)
+def test_rooms_are_attributes_of_the_package(room: str) -> None:
+    assert getattr(explainguide, room).__name__ == f"explainguide.{room}"
+    assert room in dir(explainguide)
+
+
+def test_an_unknown_attribute() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'metric'"):
+        explainguide.metric  # noqa: B018
