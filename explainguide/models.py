@@ -16,7 +16,7 @@ from torch import nn
 from explainguide.errors import DataError, OptionError, did_you_mean
 from explainguide.weights import fit_weights, load_weights, short_reason
 
-__all__ = ["build_model", "load_weights", "set_image_size", "small_cnn"]
+__all__ = ["build_model", "load_weights", "needs_num_classes", "set_image_size", "small_cnn"]
 
 _FORMS = "'resnet18', 'timm:resnet18', 'torchvision:resnet18' or 'package.module:function'"
 
@@ -147,13 +147,28 @@ def _from_function(
         )
     if num_classes is not None:
         return factory(num_classes=num_classes)
-    classes = inspect.signature(factory).parameters.get("num_classes")
-    if classes is not None and classes.default is classes.empty:
+    if _must_know_classes(factory):
         raise OptionError(
             f"build_model: {name!r} needs to know the number of classes, and num_classes is None. "
             "Name it (--num-classes on the command line). A positive integer is allowed."
         )
     return factory()
+
+
+def needs_num_classes(name: str) -> bool:
+    """Whether a name stands for a user's function that must be told the number of classes."""
+    kind, _, rest = name.partition(":")
+    if not rest or kind in ("timm", "torchvision"):
+        return False
+    return _must_know_classes(_find_function(kind, rest, name))
+
+
+def _must_know_classes(factory: Callable[..., Any]) -> bool:
+    try:
+        parameter = inspect.signature(factory).parameters.get("num_classes")
+    except ValueError:  # written in C
+        return False
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def _find_function(module: str, function: str, name: str) -> Callable[..., Any]:

@@ -40,15 +40,13 @@ def run(args: argparse.Namespace) -> int:
     from explainguide.commands.data import allow_local_modules
     from explainguide.commands.pictures import parse_size
     from explainguide.layout import automatic_layer, probe_layers
-    from explainguide.models import build_model, set_image_size
+    from explainguide.models import build_model, needs_num_classes, set_image_size
     from explainguide.tables import format_table
 
     size = parse_size(args.size) if args.size else None
     allow_local_modules()
-    try:
-        model = build_model(args.model)
-    except TypeError:  # a user's function that must be told the number of classes
-        model = build_model(args.model, num_classes=_ANY_CLASSES)
+    any_classes = _ANY_CLASSES if needs_num_classes(args.model) else None
+    model = build_model(args.model, num_classes=any_classes)
     if size is not None and size[0] == size[1]:
         set_image_size(model, size[0])
     layers = probe_layers(model, image_size=size, caller=_CALLER)
