@@ -35,15 +35,15 @@ def images() -> Tensor:
 def test_input_methods_equal_captum(model: nn.Module) -> None:
     x = images()
     theirs = captum.attr.InputXGradient(model).attribute(x.clone().requires_grad_(), CLASSES)
-    close(InputXGradient(model).attribute(x, CLASSES), theirs.sum(1, keepdim=True))
+    assert_near(InputXGradient(model).attribute(x, CLASSES), theirs.sum(1, keepdim=True))
     theirs = captum.attr.Saliency(model).attribute(x.clone().requires_grad_(), CLASSES, abs=False)
-    close(Gradient(model).attribute(x, CLASSES), theirs.norm(dim=1, keepdim=True))
+    assert_near(Gradient(model).attribute(x, CLASSES), theirs.norm(dim=1, keepdim=True))
     for baseline in (0.0, 0.3):
         theirs = captum.attr.IntegratedGradients(model).attribute(
             x.clone().requires_grad_(), baseline, CLASSES, n_steps=20
         )
         ours = IntegratedGradients(model, n_steps=20, baselines=baseline).attribute(x, CLASSES)
-        close(ours, theirs.sum(1, keepdim=True), 1e-6)  # their weights are float32
+        assert_near(ours, theirs.sum(1, keepdim=True), 1e-6)  # their weights are float32
 
 
 @pytest.mark.parametrize("layer", ["stem", "body", "mix"])
@@ -52,16 +52,16 @@ def test_layer_methods_equal_captum(model: nn.Module, layer: str) -> None:
     theirs = captum.attr.LayerGradCam(model, module).attribute(
         x.clone().requires_grad_(), CLASSES, relu_attributions=True
     )
-    close(GradCam(model, layer).attribute(x, CLASSES), theirs)
+    assert_near(GradCam(model, layer).attribute(x, CLASSES), theirs)
     theirs = captum.attr.LayerGradientXActivation(model, module).attribute(
         x.clone().requires_grad_(), CLASSES
     )
-    close(InputXGradient(model, layer).attribute(x, CLASSES), theirs.sum(1, keepdim=True))
+    assert_near(InputXGradient(model, layer).attribute(x, CLASSES), theirs.sum(1, keepdim=True))
     theirs = captum.attr.LayerIntegratedGradients(model, module).attribute(
         x.clone().requires_grad_(), 0.1, CLASSES, n_steps=20
     )
     ours = IntegratedGradients(model, layer, n_steps=20, baselines=0.1).attribute(x, CLASSES)
-    close(ours, theirs.sum(1, keepdim=True), 1e-6)
+    assert_near(ours, theirs.sum(1, keepdim=True), 1e-6)
 
 
 def test_layercam_by_hand(model: nn.Module) -> None:
@@ -70,7 +70,7 @@ def test_layercam_by_hand(model: nn.Module) -> None:
     score = model.head(rest)[torch.arange(3), CLASSES].sum()
     (gradient,) = torch.autograd.grad(score, feature)
     expected = (gradient.clamp(min=0) * feature).sum(1, keepdim=True).clamp(min=0).detach()
-    close(LayerCam(model, "stem").attribute(images(), CLASSES), expected)
+    assert_near(LayerCam(model, "stem").attribute(images(), CLASSES), expected)
 
 
 def test_gradcam_is_ixg_above_a_global_pool(model: nn.Module) -> None:
@@ -78,13 +78,13 @@ def test_gradcam_is_ixg_above_a_global_pool(model: nn.Module) -> None:
     network = InPlaceCnn().double().eval()
     ixg = InputXGradient(network, "features").attribute(images(), CLASSES)
     gradcam = GradCam(network, "features").attribute(images(), CLASSES)
-    close(torch.relu(ixg), gradcam)
+    assert_near(torch.relu(ixg), gradcam)
 
 
 def test_integrated_gradients_are_complete(model: nn.Module) -> None:
     found = IntegratedGradients(model).attribute(images(), CLASSES)
     logits = model(images()) - model(torch.zeros_like(images()))
-    close(found.sum((1, 2, 3)), logits.gather(1, CLASSES[:, None])[:, 0].detach(), 1e-6)
+    assert_near(found.sum((1, 2, 3)), logits.gather(1, CLASSES[:, None])[:, 0].detach(), 1e-6)
 
 
 @pytest.mark.parametrize("name", ATTRIBUTIONS)
@@ -135,7 +135,9 @@ def test_more_arguments_reach_the_model() -> None:
 
 def test_a_single_logit_needs_no_target() -> None:
     model = SmallCnn(num_classes=1).double().eval()
-    close(InputXGradient(model).attribute(images()), InputXGradient(model).attribute(images(), 0))
+    assert_near(
+        InputXGradient(model).attribute(images()), InputXGradient(model).attribute(images(), 0)
+    )
 
 
 def test_the_same_settings_at_another_layer(model: nn.Module) -> None:
@@ -145,5 +147,5 @@ def test_the_same_settings_at_another_layer(model: nn.Module) -> None:
     assert (one.layer, other.layer, other.n_steps) == (None, "mix", 5)
 
 
-def close(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
+def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(found, expected.detach(), rtol=tolerance, atol=tolerance)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from explainguide import checkpoints
@@ -103,7 +104,10 @@ def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
 
 def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
     shared = torch.rand(3)
-    save_weights(tmp_path / "a.safetensors", {"one": shared, "two": shared})
+    path = save_weights(tmp_path / "a.safetensors", {"one": shared, "two": shared})
+    found = safetensors.torch.load_file(path)
+    assert torch.equal(found["one"], shared)
+    assert torch.equal(found["two"], shared)
 
 
 def _save(path: Path, info: dict) -> Path:

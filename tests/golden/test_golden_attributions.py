@@ -110,15 +110,15 @@ def test_golden_captum_input_methods() -> None:
     model, images = golden_resnet(), tensors["input"].double()
     classes = tensors["classes"]
     ixg = InputXGradient(model).attribute(images, classes)
-    close(ixg, tensors["InputXGradient"].sum(1, keepdim=True))
+    assert_near(ixg, tensors["InputXGradient"].sum(1, keepdim=True))
     path = IntegratedGradients(model, n_steps=64).attribute(images, classes)
     stored = tensors["IntegratedGradients_64_gausslegendre_zero"].sum(1, keepdim=True)
-    close(path, stored)
+    assert_near(path, stored)
     leaf = images.clone().requires_grad_()
     scores = model(leaf).gather(1, classes[:, None]).T
     (gradient,) = layer_gradients(scores, [leaf], create_graph=False)
     assert gradient is not None
-    close(gradient[0], tensors["Saliency_signed"])
+    assert_near(gradient[0], tensors["Saliency_signed"])
 
 
 @pytest.mark.usefixtures("captum_weights")
@@ -128,16 +128,16 @@ def test_golden_captum_layer_methods(layer: str) -> None:
     model, images = golden_resnet(), tensors["input"].double()
     classes = tensors["classes"]
     gradcam = GradCam(model, layer).attribute(images, classes)
-    close(gradcam, torch.relu(tensors[f"LayerGradCam/{layer}/relu=False"]))
+    assert_near(gradcam, torch.relu(tensors[f"LayerGradCam/{layer}/relu=False"]))
     product = tensors.get(f"LayerGradientXActivation_sumC/{layer}")
     if product is not None:
-        close(InputXGradient(model, layer).attribute(images, classes), product)
+        assert_near(InputXGradient(model, layer).attribute(images, classes), product)
     if layer == "layer4":
         path = IntegratedGradients(model, layer, n_steps=64).attribute(images, classes)
-        close(path, tensors["LayerIntegratedGradients/layer4"].sum(1, keepdim=True))
+        assert_near(path, tensors["LayerIntegratedGradients/layer4"].sum(1, keepdim=True))
 
 
-def close(found: Tensor, expected: Tensor) -> None:
+def assert_near(found: Tensor, expected: Tensor) -> None:
     """1e-9 against float64 references, 1e-5 against those stored in float32."""
     exact = expected.dtype == torch.float64
     torch.testing.assert_close(
