@@ -74,9 +74,17 @@ class ClassificationScores:
         num_classes: Number of logits.
         multilabel: Whether labels are multi-hot.
         device: Where the logits are.
+
+    Raises:
+        DataError: If there is nothing to tell apart.
     """
 
     def __init__(self, num_classes: int, multilabel: bool, device: torch.device) -> None:
+        if num_classes < 2 and not multilabel:
+            raise DataError(
+                f"evaluate: the model has {num_classes} class, so every answer is right. Add the "
+                "images of what it is not. Two classes or more are allowed."
+            )
         self.multilabel = multilabel
         self._metrics: dict[str, Metric]
         if multilabel:

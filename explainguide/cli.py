@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: Exception) -> int:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return _say(f"{error.strerror}: '{os.fsdecode(error.filename)}'.", _MISTAKE)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _say("the disk is full. Free some space, or choose another folder.", _MISTAKE)
     if isinstance(error, ExplainGuideError | OSError):
         return _say(str(error), _MISTAKE)
     if isinstance(error, ImportError):

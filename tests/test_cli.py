@@ -139,7 +139,10 @@ def test_a_mistake_in_the_arguments_is_one_line(
     [
         (DataError("VOC: no folder.\nLook again."), "VOC: no folder. Look again."),
         (FileNotFoundError(2, "No such file", "a.png"), "No such file: 'a.png'."),
-        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (
+            OSError(28, "No space left on device"),
+            "the disk is full. Free some space, or choose another folder.",
+        ),
         (ModuleNotFoundError("No module named 'x'"), "No module named 'x'. Install it with pip."),
         (
             RuntimeError("CUDA out of memory. Tried to allocate"),
