@@ -40,6 +40,10 @@ class Annotations:
     most_classes: int = 0
     largest_label: int | None = None
 
+    def __post_init__(self) -> None:
+        if not self.most_classes:  # not counted: as many as there are objects
+            object.__setattr__(self, "most_classes", int(self.labels.shape[1]))
+
     @classmethod
     def from_targets(
         cls,
@@ -74,6 +78,9 @@ class Annotations:
                 f"Annotations.from_targets: targets is a {type(targets).__name__}. Pass a list with "
                 "one dict an image. None stands for an image without annotation."
             )
+        if not targets:
+            empty = torch.zeros(0, 0, dtype=torch.int64)
+            return cls(torch.zeros(0, 0, 4), empty, canvas=canvas)
         boxes, labels, masks = [], [], []
         for index, target in enumerate(targets):
             image_boxes, image_labels, image_masks, size = check_target(target, index, canvas)

@@ -94,6 +94,8 @@ def _as_xyxy(boxes: Any, where: str) -> Tensor:
 def _from_format(boxes: tv_tensors.BoundingBoxes) -> Tensor:
     """Any tv_tensors format as xyxy; a rotated box as the upright box around it."""
     named = boxes.format.value
+    # In floating point first: half a pixel counts.
+    boxes = tv_tensors.wrap(boxes.as_subclass(Tensor).float(), like=boxes)
     if named in ("XYXY", "XYWH", "CXCYWH"):
         return transforms.convert_bounding_box_format(boxes, new_format="XYXY")
     corners = transforms.convert_bounding_box_format(boxes, new_format="XYXYXYXY")
@@ -154,11 +156,14 @@ def _check_values(boxes: Tensor, where: str, canvas: Size | None) -> None:
             "height), wrap it in tv_tensors.BoundingBoxes(format='XYWH'). Boxes are (x1, y1, x2, "
             "y2) with x1 < x2 and y1 < y2."
         )
-    if canvas is not None and min(canvas) > 2 and bool(((boxes >= 0) & (boxes <= 1)).all()):
+    small = canvas is not None and min(canvas) <= 2
+    if not small and bool(((boxes >= 0) & (boxes <= 1)).all()):
+        by = "(W, H, W, H)"
+        if canvas is not None:
+            by += f" = ({canvas[1]}, {canvas[0]}, {canvas[1]}, {canvas[0]})"
         raise AnnotationError(
             f"{where} has boxes in [0, 1]: {_first(boxes, torch.ones_like(inverted))}. Multiply "
-            f"by (W, H, W, H) = ({canvas[1]}, {canvas[0]}, {canvas[1]}, {canvas[0]}). Boxes are in "
-            "pixels."
+            f"by {by}. Boxes are in pixels."
         )
     empty = (x2 <= x1) | (y2 <= y1)
     if bool(empty.any()):

@@ -152,7 +152,8 @@ def _explaining(model: nn.Module, modules: dict[str, nn.Module | None]) -> Itera
     tap = Tap(model, modules)
     try:
         model.eval()
-        yield tap
+        with tap.alone():
+            yield tap
     finally:
         tap.remove()
         for module, training in modes.items():

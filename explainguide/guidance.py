@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.attr import LayerMap
-from explainguide.errors import ExplainGuideError, GuidanceError, OptionError
+from explainguide.errors import GuidanceError
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.layout import automatic_layer, probe_layers
 from explainguide.losses import Loss
@@ -18,6 +18,7 @@ from explainguide.objective import Settings, localize
 from explainguide.options import (
     NAME,
     check_model,
+    check_negatives,
     check_option,
     check_weights,
     combine_layers,
@@ -109,6 +110,7 @@ class ExplanationGuidance:
         check_option("target", target, _TARGETS)
         check_option("score", score, _SCORES)
         check_option("reduction", reduction, _REDUCTIONS)
+        check_negatives(negatives, target)
         self._outer = model
         self._model = unwrap(model, caller=NAME)
         check_model(self._model)
@@ -120,11 +122,6 @@ class ExplanationGuidance:
                 self._model, probe_layers(self._model, caller=NAME), caller=NAME
             )
         modules = resolve_layers(self._model, layer, caller=NAME)
-        if not 0 <= negatives <= 1 or (negatives > 0 and target != "sample"):
-            raise OptionError(
-                f"{NAME}: negatives is {negatives} with target={target!r}. Use target='sample' and "
-                "a probability such as 0.5. A number in [0, 1] is allowed, 0 with other targets."
-            )
         self._settings = Settings(
             model=self._model,
             modules=modules,
@@ -204,7 +201,7 @@ class ExplanationGuidance:
                 loss, maps = localize(
                     self._settings, self._tap, passed, annotations, target, caller=caller
                 )
-        except ExplainGuideError as error:
+        except BaseException as error:  # nothing is left on the model, whatever went wrong
             self._failure = str(error)
             self.remove()
             raise
@@ -240,8 +237,7 @@ class ExplanationGuidance:
         name = self.layers[0] if layer is None else layer
         check_option("layer", name, self.layers, caller=f"{NAME}.attribute")
         found = self._settings.attribution.at(name)
-        with self._tap.pause():
-            maps = found.attribute(inputs, target)
+        maps = found.attribute(inputs, target)
         if interpolate and maps.shape[-2:] != inputs.shape[-2:]:
             maps = F.interpolate(maps, inputs.shape[-2:], mode="bilinear", align_corners=False)
         return maps
@@ -264,13 +260,20 @@ class ExplanationGuidance:
         buffers = {name: b.clone() for name, b in self._model.named_buffers()}
         generator = self._settings.generator
         state = None if generator is None else generator.get_state()
-        with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+        waiting = self._tap.last
+        with (
+            self._tap.alone(),
+            torch.random.fork_rng(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             torch.func.functional_call(self._model, buffers, (images,))
             passed = self._tap.last
             loss = self.loss_loc(on_host(annotations), target)
         if generator is not None and state is not None:
             generator.set_state(state)
         assert passed is not None
+        self._tap.last = waiting
         return probe_gradients(
             self._model, passed.features, self.attributions, loss, self._replaced
         )

@@ -31,6 +31,15 @@ def unwrap(model: nn.Module, *, caller: str) -> nn.Module:
             "twice from outside. Build the guide and train with the uncompiled model "
             "(`compiled._orig_mod`). Compile for evaluation only."
         )
+    compiled = next(
+        (n for n, m in model.named_modules() if m._compiled_call_impl is not None), None
+    )
+    if compiled is not None:
+        raise GuidanceError(
+            f"{caller}: module {compiled!r} was compiled in place by `compile()`, which cannot be "
+            "differentiated twice from outside. Train the uncompiled model. Compile for evaluation "
+            "only."
+        )
     if isinstance(model, nn.DataParallel):
         raise GuidanceError(
             f"{caller}: nn.DataParallel copies the model in every forward, so no layer can be read. "

@@ -87,7 +87,7 @@ def infer_layout(
         readings = _image_readings(shape, image_size, model, module)
     else:
         readings = []
-    if not readings:
+    if not readings or readings[0].grid == (1, 1):
         raise LayerError(
             f"{caller}: the output of layer {name!r} has shape {shape}, which has no spatial extent "
             f"for an image of {image_size[0]} x {image_size[1]}. Choose an earlier layer. "
@@ -204,7 +204,7 @@ def probe_layers(
     tap = Tap(model, dict(modules))
     try:
         model.eval()
-        with torch.inference_mode(False), torch.enable_grad():
+        with tap.alone(), torch.inference_mode(False), torch.enable_grad():
             # A head of zeros (torchvision's ViTs) would make every layer look dead.
             # So would scales of zero, with which residual branches often start.
             alive_weights = {

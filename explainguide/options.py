@@ -13,6 +13,7 @@ from explainguide.errors import GuidanceError, OptionError, did_you_mean
 __all__ = [
     "NAME",
     "check_model",
+    "check_negatives",
     "check_option",
     "check_weights",
     "combine_layers",
@@ -46,7 +47,7 @@ def combine_layers(
 ) -> str | Sequence[str] | None:
     """The guide's layer, or the one that the attribution object was built for."""
     own = attribution.layer
-    if layer is None or own is None or layer == own or list(layer) == [own]:
+    if layer is None or own is None or layer in (own, [own], (own,)):
         return own if layer is None else layer
     raise OptionError(
         f"{NAME}: layer is {layer!r}, but the attribution was built for {own!r}. Leave out one of "
@@ -70,6 +71,15 @@ def check_model(model: nn.Module) -> None:
             f"{NAME}: module {synchronised!r} is a SyncBatchNorm, which has no second derivative. "
             "Use BatchNorm (with larger batches a process) or another norm. Every operation above "
             "the layer must be differentiable twice."
+        )
+
+
+def check_negatives(negatives: float, target: str) -> None:
+    """A probability, and only where classes are drawn."""
+    if not 0 <= negatives <= 1 or (negatives > 0 and target != "sample"):
+        raise OptionError(
+            f"{NAME}: negatives is {negatives} with target={target!r}. Use target='sample' and "
+            "a probability such as 0.5. A number in [0, 1] is allowed, 0 with other targets."
         )
 
 

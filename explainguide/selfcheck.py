@@ -93,7 +93,7 @@ def on_host(annotations: Any) -> Any:
         return [{"boxes": b[label >= 0], "labels": label[label >= 0]} for b, label in pairs]
     if isinstance(annotations, list | tuple):
         return [
-            {k: v.cpu() if isinstance(v, Tensor) else v for k, v in target.items()}
+            {k: v.to("cpu") if isinstance(v, Tensor) else v for k, v in target.items()}
             if isinstance(target, Mapping)
             else target
             for target in annotations

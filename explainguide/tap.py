@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ from explainguide.layers import INPUT
 from explainguide.second_order import TwiceDifferentiable
 
 __all__ = ["ForwardPass", "Tap"]
+
+# The tap that alone reads the forward passes of this thread, while one does.
+_READER: ContextVar[Any] = ContextVar("explainguide_reader", default=None)
 
 
 @dataclass
@@ -73,12 +77,10 @@ class Tap:
 
     Attributes:
         last: The last forward pass, or None before one and after `forget`.
-        paused: While True, forward passes go by unread.
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module | None]) -> None:
         self.last: ForwardPass | None = None
-        self.paused = False
         self._layers = layers
         self._substitute: dict[str, Tensor] | None = None
         self._watched: dict[str, Any] = {}
@@ -86,12 +88,13 @@ class Tap:
         self._context = ExitStack()
         handles = [
             model.register_forward_pre_hook(_Hook(self, "_begin"), prepend=False, with_kwargs=True),
-            model.register_forward_hook(_Hook(self, "_end"), always_call=True),
+            # First to leave, as it was last to enter: the modes of two taps stay nested.
+            model.register_forward_hook(_Hook(self, "_end"), prepend=True, always_call=True),
         ]
         for name, module in layers.items():
             if module is not None:
                 handles.append(module.register_forward_hook(_Hook(self, "_capture", name)))
-        self._finalizer = weakref.finalize(self, _remove, handles)
+        self._finalizer = weakref.finalize(self, _remove, handles, self._context)
 
     @property
     def attached(self) -> bool:
@@ -101,7 +104,6 @@ class Tap:
     def remove(self) -> None:
         """Take every hook off the model and forget the last pass."""
         self._finalizer()
-        self._context.close()
         self.forget()
 
     def forget(self) -> None:
@@ -109,13 +111,17 @@ class Tap:
         self.last = None
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Let forward passes go by unread."""
-        before, self.paused = self.paused, True
+    def alone(self) -> Iterator[None]:
+        """Within this context no other tap reads; what waits for a loss there stays as it is."""
+        token = _READER.set(self)
         try:
             yield
         finally:
-            self.paused = before
+            _READER.reset(token)
+
+    @property
+    def _silent(self) -> bool:
+        return _READER.get() not in (None, self)
 
     @contextmanager
     def substitute(self, features: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
@@ -126,12 +132,13 @@ class Tap:
         """
         self._substitute, self._watched = features, {}
         try:
-            yield self._watched
+            with self.alone():
+                yield self._watched
         finally:
             self._substitute, self._watched = None, {}
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.paused:
+        if self._silent:
             return None
         if self._substitute is not None:
             self._enter_mode(activate=True)
@@ -153,7 +160,7 @@ class Tap:
         return None if onward is None else _with_image(args, kwargs, onward)
 
     def _capture(self, name: str, args: Any, output: Any) -> Any:
-        if self.paused:
+        if self._silent:
             return None
         if self._substitute is not None:
             if name in self._substitute:
@@ -166,7 +173,7 @@ class Tap:
         return self._keep(name, output)
 
     def _end(self, args: Any, output: Any) -> None:
-        if self.paused:
+        if self._silent:
             return
         if self._mode is not None and self.last is not None:
             self.last.replaced |= self._mode.replaced
@@ -211,6 +218,7 @@ def _with_image(
     return args, {**kwargs, next(iter(kwargs)): image}
 
 
-def _remove(handles: list[Any]) -> None:
+def _remove(handles: list[Any], context: ExitStack) -> None:
     for handle in handles:
         handle.remove()
+    context.close()

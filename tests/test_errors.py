@@ -29,6 +29,15 @@ class Twice(SmallCnn):
         return self.head(self.mix(self.mix(self.stem(images))).mean((2, 3)))
 
 
+class Pooled(SmallCnn):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, images):
+        return self.head(self.pool(self.mix(self.stem(images))).flatten(1))
+
+
 class Pair(SmallCnn):
     def forward(self, images):
         return super().forward(images), None
@@ -209,6 +218,7 @@ TIMES = [
     (LayerError, InPlaceCnn, "unused", simply, ["'unused' ran 0 times"]),
     (LayerError, Twice, "mix", simply, ["'mix' ran 2 times", "runs once"]),
     (LayerError, SmallCnn, "head", simply, ["shape (3, 4)", "no spatial extent"]),
+    (LayerError, Pooled, "pool", simply, ["shape (3, 6, 1, 1)", "no spatial extent"]),
     (ShapeError, Pair, "mix", simply, ["not logits: tuple", "(N, K)"]),
     (ShapeError, NoImages, "mix", integer_images, ["torch.int64 of shape (3, 12)"]),
 ]

@@ -486,3 +486,73 @@ def test_logits_that_do_not_depend_on_the_layer() -> None:
     with pytest.raises(LayerError, match="do not depend on layer 'mix'"):
         InputXGradient(model, "mix").attribute(batch(), 0)
     assert hooks(model) == 0
+
+
+def test_two_guides_leave_the_global_choice_of_kernels_as_it_was(model: nn.Module) -> None:
+    first, second = ExplanationGuidance(model, "stem"), ExplanationGuidance(model, "mix")
+    before = torch.backends.cuda.flash_sdp_enabled()
+    model(batch())
+    assert torch.backends.cuda.flash_sdp_enabled() == before
+    first.remove()
+    second.remove()
+    assert torch.backends.cuda.flash_sdp_enabled() == before
+
+
+def test_a_guides_own_forwards_do_not_disturb_what_waits_in_another(model: nn.Module) -> None:
+    model.eval()
+    integrated = IntegratedGradients(model, n_steps=2)
+    first = ExplanationGuidance(model, "stem", attribution=integrated, target="all")
+    second = ExplanationGuidance(model, "mix", target="all")
+    model(batch())
+    expected = second.loss_loc(TARGETS).detach()
+    first.loss_loc(TARGETS)
+    model(batch())
+    first.loss_loc(TARGETS)
+    first.attribute(batch() + 1, 0)
+    InputXGradient(model, "stem").attribute(batch() + 1, 0)
+    second.check(batch() + 1, TARGETS)
+    assert torch.equal(second.loss_loc(TARGETS).detach(), expected)
+
+
+def test_whatever_a_loss_raises_the_hooks_are_off(model: nn.Module) -> None:
+    def broken(attribution: Tensor, mask: Tensor) -> Tensor:
+        raise KeyError("mine")
+
+    guide = ExplanationGuidance(model, "mix", loss=broken)
+    model(batch())
+    with pytest.raises(KeyError, match="mine"):
+        guide.loss_loc(TARGETS)
+    assert hooks(model) == 0
+
+
+def test_an_empty_batch_gives_a_zero(model: nn.Module) -> None:
+    model.eval()
+    for target in ("sample", "all"):
+        guide = ExplanationGuidance(model, "mix", target=target)
+        model(batch()[:0])
+        loss = guide.loss_loc([])
+        loss.backward()
+        assert loss == 0
+
+
+def test_annotations_built_by_hand_have_a_slot_for_every_object(model: nn.Module) -> None:
+    model.eval()
+    padded = Annotations.from_targets(TARGETS)
+    guide = ExplanationGuidance(model, "mix", target="all")
+    values = []
+    for annotations_ in (padded, Annotations(padded.boxes, padded.labels)):
+        model(batch())
+        values.append(guide.loss_loc(annotations_).detach())
+    torch.testing.assert_close(values[0], values[1])
+
+
+def test_check_reads_boxes_of_every_format(model: nn.Module) -> None:
+    from torchvision import tv_tensors
+
+    model.eval()
+    box = tv_tensors.BoundingBoxes([[2, 2, 9, 9]], format="XYWH", canvas_size=(12, 12))
+    target = [{"boxes": box, "labels": torch.tensor([1])}] * 3
+    guide = ExplanationGuidance(model, "mix")
+    model(batch())
+    expected = float(guide.loss_loc(target).detach())
+    assert guide.check(batch(), target).loss == pytest.approx(expected)

@@ -107,7 +107,7 @@ class LayerMap(Attribution):
         tap = Tap(self.model, self._modules)
         try:
             # Attributing works in evaluation code too, where gradients are off.
-            with torch.inference_mode(False), torch.enable_grad():
+            with tap.alone(), torch.inference_mode(False), torch.enable_grad():
                 self.model(inputs.clone() if inputs.is_inference() else inputs, *extra)
                 passed = cast(ForwardPass, tap.last)
                 features, layouts = read_features(self.model, self._modules, passed, caller=caller)
