@@ -157,11 +157,10 @@ class ExplanationGuidance:
 
     def __repr__(self) -> str:
         chosen = self._settings
-        attribution, loss = chosen.names
         replaced = f", replaced={sorted(self._replaced)}" if self._replaced else ""
         state = "" if self._tap.attached else ", removed"
         return (
-            f"{NAME}(layer={self.layers}, attribution={attribution!r}, loss={loss!r}, "
+            f"{NAME}(layer={self.layers}, attribution={chosen.names[0]!r}, loss={chosen.names[1]!r}, "
             f"target={chosen.target!r}, score={chosen.score!r}, reduction={chosen.reduction!r}"
             f"{replaced}{state})"
         )
@@ -294,9 +293,8 @@ class ExplanationGuidance:
         passed = self._tap.last
         if passed is None:
             raise GuidanceError(
-                f"{caller}: no forward pass is waiting. Call the model first; each forward pass "
-                "serves one loss_loc, and a pass that raised serves none. Inside a "
-                "DistributedDataParallel or compiled wrapper the guided model itself must run."
+                f"{caller}: no forward pass is waiting. Call the model first. Each forward pass "
+                "serves one loss_loc, and a pass that raised serves none."
             )
         if not passed.recorded:
             raise GuidanceError(
