@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from explainguide.errors import GuidanceError
 
 __all__ = ["TwiceDifferentiable"]
 
@@ -34,6 +37,18 @@ _ATTENTION = {
     F.scaled_dot_product_attention: "scaled_dot_product_attention",
     F.multi_head_attention_forward: "multi_head_attention_forward",
 }
+
+
+def _refuse_checkpointing(name: str) -> None:
+    """A checkpointed segment is computed again in backward, outside this mode: by the other form."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    hooks = top(True) if top is not None else None
+    if hooks and "checkpoint" in getattr(hooks[0], "__qualname__", ""):
+        raise GuidanceError(
+            f"ExplanationGuidance: {name} runs inside a checkpointed segment above the guided layer, "
+            "where it cannot be differentiated twice. Turn gradient checkpointing off, or guide a "
+            "layer above the segment. Other operations may be checkpointed (use_reentrant=False)."
+        )
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -65,12 +80,11 @@ class TwiceDifferentiable(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if self._active:
-            if func in _ATTENTION:
-                self.replaced.add(_ATTENTION[func])
-            elif func in _REPLACEMENTS:
-                self.replaced.add(func.__name__)
-                func = _REPLACEMENTS[func]
+        if self._active and (func in _ATTENTION or func in _REPLACEMENTS):
+            name = _ATTENTION.get(func) or func.__name__
+            _refuse_checkpointing(name)
+            self.replaced.add(name)
+            func = _REPLACEMENTS.get(func, func)
         return func(*args, **(kwargs or {}))
 
     def __exit__(self, *exc_info: Any) -> None:

@@ -14,8 +14,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import from the rows above its own, never from its own row or below.
 ROWS = [
-    ["errors", "second_order", "tables"],
-    ["checks", "layers", "metrics", "datasets", "visualization", "report", "weights"],
+    ["errors", "tables"],
+    [
+        "checks",
+        "layers",
+        "second_order",
+        "metrics",
+        "datasets",
+        "visualization",
+        "report",
+        "weights",
+    ],
     ["annotations", "tap", "losses", "models"],
     ["layout"],
     ["attr", "regions", "staging", "selfcheck", "checkpoints", "classification"],

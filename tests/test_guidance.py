@@ -10,6 +10,7 @@ import weakref
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torchvision import models
 
@@ -556,3 +557,34 @@ def test_check_reads_boxes_of_every_format(model: nn.Module) -> None:
     model(batch())
     expected = float(guide.loss_loc(target).detach())
     assert guide.check(batch(), target).loss == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("operation", ["hardsigmoid", "attention", "relu"])
+def test_what_is_replaced_cannot_be_checkpointed(operation: str) -> None:
+    """It would be computed again in its fused form: a wrong gradient, or an error of torch's."""
+
+    def segment(x: Tensor) -> Tensor:
+        if operation == "attention":
+            tokens = x.flatten(2).transpose(1, 2)
+            mixed = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+            return mixed.transpose(1, 2).reshape(x.shape)
+        return getattr(nn.functional, operation)(x)
+
+    class Checkpointed(SmallCnn):
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.mix(self.stem(images))
+            features = torch.utils.checkpoint.checkpoint(segment, features, use_reentrant=False)
+            return self.head(features.mean((2, 3)))
+
+    model = Checkpointed()
+    guide = ExplanationGuidance(model, "stem", loss="rrr")
+    if operation == "relu":
+        model(batch())
+        guide.loss_loc(TARGETS).backward()
+        assert model.mix.weight.grad is not None
+        return
+    with pytest.raises(GuidanceError, match="runs inside a checkpointed segment"):
+        model(batch())
+    assert torch.backends.cuda.flash_sdp_enabled()
+    guide.remove()
+    model(batch()).sum().backward()
