@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable
@@ -65,7 +66,8 @@ def write_whole(
             f"space or choose another folder. {_what_remains(target)}"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not to hide the reason
+            beside.unlink(missing_ok=True)
     return target
 
 

@@ -136,7 +136,7 @@ class RunFolder:
         if found:
             raise OptionError(
                 f"{_CALLER}: '{last}' is of a training with other settings: {'; '.join(found)}. "
-                "Use the same settings, or another output_dir. workers, device and tensorboard may "
+                "Use the same settings, or another output_dir. device and tensorboard may "
                 "differ."
             )
 

@@ -6,6 +6,7 @@ its end. A run that is killed repeats the epoch in which it died and so goes on 
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from explainguide.batches import check_data
 from explainguide.epochs import Run
+from explainguide.errors import DataError
 from explainguide.evaluation import evaluate
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.layout import automatic_layer, probe_layers
@@ -92,6 +94,11 @@ def train(
         for epoch in range(len(history.rows) + 1, config.epochs + 1):
             began = time.perf_counter()
             losses = run.epoch(epoch, history, progress=progress and accelerator.is_main_process)
+            if math.isnan(losses["loss"]):  # a loss that is not finite stops its own step
+                raise DataError(
+                    f"train: none of the {len(train_data)} training images could be read. See the "
+                    "warnings for their names. At least one must be readable."
+                )
             scores = evaluate(
                 run.inner,
                 val_data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -37,8 +38,9 @@ _LEAST: dict[str, float] = {
     "dilate": 0,
 }
 _WHOLE = ("epochs", "batch_size", "grad_accumulation", "workers", "seed")
-# What may change when a training goes on: how it runs, not what it computes.
-_FREE = ("workers", "output_dir", "device", "tensorboard")
+# What may change when a training goes on: how it runs, not what it computes. Not the workers:
+# random transforms draw from each process's own numbers.
+_FREE = ("output_dir", "device", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _check_number(
     whole = name in _WHOLE
     kinds = (int,) if whole else (int, float)
     good = isinstance(value, kinds) and not isinstance(value, bool)
-    if good and least <= value <= most and not (above and value <= least):
+    if good and math.isfinite(value) and least <= value <= most and not (above and value <= least):
         return
     form = f"{'A whole' if whole else 'A'} number"
     limit = (

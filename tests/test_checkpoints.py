@@ -134,3 +134,10 @@ def test_a_checkpoint_of_another_model_or_of_no_name(tmp_path: Path) -> None:
         load_model(_save(tmp_path / "a.pt", {"name": "resnet18", "num_classes": 3}))
     with pytest.raises(DataError, match="does not say how its model was built"):
         load_model(_save(tmp_path / "b.pt", {}))
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises((DataError, OSError)) as wrong:
+        save_weights(tmp_path / "file" / "a.safetensors", {"one": torch.zeros(1)})
+    assert ".part" not in str(wrong.value)

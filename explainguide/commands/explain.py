@@ -155,7 +155,7 @@ def _subject(args: argparse.Namespace) -> _Subject:
     from explainguide.checkpoints import load_model
     from explainguide.commands.data import choose_normalisation, choose_size
     from explainguide.commands.pictures import parse_size
-    from explainguide.models import build_model, set_image_size
+    from explainguide.models import build_model, load_weights, set_image_size
 
     if (args.checkpoint is None) == (args.model is None):
         raise OptionError(
@@ -179,8 +179,13 @@ def _subject(args: argparse.Namespace) -> _Subject:
         args.model,
         num_classes=args.num_classes,
         pretrained=args.pretrained,
-        weights=args.weights,
     ).eval()
+    note = load_weights(model, args.weights) if args.weights else ""
+    if note:  # a head with random weights explains nothing
+        raise OptionError(
+            f"{_CALLER}: {args.weights}: {note} Name the number of classes of the file with "
+            "--num-classes. The whole model is needed."
+        )
     own = getattr(model, "pretrained_cfg", None) or {}
     side = choose_size("", None, (own.get("input_size") or (0, 0, None))[-1])
     if asked is not None and asked[0] == asked[1]:

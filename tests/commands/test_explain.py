@@ -175,3 +175,21 @@ def test_a_checkpoint_takes_no_other_weights(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err.startswith(
         "explainguide: --checkpoint: it holds its own model and weights. Leave out --pretrained"
     )
+
+
+def test_weights_of_another_head_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+    from sklearn.datasets import load_sample_image
+
+    from explainguide.checkpoints import save_weights
+
+    Image.fromarray(load_sample_image("flower.jpg")).save(tmp_path / "a.png")
+    weights = timm.create_model("resnet10t", num_classes=3).state_dict()
+    save_weights(tmp_path / "w.safetensors", weights)
+    arguments = ["explain", str(tmp_path / "a.png"), "--model", "resnet10t"]
+    arguments += ["--weights", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "o.png")]
+    assert main(arguments) == 2
+    assert "--num-classes" in capsys.readouterr().err
+    assert not (tmp_path / "o.png").exists()

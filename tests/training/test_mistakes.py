@@ -129,3 +129,22 @@ def test_settings_that_are_not_allowed(settings: dict, message: str) -> None:
 def test_an_unknown_setting_of_a_file_is_named() -> None:
     with pytest.raises(OptionError, match=r"unknown setting 'epoch'\. Did you mean 'epochs'\?"):
         TrainConfig.from_dict({"epoch": 3})
+
+
+def test_a_training_without_a_readable_image_saves_nothing(digits: Any, tmp_path: Path) -> None:
+    class Unreadable(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> None:
+            return None
+
+    with pytest.raises(DataError, match="none of the 4 training images could be read"):
+        train(
+            tiny(),
+            Unreadable(),
+            digits[1],
+            replace(QUICK, output_dir=tmp_path / "run"),
+            progress=False,
+        )
+    assert not list(tmp_path.rglob("*.pt"))

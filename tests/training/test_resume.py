@@ -104,7 +104,7 @@ def test_a_folder_is_not_overwritten_and_settings_must_agree(digits: Any, tmp_pa
     train(tiny(), *digits, config, progress=False, info={"name": "a"})
     with pytest.raises(OptionError, match=r"holds a training already\. Go on with resume=True"):
         train(tiny(), *digits, config, progress=False)
-    changed = replace(config, lam=2.0, loss="l1", workers=1)
+    changed = replace(config, lam=2.0, loss="l1")
     with pytest.raises(
         OptionError,
         match=r'other settings: lam was 0.5, now 2.0; loss was "energy", now "l1"; name was \'a\'',
