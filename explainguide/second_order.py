@@ -9,7 +9,6 @@ form that has one, with equal values. Outside, the fast form runs as before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -31,8 +30,9 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {F.hardsigmoid: _hardsigmoid}
 
-# Callers of the fused kernels. The choice of kernel is a global flag (`sdpa_kernel`), because a
-# TorchFunctionMode does not see into multi_head_attention_forward; the mode notes their names.
+# Callers of the fused kernels, whose explicit form torch has itself. The choice between them is a
+# global flag, set for the one call: flags that stayed set over two guides' passes would come back in
+# the wrong order.
 _ATTENTION = {
     F.scaled_dot_product_attention: "scaled_dot_product_attention",
     F.multi_head_attention_forward: "multi_head_attention_forward",
@@ -65,13 +65,10 @@ class TwiceDifferentiable(TorchFunctionMode):
         super().__init__()
         self.replaced: set[str] = set()
         self._active = False
-        self._kernel = ExitStack()
 
     def activate(self) -> None:
         """From here to the end of the context, replace what has no second derivative."""
-        if not self._active:
-            self._active = True
-            self._kernel.enter_context(sdpa_kernel(SDPBackend.MATH))
+        self._active = True
 
     def __torch_function__(
         self,
@@ -80,14 +77,17 @@ class TwiceDifferentiable(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if self._active and (func in _ATTENTION or func in _REPLACEMENTS):
-            name = _ATTENTION.get(func) or func.__name__
-            _refuse_checkpointing(name)
-            self.replaced.add(name)
-            func = _REPLACEMENTS.get(func, func)
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if not self._active or not (func in _ATTENTION or func in _REPLACEMENTS):
+            return func(*args, **kwargs)
+        name = _ATTENTION.get(func) or func.__name__
+        _refuse_checkpointing(name)
+        self.replaced.add(name)
+        if func in _REPLACEMENTS:
+            return _REPLACEMENTS[func](*args, **kwargs)
+        with sdpa_kernel(SDPBackend.MATH):
+            return func(*args, **kwargs)
 
     def __exit__(self, *exc_info: Any) -> None:
-        self._kernel.close()
         self._active = False
         super().__exit__(*exc_info)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from torch.nn.attention import _cur_sdpa_kernel_backends
+from torch.overrides import _get_current_function_mode_stack
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -14,3 +18,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_global_is_left() -> Iterator[None]:
+    before = set(_cur_sdpa_kernel_backends()), len(_get_current_function_mode_stack())
+    yield
+    after = set(_cur_sdpa_kernel_backends()), len(_get_current_function_mode_stack())
+    assert after == before, "the choice of attention kernel, or a function mode, was left behind"

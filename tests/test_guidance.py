@@ -7,11 +7,14 @@ import gc
 import io
 import pickle
 import weakref
+from typing import Any
 
 import pytest
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.nn.attention import _cur_sdpa_kernel_backends
+from torch.overrides import _get_current_function_mode_stack
 from torchvision import models
 
 from explainguide import Annotations, ExplanationGuidance
@@ -489,14 +492,34 @@ def test_logits_that_do_not_depend_on_the_layer() -> None:
     assert hooks(model) == 0
 
 
-def test_two_guides_leave_the_global_choice_of_kernels_as_it_was(model: nn.Module) -> None:
-    first, second = ExplanationGuidance(model, "stem"), ExplanationGuidance(model, "mix")
-    before = torch.backends.cuda.flash_sdp_enabled()
+@pytest.mark.parametrize("layers", [("input", "mix"), ("mix", "stem")])
+def test_two_guides_leave_torchs_global_choices_alone(
+    model: nn.Module, layers: tuple[str, str]
+) -> None:
+    guides = [ExplanationGuidance(model, layer) for layer in layers]
+    seen = []
+    model.head.register_forward_pre_hook(lambda *_: seen.append(_cur_sdpa_kernel_backends()))
+    before = _cur_sdpa_kernel_backends()
     model(batch())
-    assert torch.backends.cuda.flash_sdp_enabled() == before
-    first.remove()
-    second.remove()
-    assert torch.backends.cuda.flash_sdp_enabled() == before
+    for guide in guides:
+        guide.remove()
+    assert seen == [before]
+
+
+def test_a_forward_that_was_interrupted_is_forgotten(model: nn.Module) -> None:
+    guide = ExplanationGuidance(model, "stem", target="all")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.mix.register_forward_hook(interrupt)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            model(batch())
+    handle.remove()
+    model(batch())
+    guide.loss_loc(TARGETS).backward()
+    assert not _get_current_function_mode_stack()
 
 
 def test_a_guides_own_forwards_do_not_disturb_what_waits_in_another(model: nn.Module) -> None:
@@ -583,9 +606,7 @@ def test_what_is_replaced_cannot_be_checkpointed(operation: str) -> None:
         guide.loss_loc(TARGETS).backward()
         assert model.mix.weight.grad is not None
         return
-    before = torch.backends.cuda.flash_sdp_enabled()
     with pytest.raises(GuidanceError, match="runs inside a checkpointed segment"):
         model(batch())
-    assert torch.backends.cuda.flash_sdp_enabled() == before
     guide.remove()
     model(batch()).sum().backward()
