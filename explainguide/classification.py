@@ -1,11 +1,10 @@
-"""Single-label and multi-label classification: the loss, and the scores by torchmetrics."""
+"""Single-label and multi-label classification: the labels, and the scores by torchmetrics."""
 
 from __future__ import annotations
 
 import warnings
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import (
@@ -17,20 +16,28 @@ from torchmetrics.classification import (
 )
 
 from explainguide.errors import DataError, ShapeError
+from explainguide.losses import classification_loss
 
 __all__ = ["ClassificationScores", "check_labels", "classification_loss"]
 
 _TRUE_POSITIVES, _SUPPORT = 0, 4  # columns of torchmetrics' stat scores
 
 
-def check_labels(labels: Tensor, logits: Tensor, *, caller: str) -> None:
+def check_labels(labels: Tensor, logits: Tensor, *, caller: str, class_loss: str = "task") -> None:
     """Refuse labels that do not fit the logits; values are read only on the host.
 
     Raises:
         ShapeError: For a wrong shape or dtype.
-        DataError: For a class that the model has not.
+        DataError: For a class that the model has not; for multi-hot labels with a `class_loss`
+            that has one answer an image.
     """
     count, classes = logits.shape
+    if labels.ndim == 2 and class_loss == "confidence-boosting":
+        raise DataError(
+            f"{caller}: class_loss is 'confidence-boosting', which knows one class an image, but "
+            f"the labels are multi-hot {tuple(labels.shape)}. Use class_loss='task'. One class "
+            "index an image is allowed."
+        )
     if labels.ndim == 2 and labels.shape == logits.shape and labels.is_floating_point():
         return
     if labels.ndim != 1 or len(labels) != count or labels.is_floating_point():
@@ -49,22 +56,6 @@ def check_labels(labels: Tensor, logits: Tensor, *, caller: str) -> None:
             f"{caller}: an image has class {bad}, but the model has {classes} logits. Build it "
             f"with num_classes={max(bad + 1, 1)} or more. 0 to {classes - 1} are allowed."
         )
-
-
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy for class indices, binary cross-entropy for multi-hot labels; the mean.
-
-    Args:
-        logits: ``(N, K)``.
-        labels: ``(N,)`` int64, or ``(N, K)`` float.
-
-    Returns:
-        A scalar, in float32 at least.
-    """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if labels.ndim == 2:
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    return F.cross_entropy(logits, labels)
 
 
 class ClassificationScores:

@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from explainguide.annotations import Annotations, LimitedAnnotations
 from explainguide.batches import Batch, batches, epoch_order, seed_all, stream_seed
-from explainguide.classification import check_labels, classification_loss
+from explainguide.classification import check_labels
 from explainguide.errors import GuidanceError
 from explainguide.guidance import ExplanationGuidance
 from explainguide.layers import unwrap
+from explainguide.losses import classification_loss
 from explainguide.run_folder import History
 from explainguide.schedules import build_optimizer, build_scheduler
+from explainguide.staging import with_options
 from explainguide.training_config import TrainConfig
 
 __all__ = ["Run"]
@@ -117,7 +119,7 @@ class Run:
             self.model,
             self.layer,
             attribution=config.attribution,
-            loss=config.loss,
+            loss=with_options(config.loss, config.loss_options, caller=_CALLER),
             target=config.target,  # type: ignore[arg-type]
             score=config.score,  # type: ignore[arg-type]
             negatives=config.negatives,
@@ -141,9 +143,16 @@ class Run:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 logits = self.model(batch.images)
                 if index == 0:
-                    check_labels(batch.labels, logits, caller=_CALLER)
-                class_loss = classification_loss(logits, batch.labels)
-                loss = class_loss * (len(batch.images) / images)
+                    check_labels(
+                        batch.labels, logits, caller=_CALLER, class_loss=self.config.class_loss
+                    )
+                class_loss = classification_loss(
+                    logits,
+                    batch.labels,
+                    class_loss=self.config.class_loss,
+                    temperature=self.config.temperature,
+                )
+                loss = self.config.class_weight * class_loss * (len(batch.images) / images)
                 loss_loc = None
                 if guide is not None and batch.annotated:
                     loss_loc = guide.loss_loc(self._regions(batch.annotations))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from explainguide.errors import OptionError, did_you_mean
@@ -19,7 +21,7 @@ from explainguide.losses import (
     scale_by_max,
 )
 
-__all__ = ["StagedLoss", "resolve_loss"]
+__all__ = ["StagedLoss", "resolve_loss", "with_options"]
 
 
 class StagedLoss(NamedTuple):
@@ -66,3 +68,35 @@ def resolve_loss(loss: str | Loss, *, caller: str) -> StagedLoss:
     else:
         return StagedLoss(lambda maps: maps, loss)
     return StagedLoss(prepare, partial(function, **{**options, "normalize": False}))
+
+
+def with_options(loss: str, options: Mapping[str, Any], *, caller: str) -> str | Loss:
+    """A loss of the table with options of its own; the name itself where there are none.
+
+    Args:
+        loss: A name in `LOSSES`.
+        options: Keyword arguments of that function.
+        caller: The public callable that errors name.
+
+    Raises:
+        OptionError: If the loss has no such option, or refuses its value.
+    """
+    if not options:
+        return loss
+    parameters = signature(LOSSES[loss]).parameters.values()
+    allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in allowed:
+            raise OptionError(
+                f"{caller}: the loss {loss!r} has no option {name!r}.{did_you_mean(name, allowed)} "
+                f"It has {', '.join(map(repr, allowed)) or 'none'}."
+            )
+    chosen = partial(LOSSES[loss], **options)
+    ones = torch.ones(1, 2, 2)
+    try:
+        chosen(ones, ones)  # now rather than in the first step
+    except (OptionError, TypeError) as error:
+        raise OptionError(
+            f"{caller}: the loss {loss!r} refuses its options {dict(options)}: {error}"
+        ) from error
+    return chosen

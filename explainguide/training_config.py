@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from explainguide.attr import ATTRIBUTIONS
 from explainguide.errors import OptionError, did_you_mean
-from explainguide.losses import LOSSES
+from explainguide.losses import CLASS_LOSSES, LOSSES
 from explainguide.options import check_option
+from explainguide.staging import with_options
 
 __all__ = ["TrainConfig"]
 
@@ -23,6 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("sample", "all", "predicted"),
     "score": ("logit", "log_prob", "sum_log_probs"),
     "reduction": ("mean", "sum"),
+    "class_loss": CLASS_LOSSES,
     "region": ("boxes", "masks"),
     "mixed_precision": ("no", "fp16", "bf16"),
     "device": ("auto", "cpu"),
@@ -34,6 +36,7 @@ _LEAST: dict[str, float] = {
     "workers": 0,
     "seed": 0,
     "lam": 0,
+    "class_weight": 0,
     "weight_decay": 0,
     "dilate": 0,
 }
@@ -47,7 +50,7 @@ _FREE = ("output_dir", "device", "tensorboard")
 class TrainConfig:
     r"""Settings of :func:`explainguide.training.train`.
 
-    The loss is :math:`L_{class} + \lambda \sum_l w_l\, loss(A_l, M)`.
+    The loss is :math:`w\, L_{class} + \lambda \sum_l w_l\, loss(A_l, M)`.
 
     Attributes:
         epochs: Passes over the training data.
@@ -61,7 +64,13 @@ class TrainConfig:
         layer: ``"input"``, a dotted name, or several; None finds the last spatial layer.
         layer_weights: One factor a layer.
         attribution, loss, target, score, negatives, reduction: As
-            `explainguide.ExplanationGuidance` takes them.
+            `explainguide.ExplanationGuidance` takes them; names only.
+        loss_options: Keyword arguments of the loss, such as ``{"normalize": False}``.
+        class_loss: ``"task"`` is what the labels ask for, cross-entropy or, for multi-hot labels,
+            binary cross-entropy; ``"confidence-boosting"`` asks a trained model to stay sure of its
+            own answers (`explainguide.losses.confidence_boosting`).
+        class_weight: w, the weight of the classification loss.
+        temperature: Of confidence boosting.
         region: ``"boxes"``, or ``"masks"`` where the data have them.
         annotated: Fraction of the training images that keep their annotation.
         dilate: Growth of the boxes, as a fraction of their side, on each side; training only.
@@ -96,10 +105,14 @@ class TrainConfig:
     layer_weights: tuple[float, ...] | None = None
     attribution: str = "ixg"
     loss: str = "energy"
+    loss_options: dict[str, Any] = field(default_factory=dict)
     target: str = "sample"
     score: str = "logit"
     negatives: float = 0.0
     reduction: str = "mean"
+    class_loss: str = "task"
+    class_weight: float = 1.0
+    temperature: float = 1.0
     region: str = "boxes"
     annotated: float = 1.0
     dilate: float = 0.0
@@ -123,11 +136,27 @@ class TrainConfig:
             check_option(name, getattr(self, name), allowed, caller="TrainConfig")
         for name, least in _LEAST.items():
             _check_number(name, getattr(self, name), least)
-        _check_number("lr", self.lr, 0, above=True)
+        for name in ("lr", "temperature"):
+            _check_number(name, getattr(self, name), 0, above=True)
         if self.clip_grad_norm is not None:
             _check_number("clip_grad_norm", self.clip_grad_norm, 0, above=True)
         for name in ("annotated", "negatives", "threshold"):
             _check_number(name, getattr(self, name), 0, most=1)
+        if self.temperature != 1 and self.class_loss != "confidence-boosting":
+            raise OptionError(
+                f"TrainConfig: temperature is {self.temperature} with class_loss="
+                f"{self.class_loss!r}. Use class_loss='confidence-boosting'. Other losses have no "
+                "temperature; 1 is allowed."
+            )
+        if not isinstance(self.loss_options, Mapping) or not all(
+            isinstance(value, bool | int | float | str) for value in self.loss_options.values()
+        ):
+            raise OptionError(
+                f"TrainConfig: loss_options is {self.loss_options!r}. Use a dict such as "
+                "{'normalize': False}. Keyword arguments of the loss, numbers and words, are allowed."
+            )
+        object.__setattr__(self, "loss_options", dict(self.loss_options))
+        with_options(self.loss, self.loss_options, caller="TrainConfig")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
@@ -156,11 +185,12 @@ class TrainConfig:
         Args:
             before: The other's settings, by `to_dict`.
         """
-        now = self.to_dict()
+        # A setting that an older version did not have was what is now its default.
+        before = {**TrainConfig().to_dict(), **before}
         return [
-            f"{name} was {json.dumps(before.get(name))}, now {json.dumps(value)}"
-            for name, value in now.items()
-            if name not in _FREE and before.get(name) != value
+            f"{name} was {json.dumps(before[name])}, now {json.dumps(value)}"
+            for name, value in self.to_dict().items()
+            if name not in _FREE and before[name] != value
         ]
 
 

@@ -11,12 +11,21 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from explainguide.errors import OptionError, ShapeError
-from explainguide.losses import LOSSES, energy_loss, l1_loss, reff_loss, rrr_loss
+from explainguide.losses import (
+    LOSSES,
+    confidence_boosting,
+    energy_loss,
+    l1_loss,
+    reff_loss,
+    relevance_loss,
+    rrr_loss,
+)
 from explainguide.staging import resolve_loss
 
 from .reference import losses as reference
 
 DEAD = {"energy": 1.0, "l1": None, "ppce": 100.0, "rrr": 0.0, "gradmask": 0.0, "reff": 0.0}
+DEAD["relevance"] = None  # what is missing inside the mask; see below
 
 
 def maps(count: int = 4) -> Tensor:
@@ -72,6 +81,7 @@ masks_once = (torch.arange(120).reshape(4, 5, 6) % 3 == 0).double()
         partial(rrr_loss, normalize=False),
         partial(reff_loss, variant="l1"),
         partial(reff_loss, variant="l2"),
+        partial(relevance_loss, background=0.7, foreground=1.3),
     ],
 )
 def test_gradcheck_of_options(loss) -> None:
@@ -162,3 +172,93 @@ def test_two_stages_are_one_at_the_same_resolution() -> None:
 def test_an_unknown_variant() -> None:
     with pytest.raises(OptionError, match="unknown variant 'l3'"):
         reff_loss(maps(), masks(), variant="l3")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constant", [0.0, 1.0, -3.0, 1e-30, 0.1])
+def test_a_constant_map_has_no_relevance_and_no_gradient(
+    constant: float, dtype: torch.dtype
+) -> None:
+    attribution = torch.full((2, 3, 4), constant, dtype=dtype)
+    attribution[:, 0, 0] *= 1 + torch.finfo(dtype).eps  # constant but for rounding
+    attribution.requires_grad_()
+    mask = torch.zeros(2, 3, 4)
+    mask[0, :2] = 1
+    loss = relevance_loss(attribution, mask)
+    (gradient,) = torch.autograd.grad(loss.sum(), attribution)
+    torch.testing.assert_close(loss.detach(), torch.tensor([0.3 * 8 / 12, 0.0], dtype=dtype))
+    assert not gradient.any()
+
+
+def test_one_constant_map_does_not_spoil_a_batch() -> None:
+    attribution = maps(2)
+    attribution[0] = 5.0
+    attribution.requires_grad_()
+    loss = relevance_loss(attribution, masks(2))
+    (gradient,) = torch.autograd.grad(loss.sum(), attribution)
+    assert gradient.isfinite().all() and gradient[1].any()
+
+
+def test_relevance_knows_no_scale_and_no_offset() -> None:
+    attribution, mask = maps(), masks()
+    expected = relevance_loss(attribution, mask)
+    torch.testing.assert_close(relevance_loss(3e5 * attribution - 7, mask), expected)
+
+
+def test_relevance_lies_between_its_ends() -> None:
+    mask = masks(1)
+    assert relevance_loss(mask, mask) == 0
+    torch.testing.assert_close(
+        relevance_loss(-mask, mask), (2 * (1 - mask) + 0.3 * mask).mean((-2, -1))
+    )
+
+
+@pytest.mark.parametrize("name", ["background", "foreground"])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_of_relevance_that_are_not_allowed(name: str, weight: float) -> None:
+    with pytest.raises(OptionError, match=f"^relevance_loss: {name} is {weight}"):
+        relevance_loss(maps(), masks(), **{name: weight})
+
+
+@pytest.mark.parametrize("temperature", [0.65, 1.0, 2.0])
+def test_confidence_boosting_is_minus_the_log_of_the_largest_probability(
+    temperature: float,
+) -> None:
+    logits = torch.randn(5, 7, dtype=torch.float64)
+    expected = -(logits / temperature).softmax(1).amax(1).log()
+    options = {"temperature": temperature}
+    each = confidence_boosting(logits, reduction="none", **options)
+    torch.testing.assert_close(each, expected)
+    torch.testing.assert_close(confidence_boosting(logits, **options), expected.mean())
+    torch.testing.assert_close(
+        confidence_boosting(logits, reduction="sum", **options), expected.sum()
+    )
+    assert gradcheck(
+        lambda z: confidence_boosting(z, reduction="none", **options), logits.requires_grad_()
+    )
+
+
+def test_confidence_boosting_raises_the_confidence() -> None:
+    logits = torch.tensor([[1.0, 0.5, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(confidence_boosting(logits), logits)
+    assert gradient[0, 0] < 0 < gradient[0, 1:].min()
+
+
+def test_confidence_boosting_of_half_precision_and_of_nothing() -> None:
+    assert confidence_boosting(torch.randn(2, 3).bfloat16()).dtype == torch.float32
+    assert confidence_boosting(torch.zeros(0, 3), reduction="none").shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "message"),
+    [
+        ((3,), {}, r"logits have shape \(3,\) and dtype torch.float32"),
+        ((2, 3), {"temperature": 0.0}, r"temperature is 0\.0\. Use 1\.0\."),
+        ((2, 3), {"temperature": float("nan")}, "temperature is nan"),
+        ((2, 3), {"reduction": "avg"}, "unknown reduction 'avg'"),
+        ((2, 3), {"reduction": "Sum"}, "Did you mean 'sum'"),
+    ],
+)
+def test_what_confidence_boosting_refuses(logits: tuple, options: dict, message: str) -> None:
+    with pytest.raises((OptionError, ShapeError), match=f"^confidence_boosting: .*{message}"):
+        confidence_boosting(torch.zeros(logits), **options)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from explainguide.attr import ATTRIBUTIONS
 from explainguide.commands.data import (
     add_data_arguments,
     allow_local_modules,
@@ -18,6 +20,8 @@ from explainguide.commands.data import (
     open_data,
 )
 from explainguide.errors import OptionError
+from explainguide.losses import LOSSES
+from explainguide.recipes import RECIPES, recipe
 from explainguide.tables import format_table
 from explainguide.training_config import TrainConfig
 
@@ -32,7 +36,10 @@ explainguide train --data voc --root VOC2007 --model resnet18 --pretrained \\
       --layer layer4 --loss energy --lam 0.3 --epochs 5 --size 160 --out runs/energy
   explainguide train --data decoy --model explainguide.demo:build_network --layer input \\
       --score log_prob --lam 10 --lr 3e-3 --schedule one-cycle --clip-grad-norm 5 --epochs 12 \\
-      --out runs/decoy"""
+      --out runs/decoy
+  explainguide train --recipe robustvit --data folder --root pets --boxes pets.json \\
+      --val-root held_out --val-boxes held_out.json --model vit_base_patch16_224 --weights vit.pt \\
+      --lr 6e-7 --out runs/robustvit"""
 
 _COLUMNS = (
     "epoch",
@@ -48,6 +55,7 @@ _COLUMNS = (
     "seconds",
 )
 _DEFAULT = TrainConfig()
+_SOURCES = ("data", "root", "boxes", "image_set", "val_root", "val_boxes", "val_set")
 # Setting, type, and what it is; the option is the name with dashes.
 _SETTINGS: tuple[tuple[str, type, str], ...] = (
     ("epochs", int, "passes over the training images"),
@@ -65,12 +73,15 @@ _SETTINGS: tuple[tuple[str, type, str], ...] = (
 )
 _GUIDANCE: tuple[tuple[str, type, str], ...] = (
     ("lam", float, "weight of the localization loss; 0 trains without"),
-    ("attribution", str, "ixg, gradient, gradcam, layercam or intgrad"),
-    ("loss", str, "energy, l1, ppce, rrr, gradmask or reff"),
+    ("attribution", str, ", ".join(ATTRIBUTIONS)),
+    ("loss", str, ", ".join(LOSSES)),
     ("target", str, "explained classes of an image: sample, all or predicted"),
     ("score", str, "what is explained: logit, log_prob or sum_log_probs"),
     ("negatives", float, "share of draws of a class that the image does not show"),
     ("reduction", str, "mean over annotated images, or sum"),
+    ("class_loss", str, "task (what the labels ask for) or confidence-boosting"),
+    ("class_weight", float, "weight of the classification loss"),
+    ("temperature", float, "of confidence boosting"),
     ("region", str, "boxes or masks"),
     ("annotated", float, "fraction of the training images with annotation"),
     ("dilate", float, "growth of the boxes on each side, as a fraction of it"),
@@ -99,12 +110,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, training=True)
     group = parser.add_argument_group("guidance")
     group.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help=f"the settings of a paper: {', '.join(RECIPES)}; options that are given come before "
+        "them",
+    )
+    group.add_argument(
         "--layer",
         nargs="+",
         metavar="NAME",
         help="input, or dotted names (default: the last spatial layer; see `explainguide layers`)",
     )
     group.add_argument("--layer-weights", nargs="+", type=float, metavar="W", help="one a layer")
+    group.add_argument(
+        "--loss-options", nargs="+", metavar="NAME=VALUE", help="of the loss, as normalize=False"
+    )
     _add_settings(group, _GUIDANCE)
     _add_settings(parser.add_argument_group("training"), _SETTINGS)
 
@@ -113,10 +133,10 @@ def _add_settings(group: Any, settings: tuple[tuple[str, type, str], ...]) -> No
     for name, kind, text in settings:
         default = getattr(_DEFAULT, name)
         shown = "" if default is None else f" (default: {default})"
+        # What is not given stays None, so that a recipe can tell it from what is.
         group.add_argument(
             f"--{name.replace('_', '-')}",
             type=kind,
-            default=default,
             metavar={int: "N", float: "X", str: "NAME"}[kind],
             help=text + shown,
         )
@@ -144,6 +164,8 @@ def run(args: argparse.Namespace) -> int:
         )
     torch.manual_seed(config.seed)
     model = _model(args, train_data.num_classes)
+    if args.recipe is not None and args.layer is None:
+        recipe(args.recipe).check_layers(model, caller="train")
     own = getattr(model, "pretrained_cfg", None) or {}
     size = choose_size(args.data, args.size, (own.get("input_size") or (0, 0, None))[-1])
     mean, std = choose_normalisation(args.data, model, args.mean, args.std)
@@ -160,10 +182,7 @@ def run(args: argparse.Namespace) -> int:
         "std": std,
         "flip": flip,
     }
-    info |= {
-        key: getattr(args, key)
-        for key in ("data", "root", "boxes", "image_set", "val_root", "val_boxes", "val_set")
-    }
+    info |= {key: getattr(args, key) for key in ("recipe", *_SOURCES)}
     history = train(
         model,
         train_data,
@@ -180,13 +199,28 @@ def run(args: argparse.Namespace) -> int:
 def _config(args: argparse.Namespace) -> TrainConfig:
     names = [name for name, _, _ in (*_SETTINGS, *_GUIDANCE)]
     layer = args.layer[0] if args.layer is not None and len(args.layer) == 1 else args.layer
-    return TrainConfig(
-        **{name: getattr(args, name) for name in names},
-        layer=layer,
-        layer_weights=args.layer_weights,
-        output_dir=args.out,
-        tensorboard=args.tensorboard,
-    )
+    given = {name: getattr(args, name) for name in names}
+    given |= {"layer": layer, "layer_weights": args.layer_weights, "output_dir": args.out}
+    given |= {"tensorboard": args.tensorboard, "loss_options": _loss_options(args.loss_options)}
+    given = {name: value for name, value in given.items() if value is not None}
+    return TrainConfig(**given) if args.recipe is None else recipe(args.recipe).config(**given)
+
+
+def _loss_options(pairs: list[str] | None) -> dict[str, Any] | None:
+    """``["normalize=False", "eps=1e-3"]`` as keyword arguments: Python's values, or else words."""
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise OptionError(
+                f"--loss-options: {pair!r} is no option. Write it as normalize=False. NAME=VALUE is "
+                "allowed."
+            )
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found or None
 
 
 def _open_validation(args: argparse.Namespace) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from hashlib import sha256
 from pathlib import Path
 
@@ -86,11 +87,7 @@ def test_resume_goes_on_to_the_same_weights(command: list[str], tmp_path: Path) 
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     assert main([*command, "--resume"]) == 0
     assert main([*command, "--resume"]) == 0
-    a, b = (
-        sha256((tmp_path / run / "weights.safetensors").read_bytes()).hexdigest()
-        for run in ("run", "whole")
-    )
-    assert a == b
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
 def test_weights_from_a_file_with_another_head_are_told(
@@ -126,6 +123,11 @@ def test_a_damaged_image_is_skipped_and_counted(
         (["--std", "0", "1", "1"], "--std: [0.0, 1.0, 1.0] holds a value that is not positive."),
         (["--size", "0"], "--size: 0 is no size."),
         (["--root", "nowhere"], "ImageFolder: root 'nowhere' does not exist."),
+        (["--recipe", "robstvit"], "recipe: unknown recipe 'robstvit'. Did you mean 'robustvit'"),
+        (["--loss-options", "eps"], "--loss-options: 'eps' is no option. Write it as normalize="),
+        (["--loss-options", "normalize=True"], "TrainConfig: the loss 'energy' has no option"),
+        (["--loss-options", "floor=abs"], "TrainConfig: the loss 'energy' refuses its options"),
+        (["--temperature", "0.65"], "TrainConfig: temperature is 0.65 with class_loss='task'."),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
@@ -140,6 +142,109 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert told.startswith(f"explainguide: {message}")
     assert told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+TINY_VIT = """
+import timm
+
+def build(num_classes):
+    return timm.create_model("vit_tiny_patch16_224", num_classes=num_classes, img_size=32, depth=2,
+                             embed_dim=24, num_heads=2)
+"""
+
+
+def by_recipe(command: list[str], name: str) -> list[str]:
+    """The command with a recipe's layer and lambda instead of its own."""
+    own = command.index("--layer")
+    assert command[own + 2] == "--lam"
+    return [*command[:own], *command[own + 4 :], "--recipe", name]
+
+
+def saved(folder: Path) -> tuple[dict, dict]:
+    found = json.loads((folder / "config.json").read_text())
+    return found["config"], found["info"]
+
+
+def fingerprint(folder: Path) -> str:
+    return sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_recipe_gives_the_defaults_and_is_recorded(command: list[str], tmp_path: Path) -> None:
+    whole = by_recipe(command, "model-guidance/final")
+    assert main(whole) == 0
+    config, info = saved(tmp_path / "run")
+    assert info["recipe"] == "model-guidance/final"
+    expected = {"lam": 1e-3, "reduction": "sum", "optimizer": "adam", "lr": 1e-4, "loss": "energy"}
+    expected |= {"schedule": "constant", "weight_decay": 0.0, "layer": None, "region": "boxes"}
+    expected |= {"epochs": 2, "batch_size": 4}  # as given
+    assert {key: config[key] for key in expected} == expected
+
+    spelled = [*command, "--layer", "stage3", "--lam", "0.001", "--reduction", "sum"]
+    spelled += ["--optimizer", "adam", "--lr", "1e-4", "--schedule", "constant"]
+    spelled += ["--weight-decay", "0", "--out", str(tmp_path / "spelled")]
+    assert main(spelled) == 0
+    assert saved(tmp_path / "spelled")[1]["recipe"] is None
+    assert fingerprint(tmp_path / "spelled") == fingerprint(tmp_path / "run")
+
+
+def test_options_come_before_the_recipe(command: list[str], tmp_path: Path) -> None:
+    assert main([*by_recipe(command, "rrr"), "--lam", "2", "--epochs", "1"]) == 0
+    config, _ = saved(tmp_path / "run")
+    assert (config["lam"], config["loss"], config["score"]) == (2.0, "rrr", "sum_log_probs")
+    assert config["loss_options"] == {"normalize": False}
+    other = [*by_recipe(command, "rrr"), "--loss", "l1", "--loss-options", "normalize=paper"]
+    assert main([*other, "--epochs", "1", "--out", str(tmp_path / "other")]) == 0
+    config, _ = saved(tmp_path / "other")
+    assert (config["loss"], config["loss_options"]) == ("l1", {"normalize": "paper"})
+
+
+def test_robustvit_on_a_small_vit(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny_vit.py").write_text(TINY_VIT)
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = [*by_recipe(command, "robustvit"), "--model", "tiny_vit:build", "--size", "32"]
+    assert main([*whole, "--epochs", "1"]) == 0
+    config, info = saved(tmp_path / "run")
+    assert info["recipe"] == "robustvit"
+    assert (config["attribution"], config["loss"]) == ("relevance", "relevance")
+    assert (config["class_loss"], config["class_weight"]) == ("confidence-boosting", 0.2)
+    assert (config["lam"], config["lr"], config["region"]) == (0.8, 3e-6, "masks")
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert 0 < float(row["loss_loc"]) < 2
+    last = str(tmp_path / "run" / "last.pt")
+    assert main(["evaluate", last, "--quiet", "--device", "cpu"]) == 0
+
+
+def test_resume_knows_the_recipe(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = by_recipe(command, "gradmask")
+    assert main([*whole, "--epochs", "1"]) == 0
+    before = fingerprint(tmp_path / "run")
+    assert main([*whole, "--epochs", "1", "--resume"]) == 0
+    assert fingerprint(tmp_path / "run") == before
+    capsys.readouterr()
+    assert main([*by_recipe(command, "rrr"), "--epochs", "1", "--resume"]) == 2
+    told = capsys.readouterr().err
+    assert "recipe was 'gradmask', now 'rrr'" in told
+    assert 'loss was "gradmask", now "rrr"' in told
+
+
+def test_reff_on_another_network_says_what_to_do(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(by_recipe(command, "reff")) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("explainguide: train: recipe 'reff' guides 'layer1', 'layer2'")
+    assert "(--layer)" in told and told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    stages = ["--layer", "stage1", "stage2", "stage3", "--epochs", "1"]
+    assert main([*by_recipe(command, "reff"), *stages]) == 2
+    assert "4 layer_weights for 3 layers" in capsys.readouterr().err
+    weights = ["--layer-weights", "15", "60", "250"]
+    assert main([*by_recipe(command, "reff"), *stages, *weights]) == 0
 
 
 def test_evaluate_tells_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

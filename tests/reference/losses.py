@@ -51,3 +51,12 @@ def gradmask(attribution: Map, mask: Map) -> float:
 
 def reff(attribution: Map, mask: Map) -> float:
     return math.sqrt(sum(((1 - m) * a) ** 2 for a, m in pixels(attribution, mask)))
+
+
+def relevance(attribution: Map, mask: Map) -> float:
+    found = pixels(attribution, mask)
+    low, high = min(a for a, _ in found), max(a for a, _ in found)
+    unit = [((a - low) / (high - low) if high > low else 0.0, m) for a, m in found]
+    background = sum((r * (1 - m)) ** 2 for r, m in unit) / len(unit)
+    foreground = sum((r * m - m) ** 2 for r, m in unit) / len(unit)
+    return 2 * background + 0.3 * foreground

@@ -115,6 +115,13 @@ def test_a_folder_is_not_overwritten_and_settings_must_agree(digits: Any, tmp_pa
         train(tiny(), fewer, digits[1], config, resume=True, progress=False, info={"name": "a"})
 
 
+def test_settings_that_an_older_version_did_not_have_are_its_defaults() -> None:
+    before = {k: v for k, v in QUICK.to_dict().items() if k not in ("class_loss", "loss_options")}
+    assert QUICK.differences(before) == []
+    found = replace(QUICK, class_loss="confidence-boosting").differences(before)
+    assert found == ['class_loss was "task", now "confidence-boosting"']
+
+
 KILLED = """
     import sys, time, torch
     from torch.utils.data import Subset

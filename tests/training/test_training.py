@@ -87,6 +87,38 @@ def test_accumulated_gradients_equal_a_large_batch(digits: Any, reduction: str) 
     assert torch.allclose(weights[1], weights[4], rtol=0, atol=1e-12)
 
 
+def test_weights_and_loss_options_reach_the_step(digits: Any) -> None:
+    """Twice the weights of both losses are twice the step of plain gradient descent."""
+    moved = {}
+    for factor in (1.0, 2.0):
+        model = Plain()
+        start = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+        config = replace(
+            QUICK, epochs=1, batch_size=20, layer="conv", optimizer="sgd", lr=1e-3, target="all"
+        )
+        options = {"loss": "rrr", "loss_options": {"normalize": False}, "weight_decay": 0.0}
+        config = replace(config, lam=factor, class_weight=factor, **options)
+        train(model, *digits, config, progress=False)
+        moved[factor] = torch.cat([p.detach().flatten() for p in model.parameters()]) - start
+    assert torch.allclose(moved[2.0], 2 * moved[1.0], rtol=1e-3, atol=1e-6)
+
+
+def test_confidence_boosting_needs_no_labels(digits: Any) -> None:
+    class Mislabelled(Noisy):
+        def __getitem__(self, index: int) -> Any:
+            image, label, annotation = self.data[index]
+            return image, (label + 1) % 10, annotation
+
+    config = replace(QUICK, epochs=2, lam=0.0, class_loss="confidence-boosting", temperature=0.65)
+    weights = []
+    for data in (digits[0], Mislabelled(digits[0])):
+        model = tiny()
+        history = train(model, data, digits[1], config, progress=False)
+        assert history.last["loss"] < history.rows[0]["loss"]
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
 class Double(Noisy):
     def __getitem__(self, index: int) -> Any:
         image, label, annotation = self.data[index]

@@ -1,0 +1,63 @@
+"""The energy loss: where the positive attribution is, as a share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from explainguide.losses.maps import check_choice, check_maps, keep_positive, over_pixels
+
+__all__ = ["energy_loss"]
+
+
+def energy_loss(
+    attribution: Tensor,
+    mask: Tensor,
+    *,
+    eps: float = 1e-7,
+    floor: Literal["relative", "absolute"] = "relative",
+) -> Tensor:
+    r"""Share of the positive attribution that falls outside the mask.
+
+    .. math:: 1 - \frac{\sum M A^+}{\max(\sum A^+, \epsilon \sum |A|)}
+
+    The floor of the denominator is relative to the map, so the loss does not depend on the map's
+    scale and its gradient is bounded where the positive part vanishes.
+
+    Args:
+        attribution: Signed maps, ``(N, H, W)``, any scale.
+        mask: Region to look at, ``(N, H, W)``, bool or in [0, 1].
+        eps: The floor.
+        floor: ``"absolute"`` is the authors' program: :math:`1 - \sum M A^+` where
+            :math:`\sum A^+ < \epsilon`.
+
+    Returns:
+        Loss per image, ``(N,)``, in [0, 1]; lower is better. 1, without gradient, for a map with
+        no positive part.
+
+    Raises:
+        ShapeError: If the two shapes differ, or the mask has an integer dtype.
+        OptionError: For an unknown floor.
+
+    References:
+        Rao et al., 2023, Eq. 6 (there without the leading 1).
+
+    Example:
+        >>> attribution = torch.tensor([[[3.0, 1.0], [-4.0, 0.0]]])
+        >>> mask = torch.tensor([[[True, False], [True, False]]])
+        >>> energy_loss(attribution, mask)  # 1 of 4 lies outside
+        tensor([0.2500])
+    """
+    check_choice("floor", floor, ("relative", "absolute"), "energy_loss")
+    mask = check_maps(attribution, mask, "energy_loss")
+    positive = keep_positive(attribution)
+    inside, total = over_pixels(mask * positive), over_pixels(positive)
+    if floor == "absolute":
+        dead = total < eps
+        return 1 - inside / torch.where(dead, 1, total)
+    denominator = torch.maximum(total, eps * over_pixels(attribution.abs()))
+    # Written so that NaN stays NaN: only a denominator that is too small is replaced.
+    dead = denominator < torch.finfo(denominator.dtype).tiny
+    return 1 - inside / torch.where(dead, 1, denominator)

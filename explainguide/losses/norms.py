@@ -1,0 +1,82 @@
+"""Losses that are norms of the map as it is: GradMask and ReFF."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from explainguide.losses.maps import check_choice, check_maps, over_pixels, root
+
+__all__ = ["gradmask_loss", "reff_loss"]
+
+
+def gradmask_loss(attribution: Tensor, mask: Tensor) -> Tensor:
+    r"""Norm of the attribution outside the mask, made for the attribution ``"gradient"``.
+
+    .. math:: \sqrt{\sum (1 - M) A^2}
+
+    Args:
+        attribution: Maps, ``(N, H, W)``, any scale; not normalised.
+        mask: Region to look at, ``(N, H, W)``, bool or in [0, 1].
+
+    Returns:
+        Loss per image, ``(N,)``, non-negative; lower is better. 0, without gradient, where nothing
+        lies outside.
+
+    Raises:
+        ShapeError: If the two shapes differ, or the mask has an integer dtype.
+
+    References:
+        Simpson et al., 2019; Chefer et al., 2022, Eq. 9.
+
+    Example:
+        >>> import torch
+        >>> attribution = torch.tensor([[[5.0, 3.0], [4.0, 0.0]]])
+        >>> mask = torch.tensor([[[True, False], [False, False]]])
+        >>> gradmask_loss(attribution, mask)
+        tensor([5.])
+    """
+    mask = check_maps(attribution, mask, "gradmask_loss")
+    return root(over_pixels((1 - mask) * attribution**2))
+
+
+def reff_loss(
+    attribution: Tensor, mask: Tensor, *, variant: Literal["outside", "l1", "l2"] = "outside"
+) -> Tensor:
+    r"""Norm of the attribution outside the mask, made for Grad-CAM at several layers.
+
+    .. math:: \| (1 - M) A \|_2
+
+    Args:
+        attribution: Maps, ``(N, H, W)``, any scale; not normalised.
+        mask: Region to look at, ``(N, H, W)``, bool or in [0, 1].
+        variant: The supplement's comparisons, which also ask for attribution inside: ``"l1"`` is
+            :math:`\|A - M\|_1` and ``"l2"`` is :math:`\|A - M\|_2^2`.
+
+    Returns:
+        Loss per image, ``(N,)``, non-negative; lower is better. With ``"outside"`` 0, without
+        gradient, where nothing lies outside.
+
+    Raises:
+        ShapeError: If the two shapes differ, or the mask has an integer dtype.
+        OptionError: For an unknown variant.
+
+    References:
+        Adachi and Yamaguchi, 2022, Sec. 4.2 (weights 15, 60, 250, 1000 for layer1 to layer4) and
+        supplement B.
+
+    Example:
+        >>> import torch
+        >>> attribution = torch.tensor([[[5.0, 3.0], [4.0, 0.0]]])
+        >>> mask = torch.tensor([[[True, False], [False, False]]])
+        >>> reff_loss(attribution, mask)
+        tensor([5.])
+    """
+    check_choice("variant", variant, ("outside", "l1", "l2"), "reff_loss")
+    mask = check_maps(attribution, mask, "reff_loss")
+    if variant == "l1":
+        return over_pixels((attribution - mask).abs())
+    if variant == "l2":
+        return over_pixels((attribution - mask) ** 2)
+    return root(over_pixels(((1 - mask) * attribution) ** 2))
