@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from explainguide.attr import ATTRIBUTIONS, LayerMap
+from explainguide.attr.base import check_layout
 from explainguide.errors import GuidanceError, OptionError, did_you_mean
+from explainguide.layers import resolve_layers
 
 __all__ = [
     "NAME",
@@ -18,19 +21,32 @@ __all__ = [
     "check_weights",
     "combine_layers",
     "name_of",
+    "named_attribution",
+    "place",
     "resolve_attribution",
 ]
 
 NAME = "ExplanationGuidance"
 
 
-def resolve_attribution(attribution: str | LayerMap, model: nn.Module) -> LayerMap:
+def resolve_attribution(
+    attribution: str | LayerMap,
+    model: nn.Module,
+    layer: str | Sequence[str] | None,
+    layout: str | None,
+) -> LayerMap:
     """A name, or an object that was built for this model."""
+    check_layout(layout, caller=NAME)
     if isinstance(attribution, LayerMap):
         if attribution.model is not model:
             raise OptionError(
                 f"{NAME}: the attribution {type(attribution).__name__} was built for another model. "
                 "Build it with the model that is guided. A name is allowed too."
+            )
+        if layout not in (None, attribution.layout):
+            raise OptionError(
+                f"{NAME}: layout is {layout!r}, but the attribution was built with "
+                f"{attribution.layout!r}. Leave out one of the two. They must agree."
             )
         return attribution
     if isinstance(attribution, type) and issubclass(attribution, LayerMap):
@@ -38,8 +54,33 @@ def resolve_attribution(attribution: str | LayerMap, model: nn.Module) -> LayerM
             f"{NAME}: attribution is the class {attribution.__name__}. Build it: "
             f"{attribution.__name__}(model). A name or an object is allowed."
         )
-    check_option("attribution", attribution, ATTRIBUTIONS)
-    return ATTRIBUTIONS[attribution](model)
+    chosen = named_attribution(attribution, model, layer)
+    chosen.layout = layout
+    return chosen
+
+
+def named_attribution(
+    name: str, model: nn.Module, layer: str | Sequence[str] | None, *, caller: str = NAME
+) -> LayerMap:
+    """The attribution of a name, with its defaults, placed at the layer."""
+    check_option("attribution", name, ATTRIBUTIONS, caller=caller)
+    return place(ATTRIBUTIONS[name](model), layer, caller=caller)
+
+
+def place(
+    attribution: LayerMap, layer: str | Sequence[str] | None, *, caller: str = NAME
+) -> LayerMap:
+    """An attribution that places itself, at the layer that is named instead; others as they are."""
+    if not attribution.places_itself or layer is None:
+        return attribution
+    if not isinstance(layer, str) and isinstance(layer, Sequence):
+        if len(layer) != 1:
+            raise OptionError(
+                f"{caller}: {len(layer)} layers for {type(attribution).__name__}. Name the one where "
+                "its roll-out starts, or none. One layer is allowed."
+            )
+        layer = layer[0]
+    return attribution.at(layer)
 
 
 def combine_layers(
@@ -47,8 +88,11 @@ def combine_layers(
 ) -> str | Sequence[str] | None:
     """The guide's layer, or the one that the attribution object was built for."""
     own = attribution.layer
-    if layer is None or own is None or layer in (own, [own], (own,)):
+    if layer is None or own is None:
         return own if layer is None else layer
+    named, built = (resolve_layers(attribution.model, n, caller=NAME) for n in (layer, own))
+    if list(named) == list(built):
+        return layer
     raise OptionError(
         f"{NAME}: layer is {layer!r}, but the attribution was built for {own!r}. Leave out one of "
         "the two. They must agree."
@@ -108,4 +152,7 @@ def name_of(choice: str | Callable[..., Any]) -> str:
     """What `repr` calls an option."""
     if isinstance(choice, str):
         return choice
+    if isinstance(choice, partial):
+        options = ", ".join(f"{name}={value!r}" for name, value in choice.keywords.items())
+        return f"{name_of(choice.func)}({options})"
     return getattr(choice, "__name__", type(choice).__name__)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from explainguide.attention import SHOWN, Weights, as_fused
 from explainguide.errors import GuidanceError
 
 __all__ = ["TwiceDifferentiable"]
@@ -59,11 +60,14 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     Attributes:
         replaced: Names of the operations that ran in another form.
+        record: Takes the weights of an attention that runs while the mode is active; None leaves
+            them where they are.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.replaced: set[str] = set()
+        self.record: Callable[[Weights], None] | None = None
         self._active = False
 
     def activate(self) -> None:
@@ -78,6 +82,8 @@ class TwiceDifferentiable(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self._active and self.record is not None and func in SHOWN:
+            return self._show(self.record, func, args, kwargs)
         if not self._active or not (func in _ATTENTION or func in _REPLACEMENTS):
             return func(*args, **kwargs)
         name = _ATTENTION.get(func) or func.__name__
@@ -86,7 +92,22 @@ class TwiceDifferentiable(TorchFunctionMode):
         if func in _REPLACEMENTS:
             return _REPLACEMENTS[func](*args, **kwargs)
         with sdpa_kernel(SDPBackend.MATH):
-            return func(*args, **kwargs)
+            output = func(*args, **kwargs)
+        return as_fused(output) if func is F.scaled_dot_product_attention else output
+
+    def _show(
+        self,
+        record: Callable[[Weights], None],
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        output, weights = SHOWN[func](*args, **kwargs)
+        if weights is not None:
+            _refuse_checkpointing(func.__name__)
+            self.replaced |= {_ATTENTION[func]} if func in _ATTENTION else set()
+            record(weights)
+        return output
 
     def __exit__(self, *exc_info: Any) -> None:
         self._active = False

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from explainguide.attr import ATTRIBUTIONS
+
+# The attributions that any network has; relevance needs attention (see test_relevance.py).
+FOR_ANY_NETWORK = [name for name, kind in ATTRIBUTIONS.items() if not kind.places_itself]
+
 
 class SmallCnn(nn.Module):
     """Two smooth stages with BatchNorm, so that finite differences are clean; 12-pixel images."""

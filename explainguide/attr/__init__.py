@@ -5,9 +5,11 @@ from __future__ import annotations
 from explainguide.attr.base import Evidence, LayerMap
 from explainguide.attr.gradients import GradCam, Gradient, InputXGradient, LayerCam
 from explainguide.attr.integrated import IntegratedGradients
+from explainguide.attr.relevance import AttentionRelevance
 
 __all__ = [
     "ATTRIBUTIONS",
+    "AttentionRelevance",
     "Evidence",
     "GradCam",
     "Gradient",
@@ -23,4 +25,5 @@ ATTRIBUTIONS: dict[str, type[LayerMap]] = {
     "gradcam": GradCam,
     "layercam": LayerCam,
     "intgrad": IntegratedGradients,
+    "relevance": AttentionRelevance,
 }

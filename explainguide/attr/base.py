@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from explainguide.attention import Weights
 from explainguide.errors import GuidanceError, LayerError, OptionError, ShapeError
 from explainguide.layers import INPUT, resolve_layers, unwrap
 from explainguide.layout import Layout, infer_layout
+from explainguide.logits import check_logits
 from explainguide.tap import ForwardPass, Tap
 
-__all__ = ["Evidence", "LayerMap", "as_targets", "check_logits", "read_features", "wide"]
+__all__ = ["Evidence", "LayerMap", "as_targets", "check_layout", "read_features", "rerun", "wide"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Evidence:
             returns the logits and the activations of the other layers.
         create_graph: Whether the maps must be differentiable.
         caller: The public callable that errors name.
+        attentions: Name of an attention module to the weights that it computed, for an attribution
+            that asks for them with `LayerMap.attentions`.
     """
 
     features: dict[str, Tensor]
@@ -44,6 +48,7 @@ class Evidence:
     rerun: Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
     create_graph: bool
     caller: str
+    attentions: Mapping[str, Sequence[Weights]] = field(default_factory=dict)
 
 
 class LayerMap(Attribution):
@@ -52,14 +57,26 @@ class LayerMap(Attribution):
     Args:
         model: Images ``(N, 3, H, W)`` to logits ``(N, K)``.
         layer: Dotted name; None, or ``"input"``, is the image, as in Captum.
+        layout: ``"NCHW"`` or ``"NHWC"``, for a layer whose four dimensions can be read both ways; by
+            default what shape and model say.
+
+    Attributes:
+        attentions: Modules whose attention weights are part of the evidence; none by default.
+        places_itself: Whether the attribution finds its own layer when none is named.
 
     Raises:
         LayerError: If the model has no such layer.
     """
 
-    def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+    attentions: tuple[str, ...] = ()
+    places_itself: ClassVar[bool] = False
+
+    def __init__(
+        self, model: nn.Module, layer: str | None = None, *, layout: str | None = None
+    ) -> None:
         super().__init__(model)
         caller = type(self).__name__
+        self.layout = check_layout(layout, caller=caller)
         self.model = unwrap(model, caller=caller)
         self.layer = layer
         self._modules = resolve_layers(self.model, layer or INPUT, caller=caller)
@@ -104,13 +121,15 @@ class LayerMap(Attribution):
         caller = f"{type(self).__name__}.attribute"
         extra = additional_forward_args
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
-        tap = Tap(self.model, self._modules)
+        tap = Tap(self.model, self._modules, self.attentions)
         try:
             # Attributing works in evaluation code too, where gradients are off.
             with tap.alone(), torch.inference_mode(False), torch.enable_grad():
                 self.model(inputs.clone() if inputs.is_inference() else inputs, *extra)
                 passed = cast(ForwardPass, tap.last)
-                features, layouts = read_features(self.model, self._modules, passed, caller=caller)
+                features, layouts = read_features(
+                    self.model, self._modules, passed, layout=self.layout, caller=caller
+                )
                 logits = check_logits(passed.logits, caller=caller)
                 classes = as_targets(target, logits, caller=caller)
                 evidence = Evidence(
@@ -122,6 +141,7 @@ class LayerMap(Attribution):
                     rerun=lambda substitutes: rerun(self.model, tap, passed, substitutes),
                     create_graph=create_graph,
                     caller=caller,
+                    attentions=passed.attentions,
                 )
                 (found,) = self.maps(evidence).values()
         finally:
@@ -130,24 +150,19 @@ class LayerMap(Attribution):
         return found if create_graph else found.detach()
 
 
+def check_layout(layout: str | None, *, caller: str) -> str | None:
+    """Refuse what is no layout."""
+    if layout in (None, "NCHW", "NHWC"):
+        return layout
+    raise OptionError(
+        f"{caller}: unknown layout {layout!r}. Leave it out: shapes tell it nearly always. 'NCHW' and "
+        "'NHWC' are allowed."
+    )
+
+
 def wide(tensor: Tensor) -> Tensor:
     """Half precision to float32: maps are sums over many channels."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def check_logits(logits: Any, *, caller: str) -> Tensor:
-    """The model's output, if it is logits.
-
-    Raises:
-        ShapeError: If it is not a tensor (N, K).
-    """
-    if isinstance(logits, Tensor) and logits.ndim == 2:
-        return logits
-    got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    raise ShapeError(
-        f"{caller}: the model's output is not logits: {got}. Wrap the model so that it returns the "
-        "class scores before softmax or sigmoid. A tensor (N, K) is allowed."
-    )
 
 
 def as_targets(target: Any, logits: Tensor, *, caller: str) -> Tensor:
@@ -185,7 +200,12 @@ def as_targets(target: Any, logits: Tensor, *, caller: str) -> Tensor:
 
 
 def read_features(
-    model: nn.Module, modules: dict[str, nn.Module | None], passed: ForwardPass, *, caller: str
+    model: nn.Module,
+    modules: dict[str, nn.Module | None],
+    passed: ForwardPass,
+    *,
+    layout: str | None = None,
+    caller: str,
 ) -> tuple[dict[str, Tensor], dict[str, Layout]]:
     """The captured activations and how each is read.
 
@@ -216,6 +236,8 @@ def read_features(
             passed.image_size,
             model=model,
             module=module,
+            batch=len(image),
+            choice=layout,
             caller=caller,
         )
         for name, module in modules.items()

@@ -22,7 +22,11 @@ __all__ = ["GradCam", "Gradient", "InputXGradient", "LayerCam", "layer_gradients
 
 
 def layer_gradients(
-    scores: Tensor, features: Sequence[Tensor], *, create_graph: bool
+    scores: Tensor,
+    features: Sequence[Tensor],
+    *,
+    create_graph: bool,
+    retain_graph: bool | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of S scores an image with respect to several activations, in one backward pass.
 
@@ -30,6 +34,7 @@ def layer_gradients(
         scores: ``(S, N)``.
         features: Activations in the graph of the scores.
         create_graph: Whether the gradients must be differentiable.
+        retain_graph: Whether the scores' graph is needed again; by default where the gradients' is.
 
     Returns:
         One an activation, ``(S, *activation.shape)``; None where the scores do not depend on it.
@@ -38,7 +43,11 @@ def layer_gradients(
     with torch.autocast(scores.device.type, enabled=False):
         if len(scores) == 1:
             found = torch.autograd.grad(
-                scores.sum(), features, create_graph=create_graph, allow_unused=True
+                scores.sum(),
+                features,
+                retain_graph=retain_graph,
+                create_graph=create_graph,
+                allow_unused=True,
             )
             return tuple(None if g is None else g[None] for g in found)
         totals = scores.sum(1)

@@ -48,8 +48,9 @@ class IntegratedGradients(LayerMap):
         *,
         n_steps: int = 50,
         baselines: float | Tensor = 0.0,
+        layout: str | None = None,
     ) -> None:
-        super().__init__(model, layer)
+        super().__init__(model, layer, layout=layout)
         if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
             raise OptionError(
                 f"IntegratedGradients: n_steps is {n_steps!r}. Use 50, Captum's default, or about 8 "

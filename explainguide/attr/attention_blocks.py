@@ -1,0 +1,199 @@
+"""Which modules of a model are global softmax attention: one probe forward tells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explainguide.attention import Weights
+from explainguide.attr.rollout import Readout
+from explainguide.errors import ExplainGuideError, GuidanceError, LayerError
+from explainguide.layout import Layout, infer_layout
+from explainguide.probe import input_size, probe_score
+from explainguide.tap import Tap
+
+__all__ = ["AttentionBlock", "find_attention"]
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """One attention module.
+
+    Attributes:
+        name: Dotted name.
+        prefix: Tokens among its keys that stand in front of the patches.
+        queries: Number of queries; None where every token asks.
+    """
+
+    name: str
+    prefix: int
+    queries: int | None
+
+    def fits(self, shape: Sequence[int], batch: int, patches: int) -> bool:
+        """Whether weights of this shape are what this block computes for so many images."""
+        keys = self.prefix + patches
+        queries = keys if self.queries is None else self.queries
+        return (len(shape), shape[0], *shape[2:]) == (4, batch, queries, keys)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One attention of the probe.
+
+    Attributes:
+        name: Of the module that computed it.
+        weights: In the graph of the logits.
+        output: What the module returned.
+        follows: Whether it depends on the attention before it.
+    """
+
+    name: str
+    weights: Weights
+    output: Any
+    follows: bool
+
+    @property
+    def queries(self) -> int:
+        return self.weights.shape[-2]
+
+    @property
+    def keys(self) -> int:
+        return self.weights.shape[-1]
+
+
+def find_attention(model: nn.Module, *, caller: str) -> tuple[tuple[AttentionBlock, ...], Readout]:
+    """The attention modules in the order in which they run, and what the logits are read from.
+
+    The innermost module that computes an attention owns it. Attention after which nothing reaches
+    the logits is left out.
+
+    Args:
+        model: The unwrapped model. It runs on one random image, as in `probe_layers`.
+        caller: The public callable that the error names.
+
+    Raises:
+        GuidanceError: If the model has no attention, or one that is not global over its tokens.
+        LayerError: If it does not run on a random image.
+    """
+    seen, gradients = _probe(model, caller)
+    size = input_size(model)[1:]
+    layouts = []
+    for index, one in enumerate(seen):
+        problem, layout = _read(one, model, size)
+        if problem or layout is None:
+            raise _refusal(model, problem, caller)
+        if any(one.name == other.name for other in seen[:index]):
+            several = f"computes several attentions in module {one.name!r}"
+            raise _refusal(model, several, caller)
+        if not one.follows:
+            parallel = (
+                f"runs the attention of {seen[index - 1].name!r} and {one.name!r} side by side"
+            )
+            raise _refusal(model, parallel, caller)
+        layouts.append(layout)
+    while gradients and (gradients[-1] is None or not gradients[-1].any()):
+        del gradients[-1], layouts[-1], seen[-1]
+    if not seen:
+        raise _refusal(model, "has no softmax attention over tokens", caller)
+    blocks: list[AttentionBlock] = []
+    joined = False  # a class token that came after the first attention
+    for index, (one, layout) in enumerate(zip(seen, layouts, strict=True)):
+        before = layouts[max(index - 1, 0)]
+        if layout.grid != before.grid or layout.prefix < before.prefix:
+            change = f"from {seen[index - 1].keys} to {one.keys} at module {one.name!r}"
+            raise _refusal(model, f"changes its number of tokens, {change}", caller)
+        joined |= layout.prefix > before.prefix
+        asks = None if one.queries == one.keys else one.queries
+        if asks is not None and not joined and one is not seen[-1]:
+            few = f"lets only {asks} of {one.keys} tokens ask in module {one.name!r}"
+            raise _refusal(model, few, caller)
+        blocks.append(AttentionBlock(one.name, layout.prefix, asks))
+    last, gradient = blocks[-1], gradients[-1]
+    assert gradient is not None
+    read = (gradient.reshape(seen[-1].weights.shape) != 0).any(-1).flatten(0, -2).any(0).tolist()
+    prefix = (read + [False] * last.prefix)[: last.prefix]
+    if last.queries is not None:
+        return tuple(blocks), Readout(tuple(prefix), False, latent=not joined)
+    return tuple(blocks), Readout(tuple(prefix), any(read[last.prefix :]))
+
+
+def _probe(model: nn.Module, caller: str) -> tuple[list[_Seen], list[Tensor | None]]:
+    """Every attention of one forward pass, and the gradient with respect to its weights."""
+    size = input_size(model)
+    modules = {n: m for n, m in model.named_modules() if n and not isinstance(m, nn.Softmax)}
+    outputs: dict[str, Any] = {}
+
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        outputs[name] = output
+
+    handles = [m.register_forward_hook(partial(keep, n)) for n, m in modules.items()]
+    tap = Tap(model, {}, list(modules))
+    try:
+        with tap.alone(), torch.inference_mode(False), torch.enable_grad():
+            score = probe_score(model, size, caller=caller)
+            found = tap.last.attentions if tap.last is not None else {}
+            named = [(name, weights) for name, several in found.items() for weights in several]
+            tensors = [weights.tensor for _, weights in named]
+            if not tensors:
+                return [], []
+            gradients = torch.autograd.grad(score, tensors, retain_graph=True, allow_unused=True)
+            follows = [True, *(_depends(b, a) for a, b in pairwise(tensors))]
+            seen = [
+                _Seen(name, weights, outputs[name], after)
+                for (name, weights), after in zip(named, follows, strict=True)
+            ]
+    except ExplainGuideError:
+        raise
+    except Exception as error:  # whatever a model does with an image that it was not made for
+        raise LayerError(
+            f"{caller}: the attention could not be found, because {type(model).__name__} did not run "
+            f"on an image of {' x '.join(map(str, size))} ({str(error).splitlines()[0]}). Tell the "
+            "size with `model.image_size = (height, width)`. Models that map images to logits are "
+            "allowed."
+        ) from error
+    finally:
+        tap.remove()
+        for handle in handles:
+            handle.remove()
+    return seen, list(gradients)
+
+
+def _depends(tensor: Tensor, other: Tensor) -> bool:
+    """Whether a tensor was computed from another one."""
+    (link,) = torch.autograd.grad(tensor.sum(), other, retain_graph=True, allow_unused=True)
+    return link is not None
+
+
+def _read(one: _Seen, model: nn.Module, size: tuple[int, int]) -> tuple[str, Layout | None]:
+    """What keeps one attention from being rolled out, or the layout of its keys."""
+    shape, where = one.weights.shape, f"in module {one.name!r}"
+    if len(shape) == 3:
+        return f"does not tell images from heads in the attention of {one.name!r}: {shape}", None
+    if len(shape) != 4 or shape[0] != 1:
+        return f"attends within windows {where}: its weights are {shape} for one image", None
+    output = one.output[0] if isinstance(one.output, tuple) else one.output
+    if isinstance(output, Tensor) and output.ndim == 3 and one.queries not in output.shape[:2]:
+        tokens = max(output.shape[:2])
+        return f"attends over {one.keys} channels {where}, not over its {tokens} tokens", None
+    if one.keys < one.queries:
+        return f"lets {one.queries} tokens attend to only {one.keys} keys {where}", None
+    keys = one.weights.tensor.new_empty(1, one.keys, 1)
+    try:
+        return "", infer_layout(one.name, keys, size, model=model, module=None, batch=1, caller="")
+    except LayerError:
+        height, width = size
+        return f"attends over {one.keys} positions {where}, no grid of {height} x {width}", None
+
+
+def _refusal(model: nn.Module, problem: str, caller: str) -> GuidanceError:
+    return GuidanceError(
+        f"{caller}: {type(model).__name__} {problem}. Use attribution='gradcam' or 'ixg'. Models with "
+        "global softmax attention over all tokens, block after block, are allowed: vit, deit, beit, "
+        "eva, cait, vit_relpos, torchvision's vit."
+    )

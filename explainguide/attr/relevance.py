@@ -1,0 +1,156 @@
+"""Generic attention explainability: the relevance of patches, rolled out over a ViT's attention."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from explainguide.attr.attention_blocks import AttentionBlock, find_attention
+from explainguide.attr.base import Evidence, LayerMap, wide
+from explainguide.attr.gradients import dead_layer, layer_gradients
+from explainguide.attr.rollout import mixing_matrix, roll_out
+from explainguide.errors import LayerError, OptionError, did_you_mean
+from explainguide.layers import resolve_layers
+
+__all__ = ["AttentionRelevance"]
+
+
+class AttentionRelevance(LayerMap):
+    r"""Relevance of attention (GAE): non-negative, any scale and offset.
+
+    .. math:: \bar A_b = \operatorname{mean}_{heads} \max(0, A_b \odot \nabla A_b), \qquad
+              R \leftarrow R + \bar A_b R
+
+    over the blocks b in forward order, from :math:`R = I`. :math:`A_b` is a block's attention and
+    :math:`\nabla A_b` the gradient of the explained scores with respect to it. The map is the row of
+    R that belongs to the class token, at the columns of the patches, on the grid of the tokens. Where
+    logits are read from several tokens (distilled, pooled) it is the mean of their rows; with class
+    attention (CaiT) or attention pooling, the row of the query. In the mean over P patches the
+    identity gives each of them the constant 1 / P, which a min-max normalisation takes out again.
+
+    For ViTs with global softmax attention, in timm (vit, deit, beit, eva, cait, vit_relpos), in
+    torchvision, or your own. The attention modules are found with one probe forward. While the guide
+    reads a forward pass they run in a form that shows their weights; the model stays as it is.
+
+    Costs one backward pass through the blocks of the roll-out, and their attention in explicit form;
+    fewer blocks cost less. The map is the roll-out's alone: what earlier blocks mixed is not in it.
+
+    Args:
+        model: Images ``(N, 3, H, W)`` to logits ``(N, K)``.
+        layer: Name of the attention module where the roll-out starts, such as ``"blocks.0.attn"``;
+            None is the first, as published.
+        last_blocks: Start that many attention modules before the end instead.
+        detach_gradient: Take :math:`\nabla A_b` as a constant when the map is differentiated, as the
+            authors' program does. The map is the same; the gradient of a loss on it is another,
+            by about a factor of 2. The default differentiates the whole map, as the paper has it.
+
+    Attributes:
+        layer: Where the roll-out starts.
+        attentions: The attention modules of the roll-out, in forward order.
+
+    Raises:
+        GuidanceError: For a model whose attention is within windows, over channels, over fewer keys
+            than tokens, without softmax, or absent; with the reason.
+        LayerError: If the model has no such layer, or does not run on a random image.
+        OptionError: If the layer is no attention module, or `last_blocks` is out of range.
+
+    References:
+        Chefer et al., 2021, Eq. 5 and 6; Chefer et al., 2022 (RobustViT), Eq. 6 and 7.
+
+    Example:
+        >>> from torchvision.models import VisionTransformer
+        >>> model = VisionTransformer(32, 8, 3, 2, hidden_dim=16, mlp_dim=32, num_classes=5)
+        >>> relevance = AttentionRelevance(model, last_blocks=2)
+        >>> relevance.layer
+        'encoder.layers.encoder_layer_1.self_attention'
+        >>> relevance.attribute(torch.rand(2, 3, 32, 32), target=1).shape
+        torch.Size([2, 1, 4, 4])
+    """
+
+    places_itself = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | None = None,
+        *,
+        last_blocks: int | None = None,
+        detach_gradient: bool = False,
+    ) -> None:
+        super().__init__(model)
+        caller = type(self).__name__
+        if layer is not None and last_blocks is not None:
+            raise OptionError(
+                f"{caller}: layer is {layer!r} and last_blocks is {last_blocks}. Leave out one of the "
+                "two. Both say where the roll-out starts."
+            )
+        self.detach_gradient = detach_gradient
+        self._all_blocks, self._readout = find_attention(self.model, caller=caller)
+        count = len(self._all_blocks)
+        if last_blocks is None:
+            last_blocks = count
+        if type(last_blocks) is not int or not 1 <= last_blocks <= count:
+            raise OptionError(
+                f"{caller}: last_blocks is {last_blocks!r}. Use 3 for a cheap map, or leave it out "
+                f"for all. The model has {count} attention modules, so 1 to {count} are allowed."
+            )
+        self._start(self._all_blocks[-last_blocks].name if layer is None else layer)
+
+    def at(self, layer: str) -> AttentionRelevance:
+        """The same relevance, from another attention module on."""
+        other = copy.copy(self)
+        other._start(layer)
+        return other
+
+    def _start(self, layer: str) -> None:
+        caller = type(self).__name__
+        modules = resolve_layers(self.model, layer, caller=caller)
+        (name,) = modules
+        names = [block.name for block in self._all_blocks]
+        if name not in names:
+            raise OptionError(
+                f"{caller}: layer {name!r} is no attention module that reaches the logits."
+                f"{did_you_mean(name, names)} {names[0]!r} to {names[-1]!r} are allowed, {len(names)} "
+                "in all."
+            )
+        self.layer, self._modules = name, modules
+        self._blocks: tuple[AttentionBlock, ...] = self._all_blocks[names.index(name) :]
+        self.attentions = tuple(names[names.index(name) :])
+
+    def maps(self, evidence: Evidence) -> dict[str, Tensor]:
+        """See `LayerMap.maps`; there is one layer.
+
+        Raises:
+            LayerError: If an attention has another shape than in the probe, or the logits do not
+                depend on it.
+        """
+        (name,) = evidence.features
+        layout = evidence.layouts[name]
+        height, width = layout.grid
+        for block in self._blocks:
+            found = [weights.shape for weights in evidence.attentions.get(block.name, [])]
+            if len(found) != 1 or not block.fits(found[0], len(evidence.images), height * width):
+                raise LayerError(
+                    f"{evidence.caller}: module {block.name!r} computed attention of shapes {found} "
+                    f"for {len(evidence.images)} images and {height} x {width} patches. Turn off what "
+                    "drops or merges tokens. Each module attends once, over all tokens."
+                )
+        weights = [evidence.attentions[block.name][0] for block in self._blocks]
+        gradients = layer_gradients(
+            evidence.score(evidence.logits),
+            [one.tensor for one in weights],
+            create_graph=evidence.create_graph and not self.detach_gradient,
+            retain_graph=evidence.create_graph,
+        )
+        mixing = []
+        with torch.autocast(evidence.logits.device.type, enabled=False):
+            for block, one, gradient in zip(self._blocks, weights, gradients, strict=True):
+                if gradient is None:
+                    raise dead_layer(block.name, evidence.caller)
+                attention = wide(one.tensor).view(one.shape)
+                gradient = wide(gradient).reshape(-1, *one.shape)
+                mixing.append(mixing_matrix(attention, gradient))
+            patches = roll_out(mixing, self._readout)[..., layout.prefix :]
+        return {name: patches.unflatten(-1, (height, width))}

@@ -1,0 +1,86 @@
+"""The roll-out of attention: from one mixing matrix a block to the relevance of every patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Readout", "mixing_matrix", "roll_out"]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Which tokens the logits are read from, after the last attention.
+
+    Attributes:
+        prefix: Of each token in front of the patches, whether it is read.
+        patches: Whether the patches are: a pooled model.
+        latent: Whether neither is, because the last attention itself pools: its queries are learned.
+    """
+
+    prefix: tuple[bool, ...]
+    patches: bool
+    latent: bool = False
+
+    def row(self, like: Tensor, keys: int) -> Tensor:
+        """The mean over the tokens that are read, as weights ``(1, keys)``."""
+        weights = like.new_zeros(1, keys)
+        for place, read in enumerate(self.prefix):
+            weights[:, place] = float(read)
+        weights[:, len(self.prefix) :] = float(self.patches)
+        patches = (keys - len(self.prefix)) * self.patches
+        return weights / (sum(self.prefix) + patches)
+
+
+def mixing_matrix(weights: Tensor, gradient: Tensor) -> Tensor:
+    r"""How much each token takes over from each other one in a block: non-negative.
+
+    .. math:: \bar A = \operatorname{mean}_{heads} \max(0, A \odot \nabla A)
+
+    Args:
+        weights: Attention, ``(N, heads, queries, keys)``.
+        gradient: ``(S, N, heads, queries, keys)``, for S scores an image.
+
+    Returns:
+        ``(S, N, queries, keys)``.
+
+    References:
+        Chefer et al., 2021 (GAE), Eq. 5.
+    """
+    return torch.relu(weights * gradient).mean(2)
+
+
+def roll_out(mixing: Sequence[Tensor], readout: Readout) -> Tensor:
+    r"""The relevance of the first block's tokens for what the logits are read from.
+
+    With :math:`R \leftarrow R + \bar A_b R` over the blocks in forward order (GAE, Eq. 6) and
+    :math:`w` the row that takes the mean over the tokens that are read,
+
+    .. math:: w R = w (I + \bar A_B) \cdots (I + \bar A_1)
+
+    which is computed from the left: one row times a matrix for each block, not matrix times matrix.
+
+    In a block where only the first tokens are queries (class attention), the other rows of R stay. A
+    class token that joins the others later has no relevance from the blocks before.
+
+    Args:
+        mixing: `mixing_matrix` of the blocks in forward order, each ``(S, N, queries, keys)``.
+        readout: What the logits are read from.
+
+    Returns:
+        ``(S, N, keys of the first block)``, non-negative.
+    """
+    blocks = list(mixing)
+    if readout.latent:
+        row = blocks.pop().mean(-2, keepdim=True)
+    else:
+        last = blocks[-1]
+        row = readout.row(last, last.shape[-1]).expand(*last.shape[:2], 1, -1)
+    for matrix in reversed(blocks):
+        queries, keys = matrix.shape[-2:]
+        row = row[..., row.shape[-1] - keys :]
+        row = row + row[..., :queries] @ matrix
+    return row[..., 0, :]
