@@ -9,6 +9,7 @@ from explainguide import attr, losses
 from explainguide.annotations import Annotations, LimitedAnnotations, collate
 from explainguide.errors import ExplainGuideError
 from explainguide.guidance import ExplanationGuidance
+from explainguide.recipes import Recipe, recipe
 
 __version__ = "0.1.0"
 
@@ -17,9 +18,11 @@ __all__ = [
     "ExplainGuideError",
     "ExplanationGuidance",
     "LimitedAnnotations",
+    "Recipe",
     "attr",
     "collate",
     "losses",
+    "recipe",
 ]
 
 # Imported when they are first asked for: a training script needs no plots and no data sets.

@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from explainguide.attr import ATTRIBUTIONS, Evidence, LayerMap
-from explainguide.attr.base import check_logits, read_features, rerun
+from explainguide.attr import Evidence, LayerMap
+from explainguide.attr.base import read_features, rerun
 from explainguide.batches import Batch, batches, check_data, process
 from explainguide.classification import ClassificationScores, check_labels
 from explainguide.errors import DataError, OptionError
 from explainguide.layers import resolve_layers, unwrap
-from explainguide.layout import automatic_layer, probe_layers
+from explainguide.logits import check_logits
 from explainguide.metrics import EnergyPointingGame, LocalizationIoU, OnObjectEnergy
-from explainguide.options import check_option
+from explainguide.options import check_option, named_attribution, place
+from explainguide.probe import automatic_layer, probe_layers
 from explainguide.regions import as_regions, choose_classes
 from explainguide.tap import ForwardPass, Tap
 
@@ -82,7 +83,7 @@ def evaluate(
     if isinstance(layer, tuple):
         layer = list(layer)
     inner = unwrap(model, caller=_CALLER)
-    method = _method(attribution, inner)
+    method = _method(attribution, inner, layer)
     count = check_data(data, name="data", caller=_CALLER)
     if layer is None and method.layer is not None:
         layer = method.layer
@@ -101,7 +102,7 @@ def evaluate(
         device=place,
     )
     steps = -(-len(range(rank, count, world)) // batch_size)
-    with _explaining(inner, modules) as tap, torch.inference_mode(False), torch.no_grad():
+    with _explaining(inner, modules, method) as tap, torch.inference_mode(False), torch.no_grad():
         found: ClassificationScores | None = None
         maps = {name: _MapScores(threshold, place) for name in modules}
         totals = torch.zeros(3, dtype=torch.float64)
@@ -128,16 +129,17 @@ def evaluate(
     return {**found.compute(), **_map_results(maps, threshold), **counts}
 
 
-def _method(attribution: str | LayerMap, model: nn.Module) -> LayerMap:
+def _method(
+    attribution: str | LayerMap, model: nn.Module, layer: str | Sequence[str] | None
+) -> LayerMap:
     if isinstance(attribution, LayerMap):
         if attribution.model is not model:
             raise OptionError(
                 f"{_CALLER}: the attribution {type(attribution).__name__} was built for another "
                 "model. Build it with the model that is evaluated. A name is allowed too."
             )
-        return attribution
-    check_option("attribution", attribution, ATTRIBUTIONS, caller=_CALLER)
-    return ATTRIBUTIONS[attribution](model)
+        return place(attribution, layer, caller=_CALLER)
+    return named_attribution(attribution, model, layer, caller=_CALLER)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -146,10 +148,12 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _explaining(model: nn.Module, modules: dict[str, nn.Module | None]) -> Iterator[Tap]:
+def _explaining(
+    model: nn.Module, modules: dict[str, nn.Module | None], method: LayerMap
+) -> Iterator[Tap]:
     """Evaluation mode and a tap, both undone on the way out."""
     modes = {module: module.training for module in model.modules()}
-    tap = Tap(model, modules)
+    tap = Tap(model, modules, method.attentions)
     try:
         model.eval()
         with tap.alone():
@@ -177,7 +181,9 @@ def _step(
     with torch.enable_grad():
         model(images.clone() if images.is_inference() else images)
         passed = cast(ForwardPass, tap.last)
-        features, layouts = read_features(model, modules, passed, caller=_CALLER)
+        features, layouts = read_features(
+            model, modules, passed, layout=method.layout, caller=_CALLER
+        )
         logits = check_logits(passed.logits, caller=_CALLER)
         annotations = batch.annotations
         boxes = as_regions(annotations.without_masks(), logits, size, caller=_CALLER)
@@ -193,6 +199,7 @@ def _step(
             rerun=lambda substitutes: rerun(model, tap, passed, substitutes),
             create_graph=False,
             caller=_CALLER,
+            attentions=passed.attentions,
         )
         maps = method.maps(evidence)
     tap.forget()

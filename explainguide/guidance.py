@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from explainguide.attr import LayerMap
 from explainguide.errors import GuidanceError
 from explainguide.layers import resolve_layers, unwrap
-from explainguide.layout import automatic_layer, probe_layers
 from explainguide.losses import Loss
 from explainguide.objective import Settings, localize
 from explainguide.options import (
@@ -25,6 +24,7 @@ from explainguide.options import (
     name_of,
     resolve_attribution,
 )
+from explainguide.probe import automatic_layer, probe_layers
 from explainguide.selfcheck import Report, on_host, probe_gradients
 from explainguide.staging import resolve_loss
 from explainguide.tap import ForwardPass, Tap
@@ -51,10 +51,10 @@ class ExplanationGuidance:
             DistributedDataParallel.
         layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, or a list of them.
             None finds the last layer whose places reach the logits, with one probe forward.
-        attribution: ``"gradient"``, ``"ixg"``, ``"gradcam"``, ``"layercam"``, ``"intgrad"``, or an
-            object of `explainguide.attr` with settings of its own.
-        loss: ``"energy"``, ``"l1"``, ``"ppce"``, ``"rrr"``, ``"gradmask"``, ``"reff"``, or a callable
-            ``(attribution (N, H, W), mask (N, H, W)) -> (N,)``.
+        attribution: ``"gradient"``, ``"ixg"``, ``"gradcam"``, ``"layercam"``, ``"intgrad"``,
+            ``"relevance"``, or an object of `explainguide.attr` with settings of its own.
+        loss: ``"energy"``, ``"l1"``, ``"ppce"``, ``"rrr"``, ``"gradmask"``, ``"relevance"``,
+            ``"reff"``, or a callable ``(attribution (N, H, W), mask (N, H, W)) -> (N,)``.
         target: Which classes of an image are explained: ``"sample"`` one of its annotated classes,
             drawn uniformly; ``"all"`` of them, averaged, which is the expectation of "sample";
             ``"predicted"`` the model's own, where it is annotated.
@@ -63,6 +63,7 @@ class ExplanationGuidance:
         negatives: With this probability a class that the image does not show is explained, against
             the objects of all classes; needs target="sample".
         layer_weights: One factor a layer; 1 by default.
+        layout: ``"NCHW"`` or ``"NHWC"``, where a layer's four dimensions can be read both ways.
         reduction: ``"mean"`` over annotated images, ``"sum"`` (what the published lambdas assume) or
             ``"none"``, one value an image.
         generator: For the draw of classes; by default torch's own.
@@ -71,6 +72,7 @@ class ExplanationGuidance:
         layers: The resolved layer names.
         attributions: The maps of the last `loss_loc`, ``{layer: (N, h, w)}``, detached, averaged over
             the classes where target="all".
+        replaced: Operations that have run in a form that can be differentiated twice.
 
     Raises:
         OptionError: For an unknown option; with the nearest allowed one.
@@ -106,6 +108,7 @@ class ExplanationGuidance:
         layer_weights: Sequence[float] | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
         generator: torch.Generator | None = None,
+        layout: Literal["NCHW", "NHWC"] | None = None,
     ) -> None:
         check_option("target", target, _TARGETS)
         check_option("score", score, _SCORES)
@@ -115,12 +118,11 @@ class ExplanationGuidance:
         self._model = unwrap(model, caller=NAME)
         check_model(self._model)
         staged = resolve_loss(loss, caller=NAME)
-        chosen = resolve_attribution(attribution, self._model)
+        chosen = resolve_attribution(attribution, self._model, layer, layout)
         layer = combine_layers(layer, chosen)
         if layer is None:
-            layer = automatic_layer(
-                self._model, probe_layers(self._model, caller=NAME), caller=NAME
-            )
+            found = probe_layers(self._model, caller=NAME)
+            layer = automatic_layer(self._model, found, caller=NAME)
         modules = resolve_layers(self._model, layer, caller=NAME)
         self._settings = Settings(
             model=self._model,
@@ -136,9 +138,9 @@ class ExplanationGuidance:
             names=(name_of(attribution), name_of(loss)),
         )
         self._failure: str | None = None
-        self._replaced: set[str] = set()
+        self.replaced: set[str] = set()
         self.attributions: dict[str, Tensor] = {}
-        self._tap = Tap(self._model, modules)
+        self._tap = Tap(self._model, modules, chosen.attentions)
 
     @property
     def layers(self) -> list[str]:
@@ -157,7 +159,7 @@ class ExplanationGuidance:
 
     def __repr__(self) -> str:
         chosen = self._settings
-        replaced = f", replaced={sorted(self._replaced)}" if self._replaced else ""
+        replaced = f", replaced={sorted(self.replaced)}" if self.replaced else ""
         state = "" if self._tap.attached else ", removed"
         return (
             f"{NAME}(layer={self.layers}, attribution={chosen.names[0]!r}, loss={chosen.names[1]!r}, "
@@ -196,7 +198,7 @@ class ExplanationGuidance:
         caller = f"{NAME}.loss_loc"
         try:
             passed = self._take(caller)
-            with torch.autocast(_device(passed), enabled=False):
+            with torch.autocast(passed.device, enabled=False):
                 loss, maps = localize(
                     self._settings, self._tap, passed, annotations, target, caller=caller
                 )
@@ -205,7 +207,7 @@ class ExplanationGuidance:
             self.remove()
             raise
         self.attributions = maps
-        self._replaced |= passed.replaced
+        self.replaced |= passed.replaced
         return loss
 
     def attribute(
@@ -273,9 +275,7 @@ class ExplanationGuidance:
             generator.set_state(state)
         assert passed is not None
         self._tap.last = waiting
-        return probe_gradients(
-            self._model, passed.features, self.attributions, loss, self._replaced
-        )
+        return probe_gradients(self._model, passed.features, self.attributions, loss, self.replaced)
 
     def _take(self, caller: str) -> ForwardPass:
         """The pass that is waiting, once."""
@@ -303,8 +303,3 @@ class ExplanationGuidance:
             )
         self._tap.forget()
         return passed
-
-
-def _device(passed: ForwardPass) -> str:
-    images = passed.images
-    return images.device.type if isinstance(images, Tensor) else "cpu"

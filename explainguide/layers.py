@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from torch import nn
 
 from explainguide.errors import GuidanceError, LayerError, OptionError, did_you_mean
 
-__all__ = ["INPUT", "list_layers", "resolve_layers", "unwrap"]
+__all__ = ["INPUT", "list_layers", "resolve_layers", "split_index", "unwrap"]
 
 INPUT = "input"
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -60,6 +61,17 @@ def list_layers(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_modules(remove_duplicate=False) if name]
 
 
+def split_index(layer: str) -> tuple[str, int | None]:
+    """A module's name and which of its outputs is meant.
+
+    Example:
+        >>> split_index("stage4[1]"), split_index("stage4")
+        (('stage4', 1), ('stage4', None))
+    """
+    found = re.fullmatch(r"(.+)\[(\d+)\]", layer)
+    return (found[1], int(found[2])) if found else (layer, None)
+
+
 def resolve_layers(
     model: nn.Module, layer: str | Sequence[str], *, caller: str
 ) -> dict[str, nn.Module | None]:
@@ -69,6 +81,7 @@ def resolve_layers(
         model: The unwrapped model.
         layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, or several. The
             prefixes that DistributedDataParallel and torch.compile put in front are understood.
+            ``"stage4[1]"`` is the second output of a layer that returns a tuple or a list.
         caller: The public callable that the error names.
 
     Raises:
@@ -83,7 +96,7 @@ def resolve_layers(
         clean = _clean_name(model, name, modules, caller=caller)
         if clean in found:
             raise LayerError(f"{caller}: layer {name!r} is named twice. Name each layer once.")
-        found[clean] = None if clean == INPUT else modules[clean]
+        found[clean] = None if clean == INPUT else modules[split_index(clean)[0]]
     return found
 
 
@@ -102,11 +115,13 @@ def _clean_name(
             f"{caller}: layer is {name!r}, a {type(name).__name__}. Layers are not numbered: use a "
             f"dotted name such as {_example(modules)!r}. {_how_to_list(model, modules)}"
         )
-    clean = name
+    clean, index = split_index(name)
     while clean not in modules and clean.startswith(_WRAPPERS):
         clean = clean.split(".", 1)[1]
-    if clean == INPUT or (clean in modules and clean):
-        return clean
+    if clean in modules and clean:
+        return clean if index is None else f"{clean}[{index}]"
+    if name == INPUT:
+        return name
     hint = did_you_mean(name, [*[n for n in modules if n], INPUT])
     raise LayerError(f"{caller}: unknown layer {name!r}.{hint} {_how_to_list(model, modules)}")
 

@@ -32,9 +32,10 @@ def build_model(
     """Build a classifier, images ``(N, 3, H, W)`` to logits ``(N, num_classes)``.
 
     Args:
-        name: ``"resnet18"`` or ``"timm:resnet18"`` is timm's, ``"torchvision:resnet18"``
-            torchvision's, and ``"package.module:function"`` calls a function with
-            ``num_classes=...`` (without it where `num_classes` is None), which returns the model.
+        name: ``"resnet18"`` or ``"timm:resnet18"`` is timm's, ``"torchvision:resnet18"``, or a name
+            that only torchvision has (``"swin_t"``), torchvision's. ``"package.module:function"``
+            calls a function with ``num_classes=...`` (without it where `num_classes` is None), which
+            returns the model.
         num_classes: Number of logits; None leaves the model's own.
         pretrained: Download the library's weights for this name.
         weights: A file to load instead; see `load_weights`. A head for another number of classes
@@ -94,14 +95,15 @@ def set_image_size(model: nn.Module, size: int) -> None:
 
 def _builder(name: str) -> Callable[[int | None, bool], Any]:
     kind, colon, rest = name.partition(":")
+    theirs = torchvision.models.list_models(module=torchvision.models)
     if not colon:
-        kind, rest = "timm", name
+        only_theirs = name in theirs and name not in timm.list_models()
+        kind, rest = "torchvision" if only_theirs else "timm", name
     if kind == "timm":
         _check_name(rest, name, timm.list_models(), "timm")
         return lambda classes, pretrained: _from_timm(rest, classes, pretrained)
     if kind == "torchvision":
-        known = torchvision.models.list_models(module=torchvision.models)
-        _check_name(rest, name, known, "torchvision")
+        _check_name(rest, name, theirs, "torchvision")
         return lambda classes, pretrained: _from_torchvision(rest, classes, pretrained)
     factory = _find_function(kind, rest, name)
     return lambda classes, pretrained: _from_function(factory, name, classes, pretrained)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.attr import Evidence, LayerMap
-from explainguide.attr.base import as_targets, check_logits, read_features, rerun
+from explainguide.attr.base import as_targets, read_features, rerun
 from explainguide.errors import LayerError, ShapeError
+from explainguide.logits import check_logits
 from explainguide.regions import Choice, as_regions, choose_classes
 from explainguide.staging import StagedLoss
 from explainguide.tap import ForwardPass, Tap
@@ -59,7 +60,13 @@ def localize(
         A scalar, or ``(N,)`` with reduction="none"; and ``{layer: (N, h, w)}``, detached.
     """
     logits = check_logits(passed.logits, caller=caller)
-    features, layouts = read_features(settings.model, settings.modules, passed, caller=caller)
+    features, layouts = read_features(
+        settings.model,
+        settings.modules,
+        passed,
+        layout=settings.attribution.layout,
+        caller=caller,
+    )
     if not logits.requires_grad:
         first = next(iter(settings.modules))
         raise LayerError(
@@ -87,6 +94,7 @@ def localize(
         rerun=lambda substitutes: rerun(settings.model, tap, passed, substitutes),
         create_graph=True,
         caller=caller,
+        attentions=passed.attentions,
     )
     maps, detached = settings.attribution.maps(evidence), {}
     dtype = next(iter(maps.values())).dtype

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainguide.layers import INPUT
+from explainguide.attention import Weights
+from explainguide.layers import INPUT, split_index
 from explainguide.second_order import TwiceDifferentiable
 
 __all__ = ["ForwardPass", "Tap"]
@@ -33,11 +34,17 @@ class ForwardPass:
     logits: Any = None
     autocast: tuple[bool, torch.dtype | None] = (False, None)
     replaced: set[str] = field(default_factory=set)
+    attentions: dict[str, list[Weights]] = field(default_factory=dict)
 
     @property
     def images(self) -> Any:
         """What the model was called with first, by position or by keyword."""
         return self.inputs[0] if self.inputs else next(iter(self.kwargs.values()), None)
+
+    @property
+    def device(self) -> str:
+        """Type of the images' device."""
+        return self.images.device.type if isinstance(self.images, Tensor) else "cpu"
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -74,12 +81,19 @@ class Tap:
     Args:
         model: The unwrapped model.
         layers: As `resolve_layers` returns them.
+        attentions: Names of modules whose attention weights are kept too, in the order in which they
+            are computed. The feature of such a layer is its weights, read as one token a key.
 
     Attributes:
         last: The last forward pass, or None before one and after `forget`.
     """
 
-    def __init__(self, model: nn.Module, layers: dict[str, nn.Module | None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: dict[str, nn.Module | None],
+        attentions: Sequence[str] = (),
+    ) -> None:
         self.last: ForwardPass | None = None
         self._layers = layers
         self._substitute: dict[str, Tensor] | None = None
@@ -91,8 +105,13 @@ class Tap:
             # First to leave, as it was last to enter: the modes of two taps stay nested.
             model.register_forward_hook(_Hook(self, "_end"), prepend=True, always_call=True),
         ]
+        self._attending: list[str] = []  # the attention modules that run, the innermost last
+        for name in attentions:
+            attention = model.get_submodule(name)
+            handles.append(attention.register_forward_pre_hook(_Hook(self, "_attend", name)))
+            handles.append(attention.register_forward_hook(_Hook(self, "_attended", name)))
         for name, module in layers.items():
-            if module is not None:
+            if module is not None and name not in attentions:
                 handles.append(module.register_forward_hook(_Hook(self, "_capture", name)))
         self._finalizer = weakref.finalize(self, _remove, handles, self._context)
 
@@ -145,12 +164,8 @@ class Tap:
             image = self._substitute.get(INPUT)
             return None if image is None else _with_image(args, kwargs, image)
         self.last = ForwardPass(inputs=args, kwargs=kwargs, recorded=torch.is_grad_enabled())
-        if isinstance(self.last.images, Tensor):
-            device = self.last.images.device.type
-            self.last.autocast = (
-                torch.is_autocast_enabled(device),
-                torch.get_autocast_dtype(device),
-            )
+        device = self.last.device
+        self.last.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         if not self.last.recorded:
             return None
         self._enter_mode(activate=INPUT in self._layers)
@@ -162,15 +177,38 @@ class Tap:
     def _capture(self, name: str, args: Any, output: Any) -> Any:
         if self._silent:
             return None
+        place, feature = _member(name, output)
         if self._substitute is not None:
             if name in self._substitute:
-                return self._substitute[name]
-            self._watched[name] = output
-            return output.clone() if isinstance(output, Tensor) else None
+                return _with_member(output, place, self._substitute[name])
+            self._watched[name] = feature
+            return _with_member(output, place, feature.clone()) if _is_map(feature) else None
         if self.last is None or not self.last.recorded or self._mode is None:
             return None
         self._mode.activate()
-        return self._keep(name, output)
+        if place is not None:  # not the paths by which other members were computed from this one
+            feature = feature.clone()
+        onward = self._keep(name, feature)
+        return None if onward is None else _with_member(output, place, onward)
+
+    def _attend(self, name: str, args: Any) -> None:
+        if not self._silent and self._substitute is None and self._mode is not None:
+            self._attending.append(name)
+            self._mode.activate()
+            self._mode.record = self._record
+
+    def _attended(self, name: str, args: Any, output: Any) -> None:
+        if self._attending and self._mode is not None:
+            self._attending.pop()
+            self._mode.record = self._record if self._attending else None
+
+    def _record(self, weights: Weights) -> None:
+        assert self.last is not None
+        name = self._attending[-1]
+        self.last.attentions.setdefault(name, []).append(weights)
+        if name in self._layers:
+            self.last.calls[name] = self.last.calls.get(name, 0) + 1
+            self.last.features[name] = weights.tensor.view(weights.shape)[:, 0].mT
 
     def _end(self, args: Any, output: Any) -> None:
         if self._silent:
@@ -190,6 +228,7 @@ class Tap:
 
     def _enter_mode(self, *, activate: bool) -> None:
         self._context.close()
+        self._attending.clear()
         self._mode = self._context.enter_context(TwiceDifferentiable())
         if activate:
             self._mode.activate()
@@ -198,7 +237,7 @@ class Tap:
         """Store a layer's output; return what goes on in its place."""
         assert self.last is not None
         self.last.calls[name] = self.last.calls.get(name, 0) + 1
-        if isinstance(output, Tensor) and output.is_floating_point():
+        if _is_map(output):
             if not output.requires_grad:
                 # A leaf of our own (for the image, or for what a frozen part of the model
                 # computed), so that the caller's tensor stays as it was.
@@ -207,7 +246,43 @@ class Tap:
             self.last.features[name] = output
             return output.clone()
         self.last.features[name] = output
+        if isinstance(output, tuple | list):  # all of them, for a look at every layer
+            for i, member in enumerate(output):
+                if _is_map(member):
+                    self.last.features[f"{name}[{i}]"] = kept = member.clone()
+                    output = _with_member(output, i, kept.clone())
+            return output
         return None
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _member(name: str, output: Any) -> tuple[int | None, Any]:
+    """Which member of a layer's output is meant, and itself: the one named, or the only one.
+
+    Several unnamed ones stay together; `infer_layout` asks for a name then.
+    """
+    index = split_index(name)[1]
+    if not isinstance(output, tuple | list):
+        return None, output
+    maps = [i for i, member in enumerate(output) if _is_map(member) and member.ndim > 2]
+    if index is None and len(maps) == 1:
+        index = maps[0]
+    if index is None or index >= len(output):
+        return None, output
+    return index, output[index]
+
+
+def _with_member(output: Any, place: int | None, value: Any) -> Any:
+    """A layer's output with one member exchanged; the list or tuple that was returned stays."""
+    if place is None:
+        return value
+    members = [value if i == place else member for i, member in enumerate(output)]
+    if hasattr(output, "_fields"):
+        return type(output)(*members)
+    return members if isinstance(output, list) else tuple(members)
 
 
 def _with_image(

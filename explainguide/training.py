@@ -20,7 +20,8 @@ from explainguide.epochs import Run
 from explainguide.errors import DataError
 from explainguide.evaluation import evaluate
 from explainguide.layers import resolve_layers, unwrap
-from explainguide.layout import automatic_layer, probe_layers
+from explainguide.options import named_attribution
+from explainguide.probe import automatic_layer, probe_layers
 from explainguide.run_folder import History, RunFolder
 from explainguide.training_config import TrainConfig
 
@@ -77,11 +78,13 @@ def train(
     count = check_data(train_data, name="train_data", caller=_CALLER)
     check_data(val_data, name="val_data", caller=_CALLER)
     accelerator = _accelerator(config)
+    inner = unwrap(model, caller=_CALLER)
     layer = config.layer
+    if layer is None:  # of the attribution's own choice, where it has one
+        layer = named_attribution(config.attribution, inner, None, caller=_CALLER).layer
     if layer is None:
-        inner = unwrap(model, caller=_CALLER)
         layer = automatic_layer(inner, probe_layers(inner, caller=_CALLER), caller=_CALLER)
-    resolve_layers(unwrap(model, caller=_CALLER), _as_list(layer), caller=_CALLER)
+    resolve_layers(inner, _as_list(layer), caller=_CALLER)
     folder = RunFolder(config, info or {}, images=count, main=accelerator.is_main_process)
     history = folder.history
     run = Run(model, train_data, config, _as_list(layer), accelerator)

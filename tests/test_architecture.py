@@ -14,10 +14,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import from the rows above its own, never from its own row or below.
 ROWS = [
-    ["errors", "tables"],
+    ["attention", "errors", "tables"],
     [
         "checks",
         "layers",
+        "logits",
         "second_order",
         "metrics",
         "datasets",
@@ -27,11 +28,12 @@ ROWS = [
     ],
     ["annotations", "tap", "losses", "models"],
     ["layout"],
+    ["probe"],
     ["attr", "regions", "staging", "selfcheck", "checkpoints", "classification"],
     ["options", "objective"],
     ["guidance"],
     ["training_config", "batches"],
-    ["evaluation", "schedules", "run_folder"],
+    ["evaluation", "schedules", "run_folder", "recipes"],
     ["epochs"],
     ["training", "demo"],
     ["commands"],

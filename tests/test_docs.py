@@ -64,6 +64,7 @@ def test_every_block_has_a_known_language(page: Path) -> None:
 def test_the_readme_and_the_guide_have_python() -> None:
     found = {name(page) for page in with_blocks("python")}
     guide = ("quickstart", "how_it_works", "choosing", "annotations", "training_loops", "limits")
+    guide += ("recipes",)
     assert {"README.md", *(f"docs/{page}.md" for page in guide)} <= found
 
 
@@ -148,7 +149,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in headings | labels, f"{name(page)} links to {target}"
 
 
-PACKAGES = ("", ".attr", ".losses", ".metrics", ".datasets", ".visualization", ".training")
+PACKAGES = (
+    "",
+    ".attr",
+    ".losses",
+    ".recipes",
+    ".metrics",
+    ".datasets",
+    ".visualization",
+    ".training",
+)
 PACKAGES += (".evaluation", ".models", ".checkpoints", ".report", ".errors")
 
 

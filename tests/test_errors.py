@@ -10,16 +10,19 @@ import torch
 from torch import nn
 from torchvision import tv_tensors
 
-from explainguide import Annotations, ExplainGuideError, ExplanationGuidance, errors
+from explainguide import Annotations, ExplainGuideError, ExplanationGuidance, errors, losses, recipe
 from explainguide.attr import GradCam, InputXGradient, IntegratedGradients
+from explainguide.classification import check_labels
 from explainguide.errors import (
     AnnotationError,
+    DataError,
     GuidanceError,
     LayerError,
     OptionError,
     ShapeError,
     did_you_mean,
 )
+from explainguide.training_config import TrainConfig
 
 from .networks import TARGETS, InPlaceCnn, SmallCnn, batch, boxes
 
@@ -38,9 +41,29 @@ class Pooled(SmallCnn):
         return self.head(self.pool(self.mix(self.stem(images))).flatten(1))
 
 
-class Pair(SmallCnn):
+class Named(SmallCnn):
     def forward(self, images):
-        return super().forward(images), None
+        return {"scores": super().forward(images)}
+
+
+class Branches(SmallCnn):
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = Split()
+
+    def forward(self, images):
+        return self.head(self.split(self.stem(images))[0].mean((2, 3)))
+
+
+class Split(nn.Module):
+    def forward(self, features):
+        return [features, 2 * features]
+
+
+class Windows(SmallCnn):
+    def forward(self, images):
+        windows = self.stem(images).unflatten(2, (2, 3)).transpose(1, 2).flatten(0, 1)
+        return self.head(self.mix(windows).unflatten(0, (-1, 2)).mean((1, 3, 4)))
 
 
 def frozen() -> nn.Module:
@@ -219,7 +242,10 @@ TIMES = [
     (LayerError, Twice, "mix", simply, ["'mix' ran 2 times", "runs once"]),
     (LayerError, SmallCnn, "head", simply, ["shape (3, 4)", "no spatial extent"]),
     (LayerError, Pooled, "pool", simply, ["shape (3, 6, 1, 1)", "no spatial extent"]),
-    (ShapeError, Pair, "mix", simply, ["not logits: tuple", "(N, K)"]),
+    (ShapeError, Named, "mix", simply, ["not logits: dict with 'scores'", "(N, K)"]),
+    (LayerError, Branches, "split", simply, ["returns a list", "layer='split[1]' (3, 6, 6, 6)"]),
+    (LayerError, Branches, "split[2]", simply, ["returns a list", "layer='split[0]'"]),
+    (LayerError, Windows, "mix", simply, ["(6, 6, 3, 6) for 3 images", "the block around it"]),
     (ShapeError, NoImages, "mix", integer_images, ["torch.int64 of shape (3, 12)"]),
 ]
 
@@ -265,6 +291,44 @@ def test_attribution_classes() -> None:
         guide.attribute(batch(), 0, layer="stem")
     guide.remove()
     assert_no_hooks(model)
+
+
+MAPS = torch.ones(1, 2, 2), torch.ones(1, 2, 2)
+LOGITS = torch.zeros(2, 3)
+CALLS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
+    (OptionError, "recipe", lambda: recipe("robstvit"), ["unknown recipe 'robstvit'", "Did you mean 'robustvit'", "'reff' are allowed"]),
+    (OptionError, "recipe", lambda: recipe(3), ["unknown recipe 3"]),
+    (OptionError, "Recipe.guide", lambda: recipe("rrr").guide(SmallCnn(), lss="l1"), ["unknown option 'lss'", "Did you mean 'loss'", "reduction"]),
+    (LayerError, "Recipe.guide", lambda: recipe("reff").guide(SmallCnn()), ["has no 'layer1'", "layer=[...] (--layer)"]),
+    (OptionError, "TrainConfig", lambda: recipe("rrr").config(lmd=3), ["unknown setting 'lmd'", "Did you mean 'lam'"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(class_loss="confidence"), ["unknown class_loss 'confidence'", "'confidence-boosting'"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(class_weight=-1), ["class_weight is -1", "from 0 on"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(temperature=0), ["temperature is 0", "above 0"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(temperature=0.65), ["temperature is 0.65 with class_loss='task'", "Use class_loss='confidence-boosting'"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(loss="rrr", loss_options={"normalise": False}), ["no option 'normalise'", "Did you mean 'normalize'"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(loss="gradmask", loss_options={"eps": 1}), ["'gradmask' has no option 'eps'", "It has none"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(loss="reff", loss_options={"variant": "l3"}), ["refuses its options", "unknown variant 'l3'"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(loss="relevance", loss_options={"background": "2"}), ["refuses its options {'background': '2'}"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(loss_options={"eps": torch.tensor(1.0)}), ["loss_options is {'eps': tensor(1.)}", "numbers and words"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(loss_options=["eps"]), ["loss_options is ['eps']", "{'normalize': False}"]),
+    (DataError, "train", lambda: check_labels(LOGITS, LOGITS, caller="train", class_loss="confidence-boosting"), ["labels are multi-hot (2, 3)", "class_loss='task'"]),
+    (OptionError, "classification_loss", lambda: losses.classification_loss(LOGITS, LOGITS, class_loss="tsk"), ["unknown class_loss 'tsk'", "Did you mean 'task'"]),
+    (OptionError, "confidence_boosting", lambda: losses.confidence_boosting(LOGITS, temperature=-1), ["temperature is -1", "above 0"]),
+    (OptionError, "confidence_boosting", lambda: losses.confidence_boosting(LOGITS, reduction="men"), ["unknown reduction 'men'", "'mean'"]),
+    (ShapeError, "confidence_boosting", lambda: losses.confidence_boosting(LOGITS[0]), ["shape (3,)", "(N, K)"]),
+    (OptionError, "relevance_loss", lambda: losses.relevance_loss(*MAPS, background=-1), ["background is -1", "foreground=0.3", "from 0 on"]),
+    (OptionError, "energy_loss", lambda: losses.energy_loss(*MAPS, floor="abs"), ["unknown floor 'abs'", "'absolute'"]),
+    (OptionError, "l1_loss", lambda: losses.l1_loss(*MAPS, normalize="papr"), ["unknown normalize 'papr'", "Did you mean 'paper'", "True, False"]),
+    (OptionError, "ppce_loss", lambda: losses.ppce_loss(*MAPS, normalize="max"), ["unknown normalize 'max'"]),
+    (OptionError, "rrr_loss", lambda: losses.rrr_loss(*MAPS, normalize="paper"), ["unknown normalize 'paper'", "True, False are allowed"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "caller", "call", "parts"), CALLS)
+def test_what_losses_and_recipes_refuse(kind, caller, call, parts) -> None:
+    with pytest.raises(kind) as wrong:
+        call()
+    assert_message(str(wrong.value), caller, parts)
 
 
 def test_did_you_mean() -> None:

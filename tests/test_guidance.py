@@ -18,11 +18,11 @@ from torch.overrides import _get_current_function_mode_stack
 from torchvision import models
 
 from explainguide import Annotations, ExplanationGuidance
-from explainguide.attr import ATTRIBUTIONS, GradCam, InputXGradient, IntegratedGradients
+from explainguide.attr import GradCam, InputXGradient, IntegratedGradients
 from explainguide.errors import GuidanceError, LayerError
 from explainguide.losses import energy_loss, l1_loss
 
-from .networks import TARGETS, InPlaceCnn, SmallCnn, batch, boxes
+from .networks import FOR_ANY_NETWORK, TARGETS, InPlaceCnn, SmallCnn, batch, boxes
 
 
 def hooks(model: nn.Module) -> int:
@@ -34,7 +34,7 @@ def model() -> nn.Module:
     return SmallCnn()
 
 
-@pytest.mark.parametrize("attribution", ATTRIBUTIONS)
+@pytest.mark.parametrize("attribution", FOR_ANY_NETWORK)
 @pytest.mark.parametrize("layer", ["input", "stem", "mix"])
 def test_second_derivative_reaches_every_side(
     model: nn.Module, attribution: str, layer: str

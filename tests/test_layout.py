@@ -9,7 +9,8 @@ from torch import nn
 from torchvision import models
 
 from explainguide.errors import LayerError
-from explainguide.layout import Layout, automatic_layer, infer_layout, probe_layers, to_nchw
+from explainguide.layout import Layout, infer_layout, to_nchw
+from explainguide.probe import automatic_layer, probe_layers
 
 
 class Vit(nn.Module):
@@ -37,7 +38,9 @@ CASES = [
 
 @pytest.mark.parametrize(("shape", "size", "model", "module", "expected"), CASES)
 def test_layouts(shape, size, model, module, expected) -> None:
-    found = infer_layout("x", torch.zeros(shape), size, model=model, module=module, caller="test")
+    found = infer_layout(
+        "x", torch.zeros(shape), size, model=model, module=module, batch=2, caller="test"
+    )
     assert found == expected
     assert to_nchw(torch.zeros(shape), found).shape[-2:] == expected.grid
 
@@ -55,7 +58,13 @@ def test_layouts(shape, size, model, module, expected) -> None:
 def test_what_cannot_be_read(output, reason) -> None:
     with pytest.raises(LayerError, match=reason):
         infer_layout(
-            "x", output, (224, 224), model=nn.Module(), module=nn.LayerNorm(7), caller="test"
+            "x",
+            output,
+            (224, 224),
+            model=nn.Module(),
+            module=nn.LayerNorm(7),
+            batch=2,
+            caller="test",
         )
 
 

@@ -42,6 +42,7 @@ def test_the_guides_signature() -> None:
         "layer_weights",
         "reduction",
         "generator",
+        "layout",
     ]
     defaults = {n: p.default for n, p in parameters.items() if n != "model"}
     assert defaults == {
@@ -54,6 +55,7 @@ def test_the_guides_signature() -> None:
         "layer_weights": None,
         "reduction": "mean",
         "generator": None,
+        "layout": None,
     }
     keyword_only = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     assert keyword_only == list(parameters)[2:]
@@ -64,7 +66,15 @@ def test_the_guides_signature() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Gradient", "InputXGradient", "GradCam", "LayerCam", "IntegratedGradients"]
+    "name",
+    [
+        "Gradient",
+        "InputXGradient",
+        "GradCam",
+        "LayerCam",
+        "IntegratedGradients",
+        "AttentionRelevance",
+    ],
 )
 def test_attributions_follow_captum(name: str) -> None:
     kind = getattr(attr, name)
@@ -81,7 +91,7 @@ def test_attributions_follow_captum(name: str) -> None:
     assert kind in ATTRIBUTIONS.values()
 
 
-@pytest.mark.parametrize("name", ["energy", "l1", "ppce", "rrr", "gradmask", "reff"])
+@pytest.mark.parametrize("name", ["energy", "l1", "ppce", "rrr", "gradmask", "relevance", "reff"])
 def test_losses_are_plain_functions(name: str) -> None:
     assert losses.LOSSES[name] is getattr(losses, f"{name}_loss")
     assert inspect.isfunction(losses.LOSSES[name])

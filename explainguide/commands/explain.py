@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
     from torch import Tensor, nn
 
+    from explainguide.attr import LayerMap
+
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
 HELP = "draw what a model looks at, for chosen layers and attributions"
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["ixg"],
         metavar="NAME",
-        help="ixg, gradient, gradcam, layercam or intgrad (default: ixg)",
+        help="ixg, gradient, gradcam, layercam, intgrad, or relevance, for ViTs (default: ixg)",
     )
     shown.add_argument(
         "--target", metavar="CLASS", help="number or name of a class (default: the predicted one)"
@@ -94,15 +96,13 @@ def run(args: argparse.Namespace) -> int:
     answers = [_answer(args.target, normalised, subject) for _, normalised in prepared]
     height, width = subject.size
     maps = {}
-    for layer in _layers(args.layer, subject):
-        for name in args.attribution:
-            method = ATTRIBUTIONS[name](subject.model, layer)
-            maps[f"{name} at {layer}"] = [
-                method.attribute(normalised, answer.label)[0]
-                for (_, normalised), answer in zip(prepared, answers, strict=True)
-            ]
-            if not any(bool(found.any()) for found in maps[f"{name} at {layer}"]):
-                _check_alive(layer, subject)
+    for title, method in _methods(args.attribution, args.layer, subject):
+        maps[title] = [
+            method.attribute(normalised, answer.label)[0]
+            for (_, normalised), answer in zip(prepared, answers, strict=True)
+        ]
+        if not any(bool(found.any()) for found in maps[title]):
+            _check_alive(str(method.layer), subject)
     figure = panel(
         [shown for shown, _ in prepared],
         maps,
@@ -200,19 +200,34 @@ def _in_library(name: str) -> bool:
     return not colon or library in ("timm", "torchvision")
 
 
-def _layers(names: list[str] | None, subject: _Subject) -> list[str]:
+def _methods(
+    names: list[str], layers: list[str] | None, subject: _Subject
+) -> list[tuple[str, LayerMap]]:
+    """Every attribution at every layer; one that has a place of its own there, if none is named."""
+    from explainguide.attr import ATTRIBUTIONS
     from explainguide.layers import resolve_layers
-    from explainguide.layout import automatic_layer, probe_layers
+    from explainguide.options import named_attribution
+    from explainguide.probe import automatic_layer, probe_layers
 
-    if names is None:
-        layers = probe_layers(subject.model, image_size=subject.size, caller=_CALLER)
-        names = [automatic_layer(subject.model, layers, caller=_CALLER)]
-    return list(resolve_layers(subject.model, names, caller=_CALLER))
+    places: list[str | None] = [None]
+    if layers is not None:
+        places = list(resolve_layers(subject.model, layers, caller=_CALLER))
+    elif not all(ATTRIBUTIONS[name].places_itself for name in names):
+        infos = probe_layers(subject.model, image_size=subject.size, caller=_CALLER)
+        places = [automatic_layer(subject.model, infos, caller=_CALLER)]
+    found = []
+    for place in places:
+        for name in names:
+            own = layers is None and ATTRIBUTIONS[name].places_itself
+            method = named_attribution(name, subject.model, None if own else place, caller=_CALLER)
+            method = method if own or place is None else method.at(place)
+            found.append((f"{name} at {method.layer}", method))
+    return found
 
 
 def _check_alive(layer: str, subject: _Subject) -> None:
     """Tell a map that happens to be zero from a layer whose maps are always zero."""
-    from explainguide.layout import probe_layers
+    from explainguide.probe import probe_layers
 
     layers = probe_layers(subject.model, image_size=subject.size, caller=_CALLER)
     if any(found.name == layer and not found.alive for found in layers):
@@ -226,7 +241,7 @@ def _answer(target: str | None, image: Tensor, subject: _Subject) -> _Answer:
     """The class that is explained, and a line that says so."""
     import torch
 
-    from explainguide.attr.base import check_logits
+    from explainguide.logits import check_logits
 
     with torch.no_grad():
         logits = check_logits(subject.model(image), caller=_CALLER)[0].float()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from explainguide.layout import LayerInfo
+    from explainguide.probe import LayerInfo
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "list_stages", "run"]
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a name of timm's (resnet50), torchvision:NAME, or package.module:function",
+        help="a name of timm's (resnet50) or torchvision's (swin_t), or package.module:function",
     )
     parser.add_argument("--all", action="store_true", help="every module, not only the stages")
     parser.add_argument(
@@ -39,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
     """Build the model with random weights, run one random image through it, print a table."""
     from explainguide.commands.data import allow_local_modules
     from explainguide.commands.pictures import parse_size
-    from explainguide.layout import automatic_layer, probe_layers
+    from explainguide.layers import split_index
     from explainguide.models import build_model, needs_num_classes, set_image_size
+    from explainguide.probe import automatic_layer, probe_layers
     from explainguide.tables import format_table
 
     size = parse_size(args.size) if args.size else None
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     shown = layers if args.all else list_stages(model, layers, chosen)
     rows: list[dict[str, object]] = [{"": "", "layer": "input", "module": "", "note": "the image"}]
     for layer in shown:
-        kind = type(modules[layer.name]).__name__
+        kind = type(modules[split_index(layer.name)[0]]).__name__
         rows.append({**_row(layer, layer.name == chosen), "module": kind})
     columns = ["", "layer", *(["module"] if args.all else []), "output", "grid", "note"]
     count = len(layers)
@@ -95,6 +96,8 @@ def _collect(
     module: nn.Module, prefix: str, spatial: dict[str, LayerInfo], names: set[str]
 ) -> None:
     """Add the layers of one level of the tree, and of the levels below that are opened."""
+    from explainguide.layers import split_index
+
     inside = {
         f"{prefix}{name}": (child, sum(n.startswith(f"{prefix}{name}.") for n in spatial))
         for name, child in module.named_children()
@@ -109,10 +112,11 @@ def _collect(
                 for sibling, (other, size) in inside.items()
                 if sibling != name
             )
-            if name not in spatial or (count > total / 2 and not alike):
+            own = {n for n in spatial if split_index(n)[0] == name}  # itself, or its members
+            if not own or (count > total / 2 and not alike):
                 _collect(child, f"{name}.", spatial, names)
             else:
-                names.add(name)
+                names |= own
         elif name in spatial and not _is_passed_over(child):
             layout = spatial[name].layout
             assert layout is not None
@@ -138,6 +142,8 @@ def _row(layer: LayerInfo, chosen: bool) -> dict[str, object]:
             note = _DEAD
         elif layer.calls > 1:
             note = f"runs {layer.calls} times: a guided layer runs once"
+        elif layer.cancels:
+            note = "activation x gradient cancels: a normalisation follows"
         elif chosen:
             note = "the choice where no layer is named"
     output = " x ".join(map(str, layer.shape[1:]))

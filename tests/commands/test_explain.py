@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
 
+from explainguide import visualization
 from explainguide.checkpoints import save_checkpoint
 from explainguide.cli import main
 from explainguide.models import small_cnn
 
 MODULE = "models_of_a_user"
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.models.VisionTransformer(
+        img_size=48, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=3
+    )
 
 
 def tiny() -> nn.Module:
@@ -51,6 +61,32 @@ def test_one_row_an_image_and_one_column_a_layer_and_attribution(
     assert output.err == ""
     height, width = matplotlib.image.imread("made/out.png").shape[:2]
     assert width > 1.5 * height  # five columns, two rows
+
+
+def test_relevance_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    panel = visualization.panel
+
+    def spy(images: Any, maps: dict[str, Any], **options: Any) -> Any:
+        titles.extend(maps)
+        return panel(images, maps, **options)
+
+    monkeypatch.setattr(visualization, "panel", spy)
+    arguments = [
+        "explain",
+        "wide.png",
+        "--model",
+        f"{MODULE}:vit",
+        "--size",
+        "48",
+        "--out",
+        "p.png",
+    ]
+    assert main([*arguments, "--attribution", "relevance", "ixg"]) == 0
+    assert titles == ["relevance at blocks.0.attn", "ixg at blocks.1.norm1"]
+    titles.clear()
+    assert main([*arguments, "--attribution", "relevance", "--layer", "blocks.1.attn"]) == 0
+    assert titles == ["relevance at blocks.1.attn"]
 
 
 def test_a_target_is_named_beside_the_prediction(capsys: pytest.CaptureFixture[str]) -> None:

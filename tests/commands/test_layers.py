@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from explainguide.cli import main
 from explainguide.commands.layers import list_stages
-from explainguide.layout import automatic_layer, probe_layers
 from explainguide.models import build_model
+from explainguide.probe import automatic_layer, probe_layers
 
 
 class _Blind(nn.Module):
@@ -59,7 +59,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> str:
                 "norm",
             ],
         ),
-        ("torchvision:swin_t", [*(f"features.{i}" for i in range(8)), "norm", "permute"]),
+        ("torchvision:swin_t", [*(f"features.{i}" for i in range(8)), "norm"]),
         ("convnext_atto", ["stem", "stages.0", "stages.1", "stages.2", "stages.3", "stages"]),
     ],
 )

@@ -1,0 +1,185 @@
+"""One probe forward of a model: what every layer returns, and which layer is the automatic one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from explainguide.errors import LayerError
+from explainguide.layers import INPUT, split_index
+from explainguide.layout import Layout, infer_layout, to_nchw
+from explainguide.logits import check_logits
+from explainguide.tap import ForwardPass, Tap
+
+__all__ = ["LayerInfo", "automatic_layer", "input_size", "probe_layers", "probe_score"]
+
+
+_PASSED_OVER = ("pool", "drop", "identity", "permute")
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer that ran in a probe of the model.
+
+    Attributes:
+        name: Dotted name.
+        shape: Shape of its output for a batch of one image.
+        layout: How it is read; None where it has no grid larger than 1 x 1.
+        alive: Whether places other than prefix tokens reach the logits.
+        calls: How often it ran in one forward pass.
+        cancels: Whether activation times gradient sums to zero over the channels of every place, as
+            it must where nothing but a normalisation follows (it undoes the length of what it gets).
+        usable: Whether it can be guided and its places are the image's: alive, run once, and not
+            inside an attention module, whose tokens are queries, keys and values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout | None
+    alive: bool
+    calls: int
+    cancels: bool
+    usable: bool
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """What the model was built for; a ViT knows it better than timm's config."""
+    config = getattr(model, "pretrained_cfg", None)
+    named = config.get("input_size") if isinstance(config, dict) else None
+    channels, height, width = named or (3, 224, 224)
+    # timm's patch embeddings, of which later stages may have smaller ones, and torchvision's ViT.
+    told = [getattr(m, "img_size", None) for m in model.modules()]
+    told.append(getattr(model, "image_size", None))
+    sizes = [(size, size) if isinstance(size, int) else tuple(size) for size in told if size]
+    height, width = max(sizes, default=(height, width))
+    return int(channels), int(height), int(width)
+
+
+def probe_score(model: nn.Module, size: tuple[int, int, int], *, caller: str) -> Tensor:
+    """Run one random image of (C, H, W) through the model; a random combination of its logits.
+
+    The model is in evaluation mode meanwhile and comes back as it was.
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, *size, generator=generator).to(parameter.device, dtype)
+    # A head of zeros (torchvision's ViTs) would make every layer look dead.
+    # So would scales of zero, with which residual branches often start.
+    alive_weights = {
+        n: torch.randn(p.shape, generator=generator).to(p)
+        for n, p in model.named_parameters()
+        if not n.endswith("bias") and not p.any()
+    }
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        output = torch.func.functional_call(model, alive_weights, (image,))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    logits = check_logits(output, caller=caller)
+    return (logits * torch.randn(logits.shape, generator=generator).to(logits)).sum()
+
+
+def probe_layers(
+    model: nn.Module, *, image_size: tuple[int, int] | None = None, caller: str
+) -> list[LayerInfo]:
+    """Run one random image through the model and describe every layer, in the order they finish.
+
+    The model is in evaluation mode meanwhile and comes back as it was; cost: one forward and one
+    backward of one image, with every activation kept.
+
+    Args:
+        model: The unwrapped model.
+        image_size: (H, W); by default what timm's or torchvision's model says, else 224 x 224.
+        caller: The public callable that the error names.
+
+    Raises:
+        LayerError: If the model does not run on such an image.
+    """
+    channels, height, width = input_size(model)
+    height, width = image_size or (height, width)
+    modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
+    attention = {name for name, m in modules.items() if _is_attention(name, m)}
+    tap = Tap(model, dict(modules))
+    try:
+        with tap.alone(), torch.inference_mode(False), torch.enable_grad():
+            score = probe_score(model, (channels, height, width), caller=caller)
+            seen = cast(ForwardPass, tap.last)
+            features = {n: f for n, f in seen.features.items() if isinstance(f, Tensor)}
+            names = [n for n, f in features.items() if f.requires_grad]
+            gradients = torch.autograd.grad(score, [features[n] for n in names], allow_unused=True)
+    except Exception as error:  # whatever a model does with an image that it was not made for
+        raise LayerError(
+            f"{caller}: no layer could be found, because the model did not run on an image of "
+            f"{channels} x {height} x {width} ({str(error).splitlines()[0]}). Name one with layer=. "
+            "Any dotted name of a module is allowed, or 'input'."
+        ) from error
+    finally:
+        tap.remove()
+    by_name = dict(zip(names, gradients, strict=True))
+    found = []
+    for name, feature in features.items():
+        try:
+            layout: Layout | None = infer_layout(
+                name,
+                feature,
+                (height, width),
+                model=model,
+                module=modules[split_index(name)[0]],
+                batch=1,
+                caller=caller,
+            )
+        except LayerError:
+            layout = None
+        if layout is not None and layout.grid == (1, 1):
+            layout = None
+        gradient = by_name.get(name)
+        alive, cancels = False, False
+        if gradient is not None and layout is not None:
+            gradient, values = to_nchw(gradient, layout), to_nchw(feature.detach(), layout)
+            alive = bool((gradient != 0).flatten(2).any(1).float().mean() > 0.5)
+            product = gradient * values
+            cancels = bool(product.sum(1).abs().max() <= 1e-4 * product.abs().sum(1).max())
+        calls = seen.calls[split_index(name)[0]]
+        usable = alive and calls == 1 and not _inside(attention, name)
+        found.append(LayerInfo(name, tuple(feature.shape), layout, alive, calls, cancels, usable))
+    return found
+
+
+def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -> str:
+    """The last layer whose places still reach the logits and whose grid is not 1 x 1.
+
+    Layers that only resize or repeat the one before them are passed over: pooling, dropout and so
+    on; and those whose activation times gradient cancels.
+
+    Raises:
+        LayerError: If there is none.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for layer in reversed(layers):
+        kind = type(modules[split_index(layer.name)[0]]).__name__.lower()
+        if layer.usable and not layer.cancels and not any(word in kind for word in _PASSED_OVER):
+            return layer.name
+    raise LayerError(
+        f"{caller}: no layer of {type(model).__name__} keeps a spatial grid that reaches the "
+        f"logits. Use layer={INPUT!r}. `explainguide layers` shows what each layer returns."
+    )
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    """By what timm and torchvision call them; an attention block of convolutions is none of these."""
+    last = name.rsplit(".", 1)[-1].lower()
+    kind = type(module).__name__.lower()
+    if last.startswith(("attn", "self_attn", "self_attention")):
+        return True
+    return ("attention" in kind or "attn" in kind) and "block" not in kind and "layer" not in kind
+
+
+def _inside(attention: set[str], name: str) -> bool:
+    parts = split_index(name)[0].split(".")
+    return any(".".join(parts[:i]) in attention for i in range(1, len(parts) + 1))
