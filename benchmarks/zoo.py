@@ -20,7 +20,7 @@ from typing import Any
 import torchvision
 from torch import nn
 from zoo_check import Row, build, check_model
-from zoo_families import FAMILIES
+from zoo_families import FAMILIES, SIDES
 
 from explainguide.probe import input_size
 
@@ -73,7 +73,7 @@ def image_side(family: str, model: nn.Module) -> int:
     if family.startswith("torchvision/"):
         weights = torchvision.models.get_model_weights(FAMILIES[family][0])["DEFAULT"]
         return int(weights.transforms().crop_size[0])
-    return input_size(model)[1]
+    return SIDES.get(family) or input_size(model)[1]
 
 
 def line(row: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["FAMILIES"]
+__all__ = ["FAMILIES", "SIDES"]
 
 _TIMM: dict[str, str] = {
     "beit": "beit_base_patch16_224",
@@ -114,9 +114,12 @@ _TIMM: dict[str, str] = {
 
 _FEWER: dict[str, dict[str, Any]] = {
     "deepseek_vit": {"depth": 2, "img_size": 224},
-    "gemma4_vit": {"depth": 2, "img_size": 384},
+    "gemma4_vit": {"depth": 2},
     "qwen3_vit": {"depth": 2, "img_size": 384},
 }
+
+# What is made for larger images than a processor likes, and takes smaller ones.
+SIDES = {"timm/gemma4_vit": 384, "timm/hieradet_sam2": 512}
 
 _TORCHVISION = {
     "alexnet": "alexnet",

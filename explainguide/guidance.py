@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.attr import LayerMap
+from explainguide.derivatives import check_derivatives
 from explainguide.errors import GuidanceError
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.losses import Loss
@@ -24,7 +25,7 @@ from explainguide.options import (
     name_of,
     resolve_attribution,
 )
-from explainguide.probe import automatic_layer, probe_layers
+from explainguide.probe import find_layer
 from explainguide.selfcheck import Report, on_host, probe_gradients
 from explainguide.staging import resolve_loss
 from explainguide.tap import ForwardPass, Tap
@@ -121,8 +122,7 @@ class ExplanationGuidance:
         chosen = resolve_attribution(attribution, self._model, layer, layout)
         layer = combine_layers(layer, chosen)
         if layer is None:
-            found = probe_layers(self._model, caller=NAME)
-            layer = automatic_layer(self._model, found, caller=NAME)
+            layer = find_layer(self._model, caller=NAME)
         modules = resolve_layers(self._model, layer, caller=NAME)
         self._settings = Settings(
             model=self._model,
@@ -138,6 +138,7 @@ class ExplanationGuidance:
             names=(name_of(attribution), name_of(loss)),
         )
         self._failure: str | None = None
+        self._examined = False  # whether every operation was seen to have a second derivative
         self.replaced: set[str] = set()
         self.attributions: dict[str, Tensor] = {}
         self._tap = Tap(self._model, modules, chosen.attentions)
@@ -202,6 +203,10 @@ class ExplanationGuidance:
                 loss, maps = localize(
                     self._settings, self._tap, passed, annotations, target, caller=caller
                 )
+            if not self._examined:
+                found = passed.features.values()
+                check_derivatives(loss, passed.logits, found, caller=caller)
+                self._examined = True
         except BaseException as error:  # nothing is left on the model, whatever went wrong
             self._failure = str(error)
             self.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from explainguide.errors import GuidanceError, LayerError, OptionError, did_you_mean
@@ -41,6 +42,19 @@ def unwrap(model: nn.Module, *, caller: str) -> nn.Module:
             "differentiated twice from outside. Train the uncompiled model. Compile for evaluation "
             "only."
         )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise GuidanceError(
+                f"{caller}: {_say(name)} was scripted or traced by torch.jit, whose layers cannot be "
+                "read. Use the Python model that it was made from. An nn.Module is allowed, also one "
+                "traced by torch.fx."
+            )
+        if ".quantized." in f"{type(module).__module__}.":
+            raise GuidanceError(
+                f"{caller}: {_say(name)} is quantised, and integers have no gradient. Guide the model "
+                "in floating point, then quantise it. float64, float32, float16 and bfloat16 are "
+                "allowed."
+            )
     if isinstance(model, nn.DataParallel):
         raise GuidanceError(
             f"{caller}: nn.DataParallel copies the model in every forward, so no layer can be read. "
@@ -54,6 +68,10 @@ def unwrap(model: nn.Module, *, caller: str) -> nn.Module:
             )
         return unwrap(model.module, caller=caller)
     return model
+
+
+def _say(name: str) -> str:
+    return f"module {name!r}" if name else "the model"
 
 
 def list_layers(model: nn.Module) -> list[str]:

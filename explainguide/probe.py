@@ -8,13 +8,21 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from explainguide.errors import LayerError
+from explainguide.derivatives import check_derivatives
+from explainguide.errors import LayerError, ShapeError
 from explainguide.layers import INPUT, split_index
 from explainguide.layout import Layout, infer_layout, to_nchw
 from explainguide.logits import check_logits
 from explainguide.tap import ForwardPass, Tap
 
-__all__ = ["LayerInfo", "automatic_layer", "input_size", "probe_layers", "probe_score"]
+__all__ = [
+    "LayerInfo",
+    "automatic_layer",
+    "find_layer",
+    "input_size",
+    "probe_layers",
+    "probe_score",
+]
 
 
 _PASSED_OVER = ("pool", "drop", "identity", "permute")
@@ -113,6 +121,8 @@ def probe_layers(
             features = {n: f for n, f in seen.features.items() if isinstance(f, Tensor)}
             names = [n for n, f in features.items() if f.requires_grad]
             gradients = torch.autograd.grad(score, [features[n] for n in names], allow_unused=True)
+    except ShapeError:  # it ran, but returned no logits
+        raise
     except Exception as error:  # whatever a model does with an image that it was not made for
         raise LayerError(
             f"{caller}: no layer could be found, because the model did not run on an image of "
@@ -169,6 +179,28 @@ def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -
         f"{caller}: no layer of {type(model).__name__} keeps a spatial grid that reaches the "
         f"logits. Use layer={INPUT!r}. `explainguide layers` shows what each layer returns."
     )
+
+
+def find_layer(model: nn.Module, *, caller: str) -> str:
+    """The automatic layer of a model that is going to be guided there.
+
+    Costs two forward passes of one image.
+
+    Raises:
+        LayerError: If there is none.
+        GuidanceError: If an operation above it cannot be differentiated twice.
+    """
+    layer = automatic_layer(model, probe_layers(model, caller=caller), caller=caller)
+    tap = Tap(model, {layer: model.get_submodule(split_index(layer)[0])})
+    try:
+        with tap.alone(), torch.inference_mode(False), torch.enable_grad():
+            score = probe_score(model, input_size(model), caller=caller)
+            feature = cast(ForwardPass, tap.last).features[layer]
+            (gradient,) = torch.autograd.grad(score, feature, create_graph=True)
+            check_derivatives(gradient, score, [feature], caller=caller)
+    finally:
+        tap.remove()
+    return layer
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:

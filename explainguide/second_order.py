@@ -9,6 +9,7 @@ form that has one, with equal values. Outside, the fast form runs as before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,12 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return input.copy_(value) if inplace else value
 
 
-_REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {F.hardsigmoid: _hardsigmoid}
+_aten_nn: Any = torch._C._nn  # what torch.nn.functional calls, and some models call themselves
+_REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.hardsigmoid: _hardsigmoid,
+    _aten_nn.hardsigmoid: _hardsigmoid,
+    _aten_nn.hardsigmoid_: partial(_hardsigmoid, inplace=True),
+}
 
 # Callers of the fused kernels, whose explicit form torch has itself. The choice between them is a
 # global flag, set for the one call: flags that stayed set over two guides' passes would come back in
@@ -86,7 +92,7 @@ class TwiceDifferentiable(TorchFunctionMode):
             return self._show(self.record, func, args, kwargs)
         if not self._active or not (func in _ATTENTION or func in _REPLACEMENTS):
             return func(*args, **kwargs)
-        name = _ATTENTION.get(func) or func.__name__
+        name = _ATTENTION.get(func) or func.__name__.strip("_")
         _refuse_checkpointing(name)
         self.replaced.add(name)
         if func in _REPLACEMENTS:

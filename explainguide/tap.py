@@ -34,6 +34,7 @@ class ForwardPass:
     logits: Any = None
     autocast: tuple[bool, torch.dtype | None] = (False, None)
     replaced: set[str] = field(default_factory=set)
+    without_gradients: set[str] = field(default_factory=set)  # layers that ran in a no_grad inside
     attentions: dict[str, list[Weights]] = field(default_factory=dict)
 
     @property
@@ -237,6 +238,8 @@ class Tap:
         """Store a layer's output; return what goes on in its place."""
         assert self.last is not None
         self.last.calls[name] = self.last.calls.get(name, 0) + 1
+        if not torch.is_grad_enabled():
+            self.last.without_gradients.add(name)
         if _is_map(output):
             if not output.requires_grad:
                 # A leaf of our own (for the image, or for what a frozen part of the model

@@ -26,7 +26,7 @@ ROWS = [
         "report",
         "weights",
     ],
-    ["annotations", "tap", "losses", "models"],
+    ["annotations", "derivatives", "tap", "losses", "models"],
     ["layout"],
     ["probe"],
     ["attr", "regions", "staging", "selfcheck", "checkpoints", "classification"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,60 @@ class Windows(SmallCnn):
         return self.head(self.mix(windows).unflatten(0, (-1, 2)).mean((1, 3, 4)))
 
 
+def checkpointed(segment: str, reentrant: bool = True) -> nn.Module:
+    class Checkpointed(SmallCnn):
+        def forward(self, images):
+            features = self.stem(images)
+            run = self.mix if segment == "above" else self.body
+            features = torch.utils.checkpoint.checkpoint(run, features, use_reentrant=reentrant)
+            return self.head(torch.tanh(features).mean((2, 3)))
+
+    return Checkpointed()
+
+
+class Without(SmallCnn):
+    """`operation` is between the last layer and the logits."""
+
+    def __init__(self, operation) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, images):
+        features = self.mix(self.body(self.stem(images)))
+        return self.head(self.operation(features).mean((2, 3)))
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+class Unpooled(SmallCnn):
+    def forward(self, images):
+        return self.head(self.mix(self.stem(images)).flatten(2).mT)
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out
+        return torch.jit.script(SmallCnn())
+
+
+def quantised() -> nn.Module:
+    model = SmallCnn()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # and so is this
+        model.head = torch.ao.nn.quantized.dynamic.Linear(6, 4)
+    return model
+
+
 def frozen() -> nn.Module:
     return SmallCnn().requires_grad_(False)
 
@@ -101,6 +156,11 @@ BUILD: list[tuple[type, Callable[[], Any], dict[str, Any], list[str]]] = [
     (GuidanceError, synchronised, {"layer": "mix"}, ["'stem.1' is a SyncBatchNorm", "no second derivative"]),
     (GuidanceError, Compiled, {"layer": "mix"}, ["torch.compile", "_orig_mod"]),
     (GuidanceError, lambda: nn.DataParallel(SmallCnn()), {"layer": "mix"}, ["DataParallel", "`model.module`"]),
+    (GuidanceError, scripted, {"layer": "mix"}, ["the model was scripted", "Python model"]),
+    (GuidanceError, quantised, {"layer": "mix"}, ["module 'head' is quantised", "floating point"]),
+    (GuidanceError, lambda: Without(Square.apply), {}, ["'Square' has no second derivative", "guide a layer above"]),
+    (ShapeError, Unpooled, {}, ["not logits: shape (1, 12544, 4)", "Wrap the model"]),
+    (OptionError, SmallCnn, {"layer": "mix", "layout": "HWC"}, ["unknown layout 'HWC'", "'NHWC'"]),
     (OptionError, lambda: SmallCnn, {"layer": "mix"}, ["model is a type, not an nn.Module"]),
     (LayerError, lambda: nn.Sequential(nn.Linear(5, 2)), {}, ["no layer could be found", "layer="]),
 ]  # fmt: skip
@@ -246,6 +306,34 @@ TIMES = [
     (LayerError, Branches, "split", simply, ["returns a list", "layer='split[1]' (3, 6, 6, 6)"]),
     (LayerError, Branches, "split[2]", simply, ["returns a list", "layer='split[0]'"]),
     (LayerError, Windows, "mix", simply, ["(6, 6, 3, 6) for 3 images", "the block around it"]),
+    (
+        LayerError,
+        lambda: checkpointed("inside"),
+        "body.0",
+        simply,
+        ["'body.0' ran without gradients", "use_reentrant"],
+    ),
+    (
+        GuidanceError,
+        lambda: checkpointed("above"),
+        "stem",
+        simply,
+        ["checkpointed with use_reentrant=True", "above"],
+    ),
+    (
+        GuidanceError,
+        lambda: Without(Square.apply),
+        "mix",
+        simply,
+        ["'Square' has no second derivative"],
+    ),
+    (
+        GuidanceError,
+        lambda: Without(torch.ops.aten.hardsigmoid),
+        "mix",
+        simply,
+        ["'hardsigmoid' has no second"],
+    ),
     (ShapeError, NoImages, "mix", integer_images, ["torch.int64 of shape (3, 12)"]),
 ]
 

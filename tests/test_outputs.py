@@ -172,3 +172,28 @@ def test_an_ambiguous_layer_asks_for_the_layout() -> None:
         one = InputXGradient(model, "norm", layout=layout).attribute(batch(), 2)
         assert torch.equal(one, guide.attribute(batch(), 2, interpolate=False))
     assert not torch.equal(*maps)
+
+
+def test_a_model_traced_by_fx() -> None:
+    plain = SmallCnn().eval()
+    losses = []
+    for model in (plain, torch.fx.symbolic_trace(plain)):
+        guide = ExplanationGuidance(model, "mix", target="all")
+        model(batch())
+        losses.append(guide.loss_loc(TARGETS))
+        guide.remove()
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("operation", [torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_])
+def test_hardsigmoid_under_another_name(operation: Any) -> None:
+    class Gated(SmallCnn):
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(operation(self.mix(self.stem(images))).mean((2, 3)))
+
+    model = Gated()
+    plain = model(batch())
+    guide = ExplanationGuidance(model, "mix", target="all")
+    torch.testing.assert_close(model(batch()), plain)
+    guide.loss_loc(TARGETS).backward()
+    assert guide.replaced == {"hardsigmoid"} and model.mix.weight.grad.any()

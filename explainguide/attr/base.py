@@ -220,6 +220,12 @@ def read_features(
                 f"{caller}: layer {name!r} ran {calls} times in the forward pass. Choose {fix}. "
                 "A guided layer runs once."
             )
+        if name in passed.without_gradients:
+            raise LayerError(
+                f"{caller}: layer {name!r} ran without gradients, inside torch.no_grad or a segment "
+                "checkpointed with use_reentrant=True. Use use_reentrant=False, or a layer outside. A "
+                "guided layer runs with gradients."
+            )
     image = passed.images
     if not isinstance(image, Tensor) or image.ndim != 4 or not image.is_floating_point():
         got = type(image).__name__

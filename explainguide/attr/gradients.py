@@ -9,13 +9,14 @@ Every method costs one backward pass through the part of the model above the lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from explainguide.attr.base import Evidence, LayerMap, wide
-from explainguide.errors import LayerError
+from explainguide.errors import GuidanceError, LayerError
 from explainguide.layout import to_nchw
 
 __all__ = ["GradCam", "Gradient", "InputXGradient", "LayerCam", "layer_gradients"]
@@ -27,6 +28,7 @@ def layer_gradients(
     *,
     create_graph: bool,
     retain_graph: bool | None = None,
+    caller: str,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of S scores an image with respect to several activations, in one backward pass.
 
@@ -35,12 +37,16 @@ def layer_gradients(
         features: Activations in the graph of the scores.
         create_graph: Whether the gradients must be differentiable.
         retain_graph: Whether the scores' graph is needed again; by default where the gradients' is.
+        caller: The public callable that the error names.
 
     Returns:
         One an activation, ``(S, *activation.shape)``; None where the scores do not depend on it.
+
+    Raises:
+        GuidanceError: If a segment in between was checkpointed with use_reentrant=True.
     """
     # Outside autocast: the backward pass runs in the types that the forward pass chose.
-    with torch.autocast(scores.device.type, enabled=False):
+    with torch.autocast(scores.device.type, enabled=False), _reentrance_told(caller):
         if len(scores) == 1:
             found = torch.autograd.grad(
                 scores.sum(),
@@ -76,6 +82,20 @@ def layer_gradients(
             return tuple(None if c[0] is None else torch.stack(c) for c in zip(*rows, strict=True))
 
 
+@contextmanager
+def _reentrance_told(caller: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise GuidanceError(
+            f"{caller}: a segment between the layer and the logits is checkpointed with "
+            "use_reentrant=True, through which no gradient of a layer can be taken. Use "
+            "use_reentrant=False, or guide a layer above the segment."
+        ) from error
+
+
 class _GradientMap(LayerMap):
     """A map that is a function of the activation and one gradient."""
 
@@ -95,6 +115,7 @@ class _GradientMap(LayerMap):
             evidence.score(evidence.logits),
             list(features.values()),
             create_graph=evidence.create_graph,
+            caller=evidence.caller,
         )
         found = {}
         for (name, feature), gradient in zip(features.items(), gradients, strict=True):

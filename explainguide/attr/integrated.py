@@ -73,7 +73,9 @@ class IntegratedGradients(LayerMap):
             if not evidence.create_graph:
                 point = point.detach().requires_grad_()
             scores = evidence.score(evidence.rerun({name: point})[0])
-            (gradient,) = layer_gradients(scores, [point], create_graph=evidence.create_graph)
+            (gradient,) = layer_gradients(
+                scores, [point], create_graph=evidence.create_graph, caller=evidence.caller
+            )
             if gradient is None:
                 raise dead_layer(name, evidence.caller)
             integral = integral + weight * wide(gradient)

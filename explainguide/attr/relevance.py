@@ -143,6 +143,7 @@ class AttentionRelevance(LayerMap):
             [one.tensor for one in weights],
             create_graph=evidence.create_graph and not self.detach_gradient,
             retain_graph=evidence.create_graph,
+            caller=evidence.caller,
         )
         mixing = []
         with torch.autocast(evidence.logits.device.type, enabled=False):
