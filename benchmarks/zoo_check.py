@@ -257,10 +257,11 @@ def _guide(
             )
             if not (torch.equal(logits, reference) or (guide.replaced and close)):
                 return _DIFFER
-        if 0 < float(loss) < 1:  # the map speaks for the class inside and outside of the box
+        found = float(loss.detach())
+        if 0 < found < 1:  # the map speaks for the class inside and outside of the box
             break
     else:
-        return f"the loss is {float(loss):g} for each of the classes {_LABELS}"
+        return f"the loss is {found:g} for each of the classes {_LABELS}"
     loss.backward()
     sides = {True: 0.0, False: 0.0}
     for name, parameter in model.named_parameters():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -21,11 +25,14 @@ class Layout:
         kind: "NCHW", "NHWC" or "tokens" (N, prefix + h*w, C).
         grid: (h, w).
         prefix: Number of tokens in front that belong to no place (class token, registers).
+        reroll: Puts the tokens of a model that keeps them in another order (Hiera) in their places,
+            (N, h*w, C) to (N, h, w, C).
     """
 
     kind: str
     grid: tuple[int, int]
     prefix: int = 0
+    reroll: Callable[[Tensor], Tensor] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         place = f"{self.grid[0]} x {self.grid[1]}"
@@ -49,6 +56,9 @@ def to_nchw(feature: Tensor, layout: Layout) -> Tensor:
     if layout.kind == "NHWC":
         return rearrange(feature, "... h w c -> ... c h w")
     patches = feature[..., layout.prefix :, :]
+    if layout.reroll is not None:
+        placed = layout.reroll(patches.flatten(0, -3)).unflatten(0, patches.shape[:-2])
+        return rearrange(placed, "... h w c -> ... c h w")
     return rearrange(patches, "... (h w) c -> ... c h w", h=layout.grid[0])
 
 
@@ -127,6 +137,10 @@ def _token_readings(
     shape: tuple[int, ...], image_size: tuple[int, int], model: nn.Module
 ) -> list[Layout]:
     """Grids h*w = tokens - prefix whose cells are square on the image (equal strides)."""
+    order: Any = getattr(model, "reroll", None)
+    for block, (_, size) in getattr(order, "schedule", {}).items():
+        if math.prod(size) == shape[1]:
+            return [Layout("tokens", (size[0], size[1]), reroll=partial(order, block_idx=block))]
     prefix = getattr(model, "num_prefix_tokens", None)
     if prefix is None:
         prefix = 1 if getattr(model, "class_token", None) is not None else None
