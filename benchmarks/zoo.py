@@ -2,7 +2,7 @@
 
 python benchmarks/zoo.py --json zoo.json            # all 115; goes on where it stopped
 python benchmarks/zoo.py --json zoo.json --only timm/swin_transformer timm/hrnet
-python benchmarks/zoo.py --json benchmarks/zoo.json --table docs/zoo_results.md
+python benchmarks/zoo.py --json benchmarks/zoo.json --table docs/families_results.md
 """
 
 from __future__ import annotations

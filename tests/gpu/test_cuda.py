@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide import Annotations, ExplanationGuidance
+from explainguide.attr import AttentionRelevance
 
 pytestmark = pytest.mark.gpu
 
@@ -52,6 +53,20 @@ def test_cuda_agrees_with_the_cpu(name: str, layer: str | None, loss: str) -> No
     for device in ("cpu", "cuda"):
         model = build(name, torch.float64).eval().to(device)
         guide = ExplanationGuidance(model, layer, loss=loss, target="all")
+        value = step(model, guide, images.to(device), targets)
+        gradients = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
+        found[device] = [value.cpu(), guide.attributions[guide.layers[0]].cpu(), *gradients]
+    torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("last_blocks", [None, 1])
+def test_relevance_agrees_with_the_cpu(last_blocks: int | None) -> None:
+    images, targets = batch(64, torch.float64)
+    found = {}
+    for device in ("cpu", "cuda"):
+        model = build("vit_tiny_patch16_224", torch.float64).eval().to(device)
+        relevance = AttentionRelevance(model, last_blocks=last_blocks)
+        guide = ExplanationGuidance(model, attribution=relevance, loss="relevance", target="all")
         value = step(model, guide, images.to(device), targets)
         gradients = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
         found[device] = [value.cpu(), guide.attributions[guide.layers[0]].cpu(), *gradients]
