@@ -121,8 +121,8 @@ def test_commands_exist(page: Path) -> None:
             shown = help_of(words[1])
             assert all(re.search(rf"{o}\b", shown) for o in options), words
         elif words[0] == "python":
-            script = ROOT / "examples" / Path(words[1]).name
-            source = script.read_text(encoding="utf-8")
+            folder = "benchmarks" if words[1].startswith("benchmarks/") else "examples"
+            source = (ROOT / folder / Path(words[1]).name).read_text(encoding="utf-8")
             assert all(o.removeprefix("--") in source for o in options), words
         else:
             assert words[0] in ("pip", "cd") or "=" in words[0], words
