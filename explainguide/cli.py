@@ -7,9 +7,11 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from explainguide.errors import ExplainGuideError, did_you_mean
 
@@ -47,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Where weights cannot be downloaded, the hub's own log of ten attempts would bury the reason.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
-        options = _parse(arguments)
-        return int(_load(options.command).run(options))
+        with _warnings_in_one_line():
+            options = _parse(arguments)
+            return int(_load(options.command).run(options))
     except SystemExit as stop:  # argparse, after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
@@ -61,6 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if traced:
             raise
         return _report(error)
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Without the file and the line of this package that found the reason to warn."""
+    usual = warnings.formatwarning
+
+    def short(message: Any, category: Any, *where: Any, **line: Any) -> str:
+        if category is not UserWarning:
+            return usual(message, category, *where, **line)
+        return f"explainguide: warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = short
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _report(error: Exception) -> int:

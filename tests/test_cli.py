@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import warnings
 from typing import NoReturn
 
 import pytest
@@ -171,6 +172,30 @@ def test_traceback_lets_an_error_through(ends_with) -> None:
     ends_with(ZeroDivisionError("division by zero"))
     with pytest.raises(ZeroDivisionError):
         main(["demo", "--traceback"])
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = []
+
+    class Warns:
+        HELP = EXAMPLE = ""
+
+        @staticmethod
+        def add_arguments(parser) -> None:
+            pass
+
+        @staticmethod
+        def run(args) -> int:
+            for kind in (UserWarning, FutureWarning):
+                texts.append(warnings.formatwarning(kind("a\nb"), kind, "file.py", 3))
+            return 0
+
+    monkeypatch.setattr(cli, "_load", lambda name: Warns)
+    usual = warnings.formatwarning
+    assert main(["demo"]) == 0
+    assert texts[0] == "explainguide: warning: a b\n"
+    assert texts[1].startswith("file.py:3: FutureWarning")
+    assert warnings.formatwarning is usual
 
 
 def test_interrupting_is_one_line_and_code_130(
