@@ -18,6 +18,7 @@ from explainguide.classification import check_labels
 from explainguide.errors import GuidanceError
 from explainguide.guidance import ExplanationGuidance
 from explainguide.layers import unwrap
+from explainguide.logits import check_logits
 from explainguide.losses import classification_loss
 from explainguide.run_folder import History
 from explainguide.schedules import build_optimizer, build_scheduler
@@ -141,7 +142,7 @@ class Run:
         for index, batch in enumerate(group):
             last = index == len(group) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                logits = self.model(batch.images)
+                logits = check_logits(self.model(batch.images), caller=_CALLER)
                 if index == 0:
                     check_labels(
                         batch.labels, logits, caller=_CALLER, class_loss=self.config.class_loss

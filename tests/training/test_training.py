@@ -141,6 +141,21 @@ def test_the_model_has_no_hooks_and_its_own_forward_afterwards(digits: Any) -> N
     assert "forward" not in vars(model)
 
 
+def test_a_model_with_auxiliary_outputs_trains_by_its_main_logits(digits: Any) -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main = tiny()
+
+        def forward(self, images: torch.Tensor) -> Any:
+            logits = self.main(images)
+            return {"logits": logits, "aux": 0 * logits} if self.training else logits
+
+    config = replace(QUICK, epochs=1, layer="input")
+    rows = [train(model, *digits, config, progress=False).last for model in (Auxiliary(), tiny())]
+    assert rows[0]["loss"] == rows[1]["loss"] and rows[0]["loss_loc"] == rows[1]["loss_loc"]
+
+
 @pytest.mark.parametrize("layer", ["input", "stage2"])
 def test_bf16_runs_and_learns(digits: Any, layer: str) -> None:
     config = replace(QUICK, mixed_precision="bf16", layer=layer)
