@@ -176,8 +176,10 @@ def _image_readings(
     readings = [r for r in (first, last) if _same_stride(r.grid, image_size)]
     if not channels_last and (shape[3],) not in on_last and readings != [last]:
         # Nothing here works on the last dimension: these are convolutions, and channels are second.
-        # Convolutions without padding lose cells at the border; a map of attention is far from square.
-        return [first] if _same_stride(first.grid, image_size, slack=0.25) else []
+        # Those without padding lose as many cells of the height as of the width, so that the grid of
+        # a long image is a little longer than the image. (A map of attention is far from its shape.)
+        slack = 0.25 * (1 - min(image_size) / max(image_size))
+        return [first] if _same_stride(first.grid, image_size, slack=slack) else []
     return readings
 
 

@@ -33,6 +33,7 @@ CASES = [
     ((2, 50, 64), (224, 224), nn.Module(), nn.LayerNorm(64), Layout("tokens", (7, 7), 1)),
     ((2, 49, 64), (224, 224), nn.Module(), nn.LayerNorm(64), Layout("tokens", (7, 7), 0)),
     ((2, 5, 33, 65), (65, 129), nn.Module(), nn.Conv2d(3, 5, 1), Layout("NCHW", (33, 65))),
+    ((2, 5, 50, 100), (128, 228), nn.Module(), nn.Conv2d(3, 5, 1), Layout("NCHW", (50, 100))),
 ]
 
 
@@ -51,6 +52,8 @@ def test_layouts(shape, size, model, module, expected) -> None:
         (torch.zeros(2, 5), "no spatial extent"),
         (torch.zeros(2, 13, 5), "no spatial extent"),
         (torch.zeros(2, 3, 4, 5, 6), "no spatial extent"),
+        (torch.zeros(2, 4, 196, 192), "no spatial extent"),  # NesT's blocks of tokens
+        (torch.zeros(2, 3, 197, 64), "no spatial extent"),  # queries of three heads
         ([torch.zeros(2, 3, 4, 4)], "returns a list"),
         (torch.zeros(2, 7, 7, 7), "NCHW 7 x 7 or NHWC 7 x 7"),
     ],
