@@ -1,10 +1,11 @@
-"""What guiding by attention relevance costs: a training step of a ViT-tiny, guided over plain.
+r"""What guiding by attention relevance costs: a training step of a ViT-tiny, guided over plain.
 
 The plain step and the guided ones take turns within one run, so that the ratios do not depend on
 what else the machine does. Times are medians.
 
 Example:
-    python benchmarks/relevance.py --rounds 8 --out relevance.json
+    python benchmarks/relevance.py --rounds 7 --out benchmarks/relevance.json \
+        --table docs/relevance_results.md
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -81,6 +83,20 @@ def measure(batch_size: int, rounds: int, blocks: Sequence[int], device: str) ->
     ]
 
 
+def page(facts: dict[str, Any]) -> str:
+    """The table of the docs."""
+    rows = facts["rows"]
+    names = [f"{r['last_blocks']} block{'s'[: r['last_blocks'] > 1]}" if r["last_blocks"] else "none"
+             for r in rows]  # fmt: skip
+    cells = [f"{r['times plain']:.2f}" for r in rows]
+    return (
+        f"| roll-out over the last | {' | '.join(names)} |\n|{' --- |' * (len(rows) + 1)}\n"
+        f"| time of a step | {' | '.join(cells)} |\n\n"
+        f"{facts['model']}, batch {facts['batch_size']}, {facts['device']}, {facts['threads']} "
+        f"thread, torch {facts['torch']}, medians of {facts['rounds']} rounds.\n"
+    )
+
+
 def main() -> None:
     """Measure, write JSON, print a table."""
     parser = argparse.ArgumentParser(
@@ -91,6 +107,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[12, 3, 1])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--table", help="Markdown file, for the docs")
     args = parser.parse_args()
     rows = measure(args.batch_size, args.rounds, args.blocks, args.device)
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
@@ -108,6 +125,8 @@ def main() -> None:
     }
     if args.out:
         write_whole(args.out, lambda file: file.write(json.dumps(facts, indent=2).encode()))
+    if args.table:
+        write_whole(args.table, lambda file: file.write(page(facts).encode()))
     print(format_table(rows, markdown=True))
 
 
