@@ -16,7 +16,13 @@ copyright = author
 version = release = explainguide.__version__
 
 # Tables that programs write; pages include them.
-FRAGMENTS = ("demo_results.md", "families_results.md", "voc_results.md")
+FRAGMENTS = (
+    "demo_results.md",
+    "families_results.md",
+    "relevance_results.md",
+    "robustvit_results.md",
+    "voc_results.md",
+)
 NOT_YET = "These numbers have not been measured with this version.\n"
 
 extensions = [

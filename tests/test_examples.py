@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -56,10 +57,18 @@ def table_of_maps(output: str) -> None:
     assert {"epg", "iou"} <= set(re.split(r"[ |\n]+", output))
 
 
+def table_of_trainings(output: str) -> None:
+    assert {"before", "robustvit", "boosting only", "labels only"} <= set(
+        re.findall(r"^(\w+(?: only)?)  ", output, re.MULTILINE)
+    )
+    assert re.search(r"other background .* mIoU +mAP +EPG", output)
+
+
 CHECKS = {
     "three_lines.py": both_losses_fall,
     "voc_finetune.py": table_of_maps,
     "own_images.py": table_of_maps,
+    "robustvit_run.py": table_of_trainings,
 }
 
 
@@ -107,3 +116,51 @@ def test_voc_finetune_goes_on_from_its_own_weights(tiny_voc: Path, tmp_path: Pat
         "--size=64", "--out=maps.png",
     )  # fmt: skip
     assert (tmp_path / "maps.png").stat().st_size > 10_000
+
+
+@pytest.fixture
+def tiny_animals(tmp_path: Path) -> Path:
+    """Ten images of five classes with masks, in VOC's folders, and two scenes beside them."""
+    root = tmp_path / "animals"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets"):
+        (root / folder).mkdir(parents=True)
+    classes = {"cat": 8, "dog": 12, "horse": 13, "sheep": 17, "cow": 10}
+    lines = []
+    for i, (name, index) in enumerate([*classes.items()] * 2):
+        image = torch.randint(0, 90, (3, 48, 64), dtype=torch.uint8)
+        image[i % 3, 8:32, 10:40] = 250
+        mask = torch.zeros(1, 48, 64, dtype=torch.uint8)
+        mask[:, 8:32, 10:40] = index
+        mask[:, 8, 10:40] = 255  # void
+        to_pil_image(image).save(root / "JPEGImages" / f"{i}.jpg")
+        to_pil_image(mask).save(root / "SegmentationClass" / f"{i}.png")
+        lines.append(f"{i} {name}")
+    for split in ("train", "val", "test"):
+        (root / "ImageSets" / f"single_{split}.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "scenes" / "test" / "sea").mkdir(parents=True)
+    for i in range(2):
+        to_pil_image(torch.full((3, 40, 40), 99 * i, dtype=torch.uint8)).save(
+            tmp_path / "scenes" / "test" / "sea" / f"{i}.jpg"
+        )
+    return root
+
+
+@pytest.mark.slow
+def test_robustvit_run_keeps_its_base_and_writes_a_page(tiny_animals: Path, tmp_path: Path) -> None:
+    common = (
+        f"--root={tiny_animals}", "--scenes=scenes", "--base=base.safetensors", "--epochs=1",
+        "--tune-epochs=1", "--per-class=2", "--lrs=1e-4,1e-3",
+    )  # fmt: skip
+    table_of_trainings(run("robustvit_run.py", tmp_path, *common))
+    base = (tmp_path / "base.safetensors").read_bytes()
+    numbers = json.loads((tmp_path / "robustvit.json").read_text())
+    before, *searched = [row for row in numbers["rows"] if row["split"] == "val"]
+    assert (before["training"], before["lr"]) == ("before", 0)
+    assert [row["lr"] for row in searched] == [1e-4, 1e-3, 1e-4, 1e-3]
+    output = run("robustvit_run.py", tmp_path, *common, "--seeds=0,1")
+    assert (tmp_path / "base.safetensors").read_bytes() == base
+    again = json.loads((tmp_path / "robustvit.json").read_text())
+    assert again["rows"][:-4] == numbers["rows"]  # it went on from there, with seed 1
+    assert " to " in output  # lowest to highest of the seeds
+    run("robustvit_run.py", tmp_path, "--table=page.md")
+    assert "| robustvit " in (tmp_path / "page.md").read_text()

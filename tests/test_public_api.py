@@ -98,7 +98,14 @@ def test_losses_are_plain_functions(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["EnergyPointingGame", "LocalizationIoU", "OnObjectEnergy", "PointingGame"]
+    "name",
+    [
+        "EnergyPointingGame",
+        "LocalizationIoU",
+        "OnObjectEnergy",
+        "PointingGame",
+        "SegmentationAgreement",
+    ],
 )
 def test_metrics_are_torchmetrics(name: str) -> None:
     assert issubclass(getattr(metrics, name), torchmetrics.Metric)

@@ -5,11 +5,14 @@ Classes accumulate over a data set and synchronise over processes (torchmetrics)
 torchmetrics' own.
 """
 
+from explainguide.metrics.agreement import SegmentationAgreement
 from explainguide.metrics.functional import (
+    Agreement,
     energy_pointing_game,
     localization_iou,
     on_object_energy,
     pointing_game,
+    segmentation_agreement,
 )
 from explainguide.metrics.localization import (
     EnergyPointingGame,
@@ -20,14 +23,17 @@ from explainguide.metrics.localization import (
 from explainguide.metrics.pareto import pareto_front, representative
 
 __all__ = [
+    "Agreement",
     "EnergyPointingGame",
     "LocalizationIoU",
     "OnObjectEnergy",
     "PointingGame",
+    "SegmentationAgreement",
     "energy_pointing_game",
     "localization_iou",
     "on_object_energy",
     "pareto_front",
     "pointing_game",
     "representative",
+    "segmentation_agreement",
 ]

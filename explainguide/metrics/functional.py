@@ -1,6 +1,7 @@
 """Localization metrics as plain functions: maps and masks in, one score an image out.
 
-All share one convention. Attributions are signed and of any scale; only the positive part counts.
+All share one convention. Attributions are signed and of any scale; only the positive part counts,
+except in `segmentation_agreement`, which measures a map against its own mean.
 An image on which the metric means nothing (each function says which) scores NaN with
 ``undefined="exclude"``, so that ``scores.nanmean()`` leaves it out, and 0 with
 ``undefined="zero"``, which is how the published tables average. A map that itself holds NaN scores
@@ -8,6 +9,8 @@ NaN under both. Nothing here synchronises with the host.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,13 +23,21 @@ from explainguide.metrics.checks import (
     check_tolerance,
     check_undefined,
 )
-from explainguide.metrics.scores import energy_scores, iou_scores, pointing_scores
+from explainguide.metrics.scores import (
+    agreement_scores,
+    energy_scores,
+    iou_scores,
+    mean_iou,
+    pointing_scores,
+)
 
 __all__ = [
+    "Agreement",
     "energy_pointing_game",
     "localization_iou",
     "on_object_energy",
     "pointing_game",
+    "segmentation_agreement",
 ]
 
 
@@ -218,6 +229,66 @@ def pointing_game(
     check_tolerance("pointing_game", tolerance)
     attribution, mask = check_maps("pointing_game", attribution, mask=mask)
     return _mark(*pointing_scores(attribution, mask, tolerance), undefined)
+
+
+class Agreement(NamedTuple):
+    """What `segmentation_agreement` returns: three scores an image.
+
+    Attributes:
+        pixel_accuracy: Share of the pixels that are put where they belong, ``(N,)``.
+        miou: Mean of the IoU of the foreground and the IoU of the background, ``(N,)``.
+        average_precision: Of the map as a score of every pixel, ``(N,)``.
+    """
+
+    pixel_accuracy: Tensor
+    miou: Tensor
+    average_precision: Tensor
+
+
+def segmentation_agreement(
+    attribution: Tensor, mask: Tensor, *, undefined: Undefined = "exclude"
+) -> Agreement:
+    r"""How well a map, cut at its own mean, segments the object.
+
+    A pixel is foreground where the map is above its mean over the image, strictly, and background
+    elsewhere. The signed map counts, not its positive part. The average precision needs no
+    threshold: with the min-max normalised map r, every pixel is two decisions, foreground with the
+    score r and background with the score 1 - r, and all of an image's decisions make one
+    precision-recall curve.
+
+    Undefined for a constant map. Any other has pixels above its mean and pixels that are not.
+
+    Args:
+        attribution: Signed maps of any scale and offset, ``(N, H, W)`` or ``(N, 1, H, W)``.
+        mask: The object, same shape, bool or in [0, 1]; above 0.5 is foreground.
+        undefined: What an undefined image scores: ``"exclude"`` NaN, ``"zero"`` 0.
+
+    Returns:
+        Scores of each image, each ``(N,)`` in [0, 1]; higher is better. No gradient.
+
+    Raises:
+        ShapeError: If a shape or dtype differs from the above.
+        OptionError: If an option does.
+
+    References:
+        Chefer et al., 2022 (RobustViT), Tab. 3, with the metrics of "Transformer Interpretability
+        Beyond Attention Visualization" (Chefer et al., 2021), as its program computes them.
+
+    Example:
+        The mean is 2, so the upper row is foreground; of the two pixels of the object it has one.
+
+        >>> attribution = torch.tensor([[[4.0, 3.0], [1.0, 0.0]]])
+        >>> mask = torch.tensor([[[True, False], [True, False]]])
+        >>> scores = segmentation_agreement(attribution, mask)
+        >>> scores.pixel_accuracy, scores.miou  # 2 of 4 pixels; 1 of 3 and 1 of 3
+        (tensor([0.5000]), tensor([0.3333]))
+    """
+    check_undefined("segmentation_agreement", undefined)
+    attribution, mask = check_maps("segmentation_agreement", attribution, mask=mask)
+    scores, defined = agreement_scores(attribution, mask)
+    front, back, precision = scores.unbind(1)
+    found = (front + back, mean_iou(front, back), precision)
+    return Agreement(*(_mark(score, defined, undefined) for score in found))
 
 
 def _mark(scores: Tensor, defined: Tensor, undefined: Undefined) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["energy_scores", "iou_scores", "pointing_scores"]
+__all__ = ["agreement_scores", "energy_scores", "iou_scores", "mean_iou", "pointing_scores"]
 
 # Below this range the authors' program no longer subtracts the minimum.
 _FLAT = 1e-7
@@ -61,6 +61,44 @@ def pointing_scores(attribution: Tensor, mask: Tensor, tolerance: int) -> tuple[
     highest = (attribution == peak[:, None, None]).to(mask.dtype)
     hits = (highest * _dilate(mask, tolerance)).sum(_PIXELS)
     return hits / highest.sum(_PIXELS), ~(peak <= 0)
+
+
+def agreement_scores(attribution: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the pixels that are rightly foreground and rightly background, and the AP, ``(N, 3)``.
+
+    Undefined for a constant map. Of any other, some pixels are above the mean and some are not.
+    """
+    lowest = attribution.amin(_PIXELS, keepdim=True)
+    spread = attribution.amax(_PIXELS, keepdim=True) - lowest
+    # Normalised first: in the mean of large values that differ little, rounding would decide.
+    unit = (attribution - lowest) / torch.where(spread == 0, 1.0, spread)
+    above, inside = unit > unit.mean(_PIXELS, keepdim=True), mask > 0.5
+    shares = [both.to(unit.dtype).mean(_PIXELS) for both in (above & inside, ~(above | inside))]
+    scores = torch.stack([*shares, _average_precision(unit, inside)], dim=1)
+    spread = spread[:, 0, 0]
+    return torch.where(spread.isfinite()[:, None], scores, torch.nan), spread != 0
+
+
+def mean_iou(front: Tensor, back: Tensor) -> Tensor:
+    """Mean IoU of foreground and background, from the shares of pixels that are rightly so."""
+    wrong = 1 - (front + back)  # the union of either class is its right pixels and all wrong ones
+    return (front / (front + wrong) + back / (back + wrong)) / 2
+
+
+def _average_precision(unit: Tensor, inside: Tensor) -> Tensor:
+    """AP of telling object from background, over two decisions a pixel: it is one, it is the other.
+
+    Equal scores are one step of the curve, as in scikit-learn.
+    """
+    scores = torch.stack([unit, 1 - unit], dim=1).flatten(1)
+    order = scores.argsort(descending=True)
+    falling = -scores.gather(1, order)
+    right = torch.stack([inside, ~inside], dim=1).flatten(1).gather(1, order)
+    taken = torch.searchsorted(falling, falling, right=True)  # up to the last of equal scores
+    found = right.cumsum(1).gather(1, (taken - 1).clamp(0, max(taken.shape[1] - 1, 0)))
+    precision = found.to(unit.dtype) / taken.to(unit.dtype)
+    # Each pixel is right in one of its two decisions, so half of the decisions are.
+    return (precision * right).mean(1) * 2
 
 
 def _dilate(mask: Tensor, radius: int) -> Tensor:

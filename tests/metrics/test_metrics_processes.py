@@ -13,6 +13,7 @@ from explainguide.metrics import (
     LocalizationIoU,
     OnObjectEnergy,
     PointingGame,
+    SegmentationAgreement,
 )
 
 # Batches of each process, as slices of the eleven images: three against one, the last one empty.
@@ -26,6 +27,7 @@ def build():
         "fit": LocalizationIoU(threshold="fit"),
         "object": OnObjectEnergy(undefined="zero"),
         "pointing": PointingGame(tolerance=1),
+        "segmentation": SegmentationAgreement(),
     }
 
 

@@ -57,6 +57,39 @@ def pointing_game(attribution: Grid, mask: Grid, tolerance: int = 0) -> float | 
     return hits / len(points)
 
 
+def segmentation_agreement(
+    attribution: Grid, mask: Grid
+) -> tuple[dict[str, int], float] | tuple[None, None]:
+    """Counts of pixels by (map above its mean, in the mask), and the average precision."""
+    values = [value for row in attribution for value in row]
+    truth = [weight > 0.5 for row in mask for weight in row]
+    lowest, highest = min(values), max(values)
+    if lowest == highest:
+        return None, None
+    unit = [(value - lowest) / (highest - lowest) for value in values]
+    mean = sum(unit) / len(unit)
+    counts = {"hit": 0, "false alarm": 0, "miss": 0, "rest": 0}
+    for value, inside in zip(unit, truth, strict=True):
+        if value > mean:
+            counts["hit" if inside else "false alarm"] += 1
+        else:
+            counts["miss" if inside else "rest"] += 1
+    scores = unit + [1 - value for value in unit]
+    right = truth + [not inside for inside in truth]
+    precision, found = 0.0, 0
+    for score in sorted(set(scores), reverse=True):
+        taken = [r for s, r in zip(scores, right, strict=True) if s >= score]
+        precision += (sum(taken) - found) / len(truth) * sum(taken) / len(taken)
+        found = sum(taken)
+    return counts, precision
+
+
+def miou(counts: dict[str, int]) -> float:
+    """Mean of the IoU of the foreground and of the background."""
+    wrong = counts["false alarm"] + counts["miss"]
+    return sum(counts[right] / (counts[right] + wrong) for right in ("hit", "rest")) / 2
+
+
 def pareto_front(points: list[tuple[float, ...]], bin: float | None) -> list[int]:
     """One point after the other against the front so far."""
     front: list[tuple[int, list[float]]] = []
