@@ -19,8 +19,8 @@ from typing import Any
 
 import torchvision
 from torch import nn
-from zoo_check import Row, build, check_model
-from zoo_families import FAMILIES, SIDES
+from zoo_check import Row, check_model, find_layers
+from zoo_families import FAMILIES, SIDES, build
 
 from explainguide.probe import input_size
 
@@ -32,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="read, and written row by row")
     parser.add_argument("--only", nargs="+", choices=FAMILIES, metavar="FAMILY", default=[])
-    parser.add_argument("--again", action="store_true", help="run rows that are there, or not ok")
+    parser.add_argument(
+        "--again", action="store_true", help="run rows again that failed or have other layers now"
+    )
     parser.add_argument("--table", type=Path, help="write the table here and run nothing")
     args = parser.parse_args()
     result = json.loads(args.json.read_text()) if args.json.exists() else {"rows": {}}
@@ -43,7 +45,7 @@ def main() -> None:
     result |= {"versions": {p: version(p) for p in _PACKAGES}, "device": "cpu", "seed": 0}
     rows = result["rows"]
     for family in args.only or FAMILIES:
-        if family in rows and (rows[family]["ok"] or not args.again):
+        if family in rows and not (args.again and is_stale(rows[family])):
             continue
         row = run(family)
         rows[family] = row.to_dict()
@@ -53,6 +55,19 @@ def main() -> None:
         print(line(rows[family]), flush=True)
     good = sum(row["ok"] for row in rows.values())
     print(f"{good} of {len(rows)} families guided at all three places")
+
+
+def is_stale(row: dict[str, Any]) -> bool:
+    """Whether a row failed, or the layers that it is about are others now."""
+    if not row["ok"]:
+        return True
+    name, options = FAMILIES[row["family"]]
+    found = find_layers(build(row["family"], name, options))
+    return any(
+        info is not None
+        and (row[kind]["layer"], row[kind]["layout"]) != (info.name, str(info.layout))
+        for kind, info in found.items()
+    )
 
 
 def run(family: str) -> Row:

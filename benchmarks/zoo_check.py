@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from explainguide import ExplanationGuidance
@@ -19,12 +17,18 @@ from explainguide.layout import Layout, infer_layout, to_nchw
 from explainguide.logits import check_logits
 from explainguide.probe import LayerInfo, automatic_layer, probe_layers
 
-__all__ = ["ATTRIBUTIONS", "CLASSES", "MODES", "Place", "Row", "build", "check_model"]
+__all__ = [
+    "ATTRIBUTIONS",
+    "MODES",
+    "Place",
+    "Row",
+    "check_model",
+    "find_layers",
+]
 
-CLASSES = 16
 ATTRIBUTIONS = ("ixg", "gradcam")
 MODES = ("eval", "train")
-_CORNER_IMAGES = 4  # random networks mix far places: some need several images for an average
+_CORNER_IMAGES = 24  # random networks mix far places: some need many images for an average
 _DIFFER = "the logits differ"
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _LABELS = (3, 7, 11, 0, 5, 9)  # a map may speak against a class everywhere: then the next is tried
@@ -55,7 +59,6 @@ class Row:
     model: str
     image: int
     parameters: int
-    layers: int = 0
     automatic: Place | None = None
     input: Place | None = None
     middle: Place | None = None
@@ -74,38 +77,21 @@ class Row:
         return {**asdict(self), "ok": self.ok}
 
 
-def build(family: str, name: str, options: dict[str, Any]) -> nn.Module:
-    """A model with random weights; what starts at zero gets small random values."""
-    torch.manual_seed(0)
-    if family.startswith("torchvision/"):
-        extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        model = torchvision.models.get_model(name, num_classes=CLASSES, **extra, **options)
-    else:
-        model = timm.create_model(name, num_classes=CLASSES, **options)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.02)
-    return model
-
-
 def check_model(row: Row, model: nn.Module) -> Row:
     """Fill in the row of a model; never raises for what the model does."""
     try:
-        infos = probe_layers(model, caller="zoo")
-        automatic = automatic_layer(model, infos, caller="zoo")
+        places = find_layers(model)
     except Exception as error:
         row.refused = _line(error)
         return row
-    row.layers = len(infos)
     both = torch.randn(2, 3, row.image, row.image, generator=torch.Generator().manual_seed(1))
     batches = {"eval": both[:1], "train": both}  # statistics of a batch need two images
     used = _used(model, both[:1])
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     references = {mode: _logits(model, batches[mode], mode, buffers) for mode in MODES}
     replaced: set[str] = set()
-    for kind in ("automatic", "input", "middle"):
-        layer = {"automatic": automatic, "input": INPUT}.get(kind) or _middle(infos, automatic)
+    for kind, info in places.items():
+        layer = INPUT if info is None else info.name
         place = Place(layer)
         setattr(row, kind, place)
         try:
@@ -129,10 +115,24 @@ def check_model(row: Row, model: nn.Module) -> Row:
     return row
 
 
-def _middle(infos: list[LayerInfo], automatic: str) -> str:
-    """The layer half-way through those that can be guided."""
-    usable = [i.name for i in infos if i.usable and i.name != automatic]
-    return usable[len(usable) // 2]
+def find_layers(model: nn.Module) -> dict[str, LayerInfo | None]:
+    """The automatic layer and the one half-way through those that can be guided.
+
+    Half-way, layers that only scale, drop or resize what the one before them computed do not count.
+    """
+    infos = probe_layers(model, caller="zoo")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    automatic = automatic_layer(model, infos, caller="zoo")
+    usable = []
+    for info in infos:
+        kind = type(modules[split_index(info.name)[0]]).__name__.lower()
+        repeats = any(
+            word in kind for word in ("layerscale", "drop", "identity", "pool", "permute")
+        )
+        if info.usable and not repeats and info.name != automatic:
+            usable.append(info)
+    (chosen,) = (info for info in infos if info.name == automatic)
+    return {"automatic": chosen, "input": None, "middle": usable[len(usable) // 2]}
 
 
 def _line(error: Exception) -> str:

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["FAMILIES", "SIDES"]
+import timm
+import torch
+import torchvision
+from torch import nn
+
+__all__ = ["FAMILIES", "SIDES", "build"]
+
+CLASSES = 16
 
 _TIMM: dict[str, str] = {
     "beit": "beit_base_patch16_224",
@@ -145,3 +152,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"timm/{module}": (name, _FEWER.get(module, {})) for module, name in _TIMM.items()},
     **{f"torchvision/{module}": (name, {}) for module, name in _TORCHVISION.items()},
 }
+
+
+def build(family: str, name: str, options: dict[str, Any]) -> nn.Module:
+    """A model with random weights; what starts at zero gets small random values."""
+    torch.manual_seed(0)
+    if family.startswith("torchvision/"):
+        extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        model = torchvision.models.get_model(name, num_classes=CLASSES, **extra, **options)
+    else:
+        model = timm.create_model(name, num_classes=CLASSES, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    return model

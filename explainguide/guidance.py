@@ -26,7 +26,7 @@ from explainguide.options import (
     resolve_attribution,
 )
 from explainguide.probe import find_layer
-from explainguide.selfcheck import Report, on_host, probe_gradients
+from explainguide.selfcheck import Report, as_it_was, on_host, probe_gradients
 from explainguide.staging import resolve_loss
 from explainguide.tap import ForwardPass, Tap
 
@@ -263,24 +263,22 @@ class ExplanationGuidance:
             A report that prints itself: for each layer whether the map is finite and alive, the
             gradient's size in the parameters before and after it, and the operations replaced.
         """
-        buffers = {name: b.clone() for name, b in self._model.named_buffers()}
-        generator = self._settings.generator
-        state = None if generator is None else generator.get_state()
         waiting = self._tap.last
         with (
+            as_it_was(self._model, self._settings.generator),
             self._tap.alone(),
-            torch.random.fork_rng(),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
-            torch.func.functional_call(self._model, buffers, (images,))
+            self._model(images)
             passed = self._tap.last
+            assert passed is not None
             loss = self.loss_loc(on_host(annotations), target)
-        if generator is not None and state is not None:
-            generator.set_state(state)
-        assert passed is not None
+            report = probe_gradients(
+                self._model, passed.features, self.attributions, loss, self.replaced
+            )
         self._tap.last = waiting
-        return probe_gradients(self._model, passed.features, self.attributions, loss, self.replaced)
+        return report
 
     def _take(self, caller: str) -> ForwardPass:
         """The pass that is waiting, once."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from explainguide.errors import GuidanceError, LayerError, OptionError, did_you_mean
 
-__all__ = ["INPUT", "list_layers", "resolve_layers", "split_index", "unwrap"]
+__all__ = ["INPUT", "list_layers", "resolve_layers", "said_of", "split_index", "unwrap"]
 
 INPUT = "input"
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -88,6 +89,20 @@ def split_index(layer: str) -> tuple[str, int | None]:
     """
     found = re.fullmatch(r"(.+)\[(\d+)\]", layer)
     return (found[1], int(found[2])) if found else (layer, None)
+
+
+def said_of(model: nn.Module, layer: str, attribute: str) -> Any:
+    """What the nearest module around a layer, or the model, says of itself; None if nobody does.
+
+    A wrapper (say, of a normalisation and a ViT) does not know what the ViT inside knows.
+    """
+    name, _ = split_index(layer)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    while True:
+        found = getattr(modules.get(name), attribute, None)
+        if found is not None or not name:
+            return found
+        name = name.rpartition(".")[0]
 
 
 def resolve_layers(

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from explainguide.errors import LayerError
-from explainguide.layers import split_index
+from explainguide.layers import said_of, split_index
 
 __all__ = ["Layout", "infer_layout", "to_nchw"]
 
@@ -102,9 +102,9 @@ def infer_layout(
         )
     readings: list[Layout] = []
     if feature.ndim == 3:
-        readings = _token_readings(shape, image_size, model)
+        readings = _token_readings(name, shape, image_size, model)
     elif feature.ndim == 4:
-        readings = _image_readings(shape, image_size, model, module, choice)
+        readings = _image_readings(name, shape, image_size, model, module, choice)
     if not readings or readings[0].grid == (1, 1):
         raise LayerError(
             f"{caller}: the output of layer {name!r} has shape {shape}, which has no spatial extent "
@@ -134,18 +134,25 @@ def _members(name: str, feature: object) -> str:
 
 
 def _token_readings(
-    shape: tuple[int, ...], image_size: tuple[int, int], model: nn.Module
+    name: str, shape: tuple[int, ...], image_size: tuple[int, int], model: nn.Module
 ) -> list[Layout]:
-    """Grids h*w = tokens - prefix whose cells are square on the image (equal strides)."""
-    order: Any = getattr(model, "reroll", None)
+    """The grid of the patch embedding, or grids h*w = tokens - prefix of cells that are square."""
+    order: Any = said_of(model, name, "reroll")
     for block, (_, size) in getattr(order, "schedule", {}).items():
         if math.prod(size) == shape[1]:
             return [Layout("tokens", (size[0], size[1]), reroll=partial(order, block_idx=block))]
-    prefix = getattr(model, "num_prefix_tokens", None)
+    prefix = said_of(model, name, "num_prefix_tokens")
     if prefix is None:
-        prefix = 1 if getattr(model, "class_token", None) is not None else None
+        prefix = 1 if said_of(model, name, "class_token") is not None else None
     # What the model says of its prefix comes first; CaiT's class token joins only in later blocks.
-    for candidate in (0, 1) if prefix is None else (int(prefix), 0):
+    candidates = (0, 1) if prefix is None else (int(prefix), 0)
+    embedding: Any = said_of(model, name, "patch_embed")
+    if hasattr(embedding, "dynamic_feat_size"):
+        height, width = embedding.dynamic_feat_size(image_size)
+        for candidate in candidates:
+            if candidate + height * width == shape[1]:
+                return [Layout("tokens", (height, width), candidate)]
+    for candidate in candidates:
         patches = shape[1] - candidate
         grids = [(h, patches // h) for h in range(1, patches + 1) if patches % h == 0]
         readings = [
@@ -157,6 +164,7 @@ def _token_readings(
 
 
 def _image_readings(
+    name: str,
     shape: tuple[int, ...],
     image_size: tuple[int, int],
     model: nn.Module,
@@ -169,7 +177,7 @@ def _image_readings(
         return [first if choice == "NCHW" else last]
     if module is None:  # the image itself
         return [first]
-    channels_last = getattr(model, "output_fmt", None) == "NHWC"
+    channels_last = said_of(model, name, "output_fmt") == "NHWC"
     linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
     on_last = {m.normalized_shape for m in module.modules() if isinstance(m, nn.LayerNorm)}
     on_last |= {(size,) for m in linear for size in (m.in_features, m.out_features)}

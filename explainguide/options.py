@@ -107,6 +107,13 @@ def check_model(model: nn.Module) -> None:
             f"{NAME}: every parameter of {type(model).__name__} is frozen, so a loss has nothing to "
             "train. Unfreeze some with requires_grad_(True). At least one must require a gradient."
         )
+    for name, module in model.named_modules():
+        if type(module).__name__.startswith("PatchDropout") and getattr(module, "prob", 0) > 0:
+            raise GuidanceError(
+                f"{NAME}: module {name!r} drops patches in training (prob={module.prob}), and no map "
+                "can tell which. Build the model with patch_drop_rate=0. Dropout of other kinds is "
+                "allowed."
+            )
     synchronised = next(
         (n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)), ""
     )

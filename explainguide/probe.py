@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from explainguide.derivatives import check_derivatives
-from explainguide.errors import LayerError, ShapeError
+from explainguide.errors import ExplainGuideError, LayerError
 from explainguide.layers import INPUT, split_index
 from explainguide.layout import Layout, infer_layout, to_nchw
 from explainguide.logits import check_logits
@@ -20,11 +21,12 @@ __all__ = [
     "automatic_layer",
     "find_layer",
     "input_size",
+    "probe",
     "probe_layers",
-    "probe_score",
 ]
 
 
+Result = TypeVar("Result")
 _PASSED_OVER = ("pool", "drop", "identity", "permute")
 
 
@@ -58,6 +60,9 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     config = getattr(model, "pretrained_cfg", None)
     named = config.get("input_size") if isinstance(config, dict) else None
     channels, height, width = named or (3, 224, 224)
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
+    if first < 12:  # and not a stem that folds 2 x 2 pixels, or more, into channels
+        channels = first
     # timm's patch embeddings, of which later stages may have smaller ones, and torchvision's ViT.
     told = [getattr(m, "img_size", None) for m in model.modules()]
     told.append(getattr(model, "image_size", None))
@@ -66,10 +71,24 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     return int(channels), int(height), int(width)
 
 
-def probe_score(model: nn.Module, size: tuple[int, int, int], *, caller: str) -> Tensor:
-    """Run one random image of (C, H, W) through the model; a random combination of its logits.
+class _Probe(nn.Module):
+    """A model and what is done with its output, in one call."""
 
-    The model is in evaluation mode meanwhile and comes back as it was.
+    def __init__(self, model: nn.Module, act: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.model, self._act = model, act
+
+    def forward(self, image: Tensor) -> Any:
+        return self._act(self.model(image))
+
+
+def probe(
+    model: nn.Module, size: tuple[int, int, int], act: Callable[[Tensor], Result], *, caller: str
+) -> Result:
+    """Run one random image of (C, H, W) through the model and act on a random sum of its logits.
+
+    The model is in evaluation mode meanwhile and comes back as it was. What is computed again while
+    `act` takes a gradient (a checkpointed segment) sees the same mode and weights.
     """
     parameter = next(model.parameters(), torch.empty(0))
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
@@ -78,19 +97,23 @@ def probe_score(model: nn.Module, size: tuple[int, int, int], *, caller: str) ->
     # A head of zeros (torchvision's ViTs) would make every layer look dead.
     # So would scales of zero, with which residual branches often start.
     alive_weights = {
-        n: torch.randn(p.shape, generator=generator).to(p)
+        f"model.{n}": torch.randn(p.shape, generator=generator).to(p)
         for n, p in model.named_parameters()
         if not n.endswith("bias") and not p.any()
     }
+
+    def finish(output: Any) -> Result:
+        logits = check_logits(output, caller=caller)
+        return act((logits * torch.randn(logits.shape, generator=generator).to(logits)).sum())
+
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        output = torch.func.functional_call(model, alive_weights, (image,))
+        probing = _Probe(model, finish).eval()
+        with torch.inference_mode(False), torch.enable_grad():
+            return cast(Result, torch.func.functional_call(probing, alive_weights, (image,)))
     finally:
         for module, training in modes.items():
             module.training = training
-    logits = check_logits(output, caller=caller)
-    return (logits * torch.randn(logits.shape, generator=generator).to(logits)).sum()
 
 
 def probe_layers(
@@ -113,15 +136,19 @@ def probe_layers(
     height, width = image_size or (height, width)
     modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
     attention = {name for name, m in modules.items() if _is_attention(name, m)}
-    tap = Tap(model, dict(modules))
+    tap = Tap(model, dict(modules), replace=False)
+
+    def look(score: Tensor) -> tuple[ForwardPass, dict[str, Tensor], dict[str, Tensor | None]]:
+        seen = cast(ForwardPass, tap.last)
+        features = {n: f for n, f in seen.features.items() if isinstance(f, Tensor)}
+        asked = {n: f for n, f in features.items() if f.requires_grad}
+        found = torch.autograd.grad(score, list(asked.values()), allow_unused=True)
+        return seen, features, dict(zip(asked, found, strict=True))
+
     try:
-        with tap.alone(), torch.inference_mode(False), torch.enable_grad():
-            score = probe_score(model, (channels, height, width), caller=caller)
-            seen = cast(ForwardPass, tap.last)
-            features = {n: f for n, f in seen.features.items() if isinstance(f, Tensor)}
-            names = [n for n, f in features.items() if f.requires_grad]
-            gradients = torch.autograd.grad(score, [features[n] for n in names], allow_unused=True)
-    except ShapeError:  # it ran, but returned no logits
+        with tap.alone():
+            seen, features, by_name = probe(model, (channels, height, width), look, caller=caller)
+    except ExplainGuideError:
         raise
     except Exception as error:  # whatever a model does with an image that it was not made for
         raise LayerError(
@@ -131,7 +158,6 @@ def probe_layers(
         ) from error
     finally:
         tap.remove()
-    by_name = dict(zip(names, gradients, strict=True))
     found = []
     for name, feature in features.items():
         try:
@@ -192,12 +218,15 @@ def find_layer(model: nn.Module, *, caller: str) -> str:
     """
     layer = automatic_layer(model, probe_layers(model, caller=caller), caller=caller)
     tap = Tap(model, {layer: model.get_submodule(split_index(layer)[0])})
+
+    def look(score: Tensor) -> None:
+        feature = cast(ForwardPass, tap.last).features[layer]
+        (gradient,) = torch.autograd.grad(score, feature, create_graph=True)
+        check_derivatives(gradient, score, [feature], caller=caller)
+
     try:
-        with tap.alone(), torch.inference_mode(False), torch.enable_grad():
-            score = probe_score(model, input_size(model), caller=caller)
-            feature = cast(ForwardPass, tap.last).features[layer]
-            (gradient,) = torch.autograd.grad(score, feature, create_graph=True)
-            check_derivatives(gradient, score, [feature], caller=caller)
+        with tap.alone():
+            probe(model, input_size(model), look, caller=caller)
     finally:
         tap.remove()
     return layer

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from explainguide.annotations import Annotations
 
-__all__ = ["LayerReport", "Report", "on_host", "probe_gradients"]
+__all__ = ["LayerReport", "Report", "as_it_was", "on_host", "probe_gradients"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,23 @@ def on_host(annotations: Any) -> Any:
             for target in annotations
         ]
     return annotations
+
+
+@contextmanager
+def as_it_was(model: nn.Module, generator: torch.Generator | None) -> Iterator[None]:
+    """Buffers that change within this context, and random numbers, come back as they were."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state = None if generator is None else generator.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        if generator is not None and state is not None:
+            generator.set_state(state)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if not torch.equal(buffer, before[name]):
+                    buffer.copy_(before[name])
 
 
 def probe_gradients(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from explainguide.attention import Weights
 from explainguide.layers import INPUT, split_index
+from explainguide.members import find_member, is_map, with_image, with_member
 from explainguide.second_order import TwiceDifferentiable
 
 __all__ = ["ForwardPass", "Tap"]
@@ -34,7 +35,7 @@ class ForwardPass:
     logits: Any = None
     autocast: tuple[bool, torch.dtype | None] = (False, None)
     replaced: set[str] = field(default_factory=set)
-    without_gradients: set[str] = field(default_factory=set)  # layers that ran in a no_grad inside
+    problems: dict[str, str] = field(default_factory=dict)  # of layers that cannot be explained
     attentions: dict[str, list[Weights]] = field(default_factory=dict)
 
     @property
@@ -84,6 +85,7 @@ class Tap:
         layers: As `resolve_layers` returns them.
         attentions: Names of modules whose attention weights are kept too, in the order in which they
             are computed. The feature of such a layer is its weights, read as one token a key.
+        replace: Whether operations above the first layer get a form with a second derivative.
 
     Attributes:
         last: The last forward pass, or None before one and after `forget`.
@@ -94,8 +96,11 @@ class Tap:
         model: nn.Module,
         layers: dict[str, nn.Module | None],
         attentions: Sequence[str] = (),
+        *,
+        replace: bool = True,
     ) -> None:
         self.last: ForwardPass | None = None
+        self._replace = replace
         self._layers = layers
         self._substitute: dict[str, Tensor] | None = None
         self._watched: dict[str, Any] = {}
@@ -163,7 +168,7 @@ class Tap:
         if self._substitute is not None:
             self._enter_mode(activate=True)
             image = self._substitute.get(INPUT)
-            return None if image is None else _with_image(args, kwargs, image)
+            return None if image is None else with_image(args, kwargs, image)
         self.last = ForwardPass(inputs=args, kwargs=kwargs, recorded=torch.is_grad_enabled())
         device = self.last.device
         self.last.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
@@ -173,24 +178,31 @@ class Tap:
         if INPUT not in self._layers:
             return None
         onward = self._keep(INPUT, self.last.images)
-        return None if onward is None else _with_image(args, kwargs, onward)
+        return None if onward is None else with_image(args, kwargs, onward)
 
     def _capture(self, name: str, args: Any, output: Any) -> Any:
         if self._silent:
             return None
-        place, feature = _member(name, output)
+        place, feature = find_member(name, output)
         if self._substitute is not None:
             if name in self._substitute:
-                return _with_member(output, place, self._substitute[name])
+                return with_member(output, place, self._substitute[name])
             self._watched[name] = feature
-            return _with_member(output, place, feature.clone()) if _is_map(feature) else None
+            return with_member(output, place, feature.clone()) if is_map(feature) else None
         if self.last is None or not self.last.recorded or self._mode is None:
             return None
-        self._mode.activate()
+        if self._replace:
+            self._mode.activate()
         if place is not None:  # not the paths by which other members were computed from this one
             feature = feature.clone()
+        module, index = split_index(name)
+        if index is not None and isinstance(output, Tensor):
+            self.last.problems[name] = (
+                f"is a member of one tensor. Use {module!r} itself, or a part of it such as "
+                f"'{module}.{index}'. Members are of layers that return a tuple or a list."
+            )
         onward = self._keep(name, feature)
-        return None if onward is None else _with_member(output, place, onward)
+        return None if onward is None else with_member(output, place, onward)
 
     def _attend(self, name: str, args: Any) -> None:
         if not self._silent and self._substitute is None and self._mode is not None:
@@ -239,8 +251,12 @@ class Tap:
         assert self.last is not None
         self.last.calls[name] = self.last.calls.get(name, 0) + 1
         if not torch.is_grad_enabled():
-            self.last.without_gradients.add(name)
-        if _is_map(output):
+            self.last.problems[name] = (
+                "ran without gradients, inside torch.no_grad or a segment checkpointed with "
+                "use_reentrant=True. Use use_reentrant=False, or a layer outside. A guided layer runs "
+                "with gradients."
+            )
+        if is_map(output):
             if not output.requires_grad:
                 # A leaf of our own (for the image, or for what a frozen part of the model
                 # computed), so that the caller's tensor stays as it was.
@@ -251,49 +267,11 @@ class Tap:
         self.last.features[name] = output
         if isinstance(output, tuple | list):  # all of them, for a look at every layer
             for i, member in enumerate(output):
-                if _is_map(member):
+                if is_map(member):
                     self.last.features[f"{name}[{i}]"] = kept = member.clone()
-                    output = _with_member(output, i, kept.clone())
+                    output = with_member(output, i, kept.clone())
             return output
         return None
-
-
-def _is_map(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _member(name: str, output: Any) -> tuple[int | None, Any]:
-    """Which member of a layer's output is meant, and itself: the one named, or the only one.
-
-    Several unnamed ones stay together; `infer_layout` asks for a name then.
-    """
-    index = split_index(name)[1]
-    if not isinstance(output, tuple | list):
-        return None, output
-    maps = [i for i, member in enumerate(output) if _is_map(member) and member.ndim > 2]
-    if index is None and len(maps) == 1:
-        index = maps[0]
-    if index is None or index >= len(output):
-        return None, output
-    return index, output[index]
-
-
-def _with_member(output: Any, place: int | None, value: Any) -> Any:
-    """A layer's output with one member exchanged; the list or tuple that was returned stays."""
-    if place is None:
-        return value
-    members = [value if i == place else member for i, member in enumerate(output)]
-    if hasattr(output, "_fields"):
-        return type(output)(*members)
-    return members if isinstance(output, list) else tuple(members)
-
-
-def _with_image(
-    args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if args:
-        return (image, *args[1:]), kwargs
-    return args, {**kwargs, next(iter(kwargs)): image}
 
 
 def _remove(handles: list[Any], context: ExitStack) -> None:

@@ -26,6 +26,7 @@ ROWS = [
         "report",
         "weights",
     ],
+    ["members"],
     ["annotations", "derivatives", "tap", "losses", "models"],
     ["layout"],
     ["probe"],

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torchvision import tv_tensors
@@ -107,6 +108,12 @@ class Unpooled(SmallCnn):
         return self.head(self.mix(self.stem(images)).flatten(2).mT)
 
 
+def vit(img_size: int = 32, patch_size: int = 8, **options: Any) -> nn.Module:
+    return timm.models.VisionTransformer(
+        img_size, patch_size, embed_dim=12, depth=2, num_heads=2, num_classes=4, **options
+    )
+
+
 def scripted() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is on its way out
@@ -160,6 +167,7 @@ BUILD: list[tuple[type, Callable[[], Any], dict[str, Any], list[str]]] = [
     (GuidanceError, quantised, {"layer": "mix"}, ["module 'head' is quantised", "floating point"]),
     (GuidanceError, lambda: Without(Square.apply), {}, ["'Square' has no second derivative", "guide a layer above"]),
     (ShapeError, Unpooled, {}, ["not logits: shape (1, 12544, 4)", "Wrap the model"]),
+    (GuidanceError, lambda: vit(patch_drop_rate=0.5), {}, ["'patch_drop' drops patches", "patch_drop_rate=0"]),
     (OptionError, SmallCnn, {"layer": "mix", "layout": "HWC"}, ["unknown layout 'HWC'", "'NHWC'"]),
     (OptionError, lambda: SmallCnn, {"layer": "mix"}, ["model is a type, not an nn.Module"]),
     (LayerError, lambda: nn.Sequential(nn.Linear(5, 2)), {}, ["no layer could be found", "layer="]),

@@ -10,6 +10,7 @@ import weakref
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
@@ -610,3 +611,12 @@ def test_what_is_replaced_cannot_be_checkpointed(operation: str) -> None:
         model(batch())
     guide.remove()
     model(batch()).sum().backward()
+
+
+def test_check_changes_no_statistics_of_a_checkpointed_model() -> None:
+    model = timm.create_model("resnet10t", num_classes=4).train()
+    model.set_grad_checkpointing(True)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with ExplanationGuidance(model, "layer2.0", target="all") as guide:
+        assert guide.check(batch(3, 64), TARGETS).ok
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())

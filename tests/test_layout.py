@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from explainguide.attr import InputXGradient
 from explainguide.errors import LayerError
 from explainguide.layout import Layout, infer_layout, to_nchw
 from explainguide.probe import automatic_layer, probe_layers
@@ -120,3 +121,68 @@ def test_dead_layers_are_told_apart() -> None:
     assert alive["blocks.1.norm1"]
     assert not alive["blocks.1"]  # only the class token goes on
     assert not alive["head"]
+
+
+class Normalised(nn.Module):
+    """A wrapper, as people write them; what the model says of itself is one level down."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model((images - 0.5) / 0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "layer"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 2, "reg_tokens": 4}, "blocks.1.norm1"),
+        ("deit_tiny_distilled_patch16_224", {"img_size": 64, "depth": 2}, "blocks.1.norm1"),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 2, "patch_size": (16, 8)}, "blocks.0"),
+        ("hiera_tiny_224", {"stages": (1, 1, 1, 1), "embed_dim": 24}, "blocks.1"),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}, "norm"),
+        ("mambaout_femto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, "stages"),
+    ],
+)
+def test_a_wrapper_changes_no_map(name: str, options: dict, layer: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **options).eval()
+    size = options.get("img_size", 224)
+    images = torch.rand(1, 3, size, size)
+    inside = InputXGradient(model, layer).attribute((images - 0.5) / 0.25, 1)
+    outside = InputXGradient(Normalised(model), f"model.{layer}").attribute(images, 1)
+    assert torch.equal(inside, outside)
+    own = automatic_layer(model, probe_layers(model, caller="test"), caller="test")
+    wrapped = Normalised(model)
+    found = automatic_layer(wrapped, probe_layers(wrapped, caller="test"), caller="test")
+    assert found == f"model.{own}"
+
+
+def test_the_patch_embedding_knows_a_grid_of_long_patches() -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, depth=2, patch_size=(16, 8), num_classes=3
+    )
+    layers = {info.name: info for info in probe_layers(model, caller="test")}
+    assert layers["blocks.1.norm1"].layout == Layout("tokens", (4, 8), 1)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_images_of_other_channels(channels: int) -> None:
+    model = timm.create_model("resnet10t", num_classes=3, in_chans=channels)
+    found = automatic_layer(model, probe_layers(model, caller="test"), caller="test")
+    assert found == "layer4"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("training", [True, False])
+def test_checkpointed_models_are_probed_as_they_are_without(name: str, training: bool) -> None:
+    options = {"img_size": 64, "depth": 2} if "vit" in name else {"zero_init_last": True}
+    model = timm.create_model(name, num_classes=3, **options).train(training)
+    plain = {i.name: i.usable for i in probe_layers(model, image_size=(64, 64), caller="test")}
+    model.set_grad_checkpointing(True)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = {i.name: i.usable for i in probe_layers(model, image_size=(64, 64), caller="test")}
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert set(found) <= set(plain)  # stages whose blocks are called one by one do not run
+    assert all(plain[layer] == usable for layer, usable in found.items())

@@ -113,6 +113,22 @@ def test_a_detached_gradient_is_a_constant(name: str) -> None:
     torch.testing.assert_close(gradients[1], expected, rtol=1e-8, atol=1e-12)
 
 
+def test_a_pooled_models_relevance_keeps_its_digits_in_float32() -> None:
+    """The share that every patch has of itself is 1/P, thousands of times the relevance here."""
+    vit = build("beit")
+    images = images_of(vit)
+    exact = AttentionRelevance(vit.model).attribute(images, CLASSES)
+    found = AttentionRelevance(copy.deepcopy(vit.model).float()).attribute(images.float(), CLASSES)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.max()))
+
+
+def test_no_images_have_no_relevance() -> None:
+    vit = build("vit")
+    with ExplanationGuidance(vit.model, attribution="relevance") as guide:
+        vit.model(images_of(vit)[:0])
+        assert guide.loss_loc([]) == 0
+
+
 def test_one_row_times_matrices_is_the_product_of_matrices() -> None:
     """Both readouts, with a class token that joins and class attention at the end."""
     mixing = [torch.rand(2, 3, 4, 4), torch.rand(2, 3, 5, 5), torch.rand(2, 3, 1, 5)]
@@ -121,7 +137,7 @@ def test_one_row_times_matrices_is_the_product_of_matrices() -> None:
     whole[..., 0, 0] = 1
     whole[..., 1:, 1:] = identity + mixing[0]
     whole = whole + mixing[1] @ whole
-    pooled = whole[..., 1:, 1:].mean(-2)
+    pooled = (whole[..., 1:, 1:] - identity).mean(-2)
     torch.testing.assert_close(roll_out(mixing[:2], Readout((False,), True))[..., :4], pooled)
     whole[..., :1, :] = whole[..., :1, :] + mixing[2] @ whole
     by_row = roll_out(mixing, Readout((True,), False))
@@ -291,7 +307,9 @@ def test_tokens_that_are_dropped_are_an_error(vit: Vit) -> None:
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=16, num_heads=2, num_classes=5, patch_drop_rate=0.5
     )  # fmt: skip
+    model.patch_drop.prob = 0.0
     guide = ExplanationGuidance(model.train(), attribution="relevance")
+    model.patch_drop.prob = 0.5  # after the guide has looked
     model(torch.randn(2, 3, 64, 64))
     with pytest.raises(LayerError, match=r"computed attention of shapes .* Turn off what drops"):
         guide.loss_loc(torch.ones(2, 64, 64), target=CLASSES)

@@ -15,7 +15,7 @@ from explainguide.attention import Weights
 from explainguide.attr.rollout import Readout
 from explainguide.errors import ExplainGuideError, GuidanceError, LayerError
 from explainguide.layout import Layout, infer_layout
-from explainguide.probe import input_size, probe_score
+from explainguide.probe import input_size, probe
 from explainguide.tap import Tap
 
 __all__ = ["AttentionBlock", "find_attention"]
@@ -134,20 +134,24 @@ def _probe(model: nn.Module, caller: str) -> tuple[list[_Seen], list[Tensor | No
 
     handles = [m.register_forward_hook(partial(keep, n)) for n, m in modules.items()]
     tap = Tap(model, {}, list(modules))
+
+    def look(score: Tensor) -> tuple[list[_Seen], list[Tensor | None]]:
+        found = tap.last.attentions if tap.last is not None else {}
+        named = [(name, weights) for name, several in found.items() for weights in several]
+        tensors = [weights.tensor for _, weights in named]
+        if not tensors:
+            return [], []
+        gradients = torch.autograd.grad(score, tensors, retain_graph=True, allow_unused=True)
+        follows = [True, *(_depends(b, a) for a, b in pairwise(tensors))]
+        seen = [
+            _Seen(name, weights, outputs[name], after)
+            for (name, weights), after in zip(named, follows, strict=True)
+        ]
+        return seen, list(gradients)
+
     try:
-        with tap.alone(), torch.inference_mode(False), torch.enable_grad():
-            score = probe_score(model, size, caller=caller)
-            found = tap.last.attentions if tap.last is not None else {}
-            named = [(name, weights) for name, several in found.items() for weights in several]
-            tensors = [weights.tensor for _, weights in named]
-            if not tensors:
-                return [], []
-            gradients = torch.autograd.grad(score, tensors, retain_graph=True, allow_unused=True)
-            follows = [True, *(_depends(b, a) for a, b in pairwise(tensors))]
-            seen = [
-                _Seen(name, weights, outputs[name], after)
-                for (name, weights), after in zip(named, follows, strict=True)
-            ]
+        with tap.alone():
+            return probe(model, size, look, caller=caller)
     except ExplainGuideError:
         raise
     except Exception as error:  # whatever a model does with an image that it was not made for
@@ -161,7 +165,6 @@ def _probe(model: nn.Module, caller: str) -> tuple[list[_Seen], list[Tensor | No
         tap.remove()
         for handle in handles:
             handle.remove()
-    return seen, list(gradients)
 
 
 def _depends(tensor: Tensor, other: Tensor) -> bool:

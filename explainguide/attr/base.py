@@ -215,17 +215,15 @@ def read_features(
     for name in modules:
         calls = passed.calls.get(name, 0)
         if calls != 1:
-            fix = "one that the model uses" if calls == 0 else "the layer around it"
+            fix = "the layer around it"
+            if calls == 0:  # timm's checkpointing calls the blocks of a stage one by one
+                fix = "one that the model calls: the last part of it, perhaps"
             raise LayerError(
                 f"{caller}: layer {name!r} ran {calls} times in the forward pass. Choose {fix}. "
                 "A guided layer runs once."
             )
-        if name in passed.without_gradients:
-            raise LayerError(
-                f"{caller}: layer {name!r} ran without gradients, inside torch.no_grad or a segment "
-                "checkpointed with use_reentrant=True. Use use_reentrant=False, or a layer outside. A "
-                "guided layer runs with gradients."
-            )
+        if name in passed.problems:
+            raise LayerError(f"{caller}: layer {name!r} {passed.problems[name]}")
     image = passed.images
     if not isinstance(image, Tensor) or image.ndim != 4 or not image.is_floating_point():
         got = type(image).__name__

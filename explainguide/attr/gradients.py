@@ -17,7 +17,7 @@ from torch import Tensor
 
 from explainguide.attr.base import Evidence, LayerMap, wide
 from explainguide.errors import GuidanceError, LayerError
-from explainguide.layout import to_nchw
+from explainguide.layout import Layout, to_nchw
 
 __all__ = ["GradCam", "Gradient", "InputXGradient", "LayerCam", "layer_gradients"]
 
@@ -108,7 +108,8 @@ class _GradientMap(LayerMap):
         """See `LayerMap.maps`.
 
         Raises:
-            LayerError: If the logits do not depend on a layer.
+            LayerError: If the logits do not depend on a layer, or, as far as it can be seen without
+                waiting for a device, on its patches.
         """
         features = evidence.features
         gradients = layer_gradients(
@@ -122,6 +123,8 @@ class _GradientMap(LayerMap):
             if gradient is None:
                 raise dead_layer(name, evidence.caller)
             layout = evidence.layouts[name]
+            if _only_prefix(gradient, layout):
+                raise dead_places(name, evidence.caller)
             with torch.autocast(feature.device.type, enabled=False):
                 found[name] = self.combine(
                     wide(to_nchw(feature, layout)), wide(to_nchw(gradient, layout))
@@ -134,6 +137,25 @@ def dead_layer(name: str, caller: str) -> LayerError:
     return LayerError(
         f"{caller}: the logits do not depend on layer {name!r}. Choose a layer between the image "
         "and the logits. `explainguide layers` marks those that can be guided."
+    )
+
+
+def _only_prefix(gradient: Tensor, layout: Layout) -> bool:
+    """Whether the tokens in front have a gradient and no patch has; read where nothing must wait.
+
+    Behind a head of zeros no token has any, which passes.
+    """
+    if not layout.prefix or gradient.device.type != "cpu" or not gradient.any():
+        return False
+    return not to_nchw(gradient, layout).any()
+
+
+def dead_places(name: str, caller: str) -> LayerError:
+    """The error for a layer of which only the class token goes on."""
+    return LayerError(
+        f"{caller}: of layer {name!r} only the tokens in front reach the logits, not the patches: "
+        "every map is zero. Choose a layer before the last attention, or none: layer=None finds one. "
+        "`explainguide layers` marks those that are dead."
     )
 
 

@@ -18,7 +18,7 @@ __all__ = ["AttentionRelevance"]
 
 
 class AttentionRelevance(LayerMap):
-    r"""Relevance of attention (GAE): non-negative, any scale and offset.
+    r"""Relevance of attention (GAE): non-negative, any scale.
 
     .. math:: \bar A_b = \operatorname{mean}_{heads} \max(0, A_b \odot \nabla A_b), \qquad
               R \leftarrow R + \bar A_b R
@@ -27,8 +27,8 @@ class AttentionRelevance(LayerMap):
     :math:`\nabla A_b` the gradient of the explained scores with respect to it. The map is the row of
     R that belongs to the class token, at the columns of the patches, on the grid of the tokens. Where
     logits are read from several tokens (distilled, pooled) it is the mean of their rows; with class
-    attention (CaiT) or attention pooling, the row of the query. In the mean over P patches the
-    identity gives each of them the constant 1 / P, which a min-max normalisation takes out again.
+    attention (CaiT) or attention pooling, the row of the query. The identity is left out: in the
+    mean over P patches it would give each of them the same 1 / P, and rounding would eat the rest.
 
     For ViTs with global softmax attention, in timm (vit, deit, beit, eva, cait, vit_relpos), in
     torchvision, or your own. The attention modules are found with one probe forward. While the guide
@@ -151,7 +151,7 @@ class AttentionRelevance(LayerMap):
                 if gradient is None:
                     raise dead_layer(block.name, evidence.caller)
                 attention = wide(one.tensor).view(one.shape)
-                gradient = wide(gradient).reshape(-1, *one.shape)
+                gradient = wide(gradient).reshape(len(gradient), *one.shape)
                 mixing.append(mixing_matrix(attention, gradient))
             patches = roll_out(mixing, self._readout)[..., layout.prefix :]
         return {name: patches.unflatten(-1, (height, width))}

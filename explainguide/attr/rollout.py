@@ -62,6 +62,8 @@ def roll_out(mixing: Sequence[Tensor], readout: Readout) -> Tensor:
     .. math:: w R = w (I + \bar A_B) \cdots (I + \bar A_1)
 
     which is computed from the left: one row times a matrix for each block, not matrix times matrix.
+    What is returned is :math:`w (R - I)`: the identity gives every patch of a pooled model the same
+    share, next to which its relevance would be lost to rounding (and a class token none at all).
 
     In a block where only the first tokens are queries (class attention), the other rows of R stay. A
     class token that joins the others later has no relevance from the blocks before.
@@ -75,12 +77,14 @@ def roll_out(mixing: Sequence[Tensor], readout: Readout) -> Tensor:
     """
     blocks = list(mixing)
     if readout.latent:
-        row = blocks.pop().mean(-2, keepdim=True)
+        taken = blocks.pop().mean(-2, keepdim=True)
+        row = torch.zeros_like(taken)
     else:
         last = blocks[-1]
         row = readout.row(last, last.shape[-1]).expand(*last.shape[:2], 1, -1)
+        taken = torch.zeros_like(row)
     for matrix in reversed(blocks):
         queries, keys = matrix.shape[-2:]
-        row = row[..., row.shape[-1] - keys :]
-        row = row + row[..., :queries] @ matrix
-    return row[..., 0, :]
+        row, taken = (part[..., part.shape[-1] - keys :] for part in (row, taken))
+        taken = taken + (row + taken)[..., :queries] @ matrix
+    return taken[..., 0, :]

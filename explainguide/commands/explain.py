@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from explainguide.errors import LayerError, OptionError, did_you_mean
+from explainguide.errors import OptionError, did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,8 +101,6 @@ def run(args: argparse.Namespace) -> int:
             method.attribute(normalised, answer.label)[0]
             for (_, normalised), answer in zip(prepared, answers, strict=True)
         ]
-        if not any(bool(found.any()) for found in maps[title]):
-            _check_alive(str(method.layer), subject)
     figure = panel(
         [shown for shown, _ in prepared],
         maps,
@@ -223,18 +221,6 @@ def _methods(
             method = method if own or place is None else method.at(place)
             found.append((f"{name} at {method.layer}", method))
     return found
-
-
-def _check_alive(layer: str, subject: _Subject) -> None:
-    """Tell a map that happens to be zero from a layer whose maps are always zero."""
-    from explainguide.probe import probe_layers
-
-    layers = probe_layers(subject.model, image_size=subject.size, caller=_CALLER)
-    if any(found.name == layer and not found.alive for found in layers):
-        raise LayerError(
-            f"{_CALLER}: the maps at layer {layer!r} are zero, because the logits do not depend on "
-            "its places. Choose an earlier layer. `explainguide layers` marks those that are dead."
-        )
 
 
 def _answer(target: str | None, image: Tensor, subject: _Subject) -> _Answer:

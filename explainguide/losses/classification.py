@@ -39,6 +39,12 @@ def classification_loss(
     """
     check_choice("class_loss", class_loss, CLASS_LOSSES, "classification_loss")
     if class_loss == "confidence-boosting":
+        if labels.ndim == 2:
+            raise OptionError(
+                "classification_loss: class_loss is 'confidence-boosting', which knows one class an "
+                f"image, but the labels are multi-hot {tuple(labels.shape)}. Use class_loss='task'. "
+                "One class index an image is allowed."
+            )
         return confidence_boosting(logits, temperature=temperature)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if labels.ndim == 2:
@@ -85,9 +91,10 @@ def confidence_boosting(
             f"confidence_boosting: logits have shape {tuple(logits.shape)} and dtype "
             f"{logits.dtype}. Pass the model's output. Floats (N, K) are allowed."
         )
-    if not (temperature > 0 and math.isfinite(temperature)):
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not (number and temperature > 0 and math.isfinite(temperature)):
         raise OptionError(
-            f"confidence_boosting: temperature is {temperature}. Use 1.0. A number above 0 is "
+            f"confidence_boosting: temperature is {temperature!r}. Use 1.0. A number above 0 is "
             "allowed."
         )
     check_choice("reduction", reduction, _REDUCTIONS, "confidence_boosting")

@@ -136,9 +136,9 @@ def test_a_dead_layer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "vit_tiny_patch16_224", "--layer", "blocks.11", "--out", "out.png"]
     assert main(["explain", "wide.png", *arguments]) == 2
     assert capsys.readouterr().err == (
-        "explainguide: explain: the maps at layer 'blocks.11' are zero, because the logits do not "
-        "depend on its places. Choose an earlier layer. `explainguide layers` marks those that are "
-        "dead.\n"
+        "explainguide: InputXGradient.attribute: of layer 'blocks.11' only the tokens in front reach the "
+        "logits, not the patches: every map is zero. Choose a layer before the last attention, or none: "
+        "layer=None finds one. `explainguide layers` marks those that are dead.\n"
     )
 
 

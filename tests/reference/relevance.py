@@ -49,6 +49,7 @@ def roll_out(attentions: list[Tensor], gradients: list[Tensor], read: str, patch
         if read == "latent" and queries < keys:
             return update[0, -patches:]
         total = torch.cat([total[:queries] + update, total[queries:]])
+    total = total - torch.eye(len(total), dtype=torch.float64)  # what every token has of itself
     rows = {
         "class": total[:1],
         "distilled": total[:2],
