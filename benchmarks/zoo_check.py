@@ -244,9 +244,8 @@ def _guide(
     for label in _LABELS:
         model.zero_grad(set_to_none=True)
         targets = [{"boxes": box, "labels": torch.tensor([label])} for _ in images]
-        with ExplanationGuidance(
-            model, step.layer, attribution=step.attribution, target="all"
-        ) as guide:
+        options = {"attribution": step.attribution, "target": "all", "reduction": "none"}
+        with ExplanationGuidance(model, step.layer, **options) as guide:
             torch.manual_seed(0)
             logits = check_logits(model(images), caller="zoo").detach()
             loss = guide.loss_loc(targets)
@@ -257,12 +256,14 @@ def _guide(
             )
             if not (torch.equal(logits, reference) or (guide.replaced and close)):
                 return _DIFFER
-        found = float(loss.detach())
-        if 0 < found < 1:  # the map speaks for the class inside and outside of the box
+        found = loss.detach()
+        if (
+            (found > 0) & (found < 1)
+        ).any():  # a map speaks for the class in and outside of the box
             break
     else:
-        return f"the loss is {found:g} for each of the classes {_LABELS}"
-    loss.backward()
+        return f"the loss is {found.tolist()} for each of the classes {_LABELS}"
+    loss.sum().backward()
     sides = {True: 0.0, False: 0.0}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
