@@ -26,7 +26,16 @@ __all__ = [
 ]
 
 # Imported when they are first asked for: a training script needs no plots and no data sets.
-_ROOMS = ("datasets", "evaluation", "metrics", "models", "report", "training", "visualization")
+_ROOMS = (
+    "datasets",
+    "evaluation",
+    "metrics",
+    "models",
+    "report",
+    "training",
+    "visualization",
+    "xdnn",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -30,6 +30,7 @@ ROWS = [
     ["annotations", "derivatives", "tap", "losses", "models"],
     ["layout"],
     ["probe"],
+    ["xdnn"],
     ["attr", "regions", "staging", "selfcheck", "checkpoints", "classification"],
     ["options", "objective"],
     ["guidance"],

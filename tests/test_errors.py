@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -14,6 +15,8 @@ from torchvision import tv_tensors
 
 from explainguide import Annotations, ExplainGuideError, ExplanationGuidance, errors, losses, recipe
 from explainguide.attr import GradCam, InputXGradient, IntegratedGradients
+from explainguide.bcos import BcosConv2d, BcosLinear, explanation_mode
+from explainguide.bcos.modules import AddInverse, DynamicLinearUnit, LogitBias
 from explainguide.classification import check_labels
 from explainguide.errors import (
     AnnotationError,
@@ -25,6 +28,7 @@ from explainguide.errors import (
     did_you_mean,
 )
 from explainguide.training_config import TrainConfig
+from explainguide.xdnn import remove_bias
 
 from .networks import TARGETS, InPlaceCnn, SmallCnn, batch, boxes
 
@@ -389,6 +393,16 @@ def test_attribution_classes() -> None:
     assert_no_hooks(model)
 
 
+def no_bias(*modules: nn.Module, **how: Any) -> nn.Module:
+    end = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    return remove_bias(nn.Sequential(nn.Conv2d(3, 8, 1), *modules, *end), **how)
+
+
+class Functional(nn.Sequential):
+    def forward(self, images):
+        return nn.functional.gelu(super().forward(images))
+
+
 MAPS = torch.ones(1, 2, 2), torch.ones(1, 2, 2)
 LOGITS = torch.zeros(2, 3)
 CALLS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
@@ -417,11 +431,72 @@ CALLS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
     (OptionError, "l1_loss", lambda: losses.l1_loss(*MAPS, normalize="papr"), ["unknown normalize 'papr'", "Did you mean 'paper'", "True, False"]),
     (OptionError, "ppce_loss", lambda: losses.ppce_loss(*MAPS, normalize="max"), ["unknown normalize 'max'"]),
     (OptionError, "rrr_loss", lambda: losses.rrr_loss(*MAPS, normalize="paper"), ["unknown normalize 'paper'", "True, False are allowed"]),
+    (OptionError, "remove_bias", lambda: no_bias(normalization="fld"), ["unknown normalization 'fld'", "Did you mean 'fold'", "'remove' are allowed"]),
+    (OptionError, "remove_bias", lambda: remove_bias(SmallCnn), ["model is a type, not an nn.Module"]),
+    (GuidanceError, "remove_bias", lambda: remove_bias(SmallCnn()), ["SmallCnn has modules", "'stem.2' (GELU)", "activations for ReLU", "pooling, dropout"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.SiLU(), nn.SiLU(), nn.SiLU()), ["'1' and 2 more (SiLU)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.Hardswish(), nn.Sigmoid()), ["'1' (Hardswish); '2' (Sigmoid)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.Hardsigmoid()), ["'1' (Hardsigmoid)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.Softmax(1)), ["'1' (Softmax)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.ReLU6()), ["'1' (ReLU6)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.Hardtanh()), ["'1' (Hardtanh)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.Tanh()), ["'1' (Tanh)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.Softplus()), ["'1' (Softplus)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.AlphaDropout()), ["'1' (AlphaDropout)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.ConstantPad2d(1, 1.0)), ["'1' (ConstantPad2d with an added constant)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.GroupNorm(2, 8)), ["'1' (GroupNorm, which gives the same for 2x as for x)", "normalization='remove' drops"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.InstanceNorm2d(8)), ["'1' (InstanceNorm2d, which gives the same"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(timm.layers.LayerNorm2d(8)), ["'1' (LayerNorm2d, which gives the same"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.BatchNorm2d(8, track_running_stats=False)), ["'1' (BatchNorm2d, which gives the same"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(timm.layers.SqueezeExcite(8)), ["'1.gate' (Sigmoid)"]),
+    (GuidanceError, "remove_bias", lambda: remove_bias(vit()), ["the model itself (VisionTransformer with parameters of its own, such as 'cls_token')", "'blocks.0.attn' and 1 more (Attention, whose weights depend on x)", "and 4 more (LayerNorm", "(GELU)"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.MultiheadAttention(8, 2)), ["'1' (MultiheadAttention with parameters of its own, such as 'in_proj_weight')"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(nn.GELU(), nn.SiLU(), nn.Tanh(), nn.ELU(), nn.CELU(), nn.SELU(), nn.Mish()), ["(CELU); 2 more kinds. Exchange"]),
+    (GuidanceError, "remove_bias", lambda: no_bias(Functional(nn.Conv2d(8, 8, 1))), ["still not positively homogeneous: f(", "F.gelu"]),
+    (GuidanceError, "remove_bias", lambda: remove_bias(nn.Sequential(nn.Flatten(), nn.Linear(48, 2))), ["did not run on a random image of 3 x 224 x 224", "image_size=(height, width)"]),
+    (ShapeError, "remove_bias", lambda: remove_bias(nn.Sequential(nn.Conv2d(3, 8, 1))), ["not logits: shape (1, 8, 224, 224)"]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "caller", "call", "parts"), CALLS)
 def test_what_losses_and_recipes_refuse(kind, caller, call, parts) -> None:
+    with pytest.raises(kind) as wrong:
+        call()
+    assert_message(str(wrong.value), caller, parts)
+
+
+def explain(model: nn.Module, **options: Any) -> None:
+    with explanation_mode(model, **options):
+        pytest.fail("it is entered")
+
+
+IMAGE = torch.rand(3, 4, 4)
+BCOS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
+    (OptionError, "explanation_mode", lambda: explain(SmallCnn()), ["SmallCnn has no B-cos module", "Convert it with bcosify", "'ixg'", "is allowed"]),
+    (OptionError, "Bcos", lambda: explain(nn.ReLU(), caller="Bcos"), ["ReLU has no B-cos module"]),
+    (OptionError, "BcosConv2d", lambda: BcosConv2d(6, 4, 3, b=0.5), ["b is 0.5", "Use 2", "from 1 on"]),
+    (OptionError, "BcosConv2d", lambda: BcosConv2d(6, 4, 3, max_out=0), ["max_out is 0", "positive integer"]),
+    (OptionError, "BcosConv2d", lambda: BcosConv2d(6, 4, 3, gain="nrom"), ["unknown gain 'nrom'", "Did you mean 'norm'", "'unit', 'norm', 'power' are allowed"]),
+    (ShapeError, "BcosConv2d", lambda: BcosConv2d(6, 4, 3)(IMAGE[None]), ["the image has 3 channels", "takes 6", "Put AddInverse()", "(N, 6, H, W) is allowed"]),
+    (ShapeError, "BcosConv2d", lambda: BcosConv2d(3, 4, 3)(torch.rand(6, 4, 4)), ["has 6 channels", "takes 3. Leave out AddInverse()"]),
+    (ShapeError, "BcosConv2d", lambda: BcosConv2d(8, 4, 3)(torch.rand(1, 5, 4, 4)), ["has 5 channels", "Check the layer before"]),
+    (OptionError, "BcosLinear", lambda: BcosLinear(6, 4, b=float("nan")), ["b is nan"]),
+    (OptionError, "BcosLinear", lambda: BcosLinear(6, 4, max_out=2.0), ["max_out is 2.0", "positive integer"]),
+    (OptionError, "BcosLinear", lambda: BcosLinear(6, 4, max_out=True), ["max_out is True"]),
+    (OptionError, "BcosLinear", lambda: BcosLinear(6, 4, gain=None), ["unknown gain None"]),
+    (ShapeError, "AddInverse", lambda: AddInverse()(torch.rand(2, 6, 4, 4)), ["shape (2, 6, 4, 4)", "holds the inverse already", "(..., 3, H, W)"]),
+    (ShapeError, "AddInverse", lambda: AddInverse()(IMAGE[:1]), ["shape (1, 4, 4). Give RGB"]),
+    (ShapeError, "AddInverse", lambda: AddInverse()(IMAGE.byte()), ["torch.uint8", "v2.ToDtype(torch.float32, scale=True)"]),
+    (ShapeError, "AddInverse", lambda: AddInverse()(PIL.Image.new("RGB", (4, 4))), ["v2.ToImage()", "A tensor (..., 3, H, W)"]),
+    (OptionError, "AddInverse", lambda: AddInverse()(4 * torch.arange(48.0).reshape(3, 4, 4) - 2), ["values from -2 to 186", "Leave out Normalize", "[0, 1]"]),
+    (OptionError, "LogitBias", lambda: LogitBias(temperature=0), ["temperature is 0", "Use 1 for none", "positive number"]),
+    (OptionError, "DynamicLinearUnit", lambda: DynamicLinearUnit(4, 3, rank=0), ["rank is 0", "positive integer"]),
+    (OptionError, "DynamicLinearUnit", lambda: DynamicLinearUnit(4, 3, scaling="sqash"), ["unknown scaling 'sqash'", "'squash' and 'l2' are allowed"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "caller", "call", "parts"), BCOS)
+def test_what_bcos_refuses(kind, caller, call, parts) -> None:
     with pytest.raises(kind) as wrong:
         call()
     assert_message(str(wrong.value), caller, parts)

@@ -1,15 +1,20 @@
-"""Integrated gradients: a path integral, at the cost of one forward and backward pass a step."""
+"""Integrated gradients: a path integral, a pass a step; for networks without biases one backward."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from explainguide.attr.base import Evidence, LayerMap, wide
-from explainguide.attr.gradients import dead_layer, layer_gradients
+from explainguide.attr.gradients import InputXGradient, dead_layer, layer_gradients
 from explainguide.errors import OptionError
 from explainguide.layers import INPUT
 from explainguide.layout import to_nchw
+from explainguide.xdnn import is_homogeneous, scaling_fault
 
 __all__ = ["IntegratedGradients"]
 
@@ -26,12 +31,19 @@ class IntegratedGradients(LayerMap):
     The model runs n_steps more times, so in training a few steps go a long way. Running statistics
     are not updated by these passes; dropout draws anew in each.
 
+    An X-DNN (see `explainguide.xdnn`) needs none of these passes: from a zero baseline the path
+    integral equals input times gradient, which is computed instead, in one backward pass. A model is
+    recognised by its modules when the attribution is built, also one that was not made by
+    `xdnn.remove_bias`. The first map at a layer tries on a random image whether the modules told the
+    truth and nothing passes by the layer, as a skip connection does. If not, or if the score is not
+    linear in the logits (a log-probability), the steps are taken.
+
     Args:
         model: Images ``(N, 3, H, W)`` to logits ``(N, K)``.
         layer: Dotted name; None, or ``"input"``, is the image.
         n_steps: Number of points on the path.
         baselines: The image where the path starts: a number, or a tensor that broadcasts with the
-            images.
+            images. Whether it is zero is read here, once.
 
     Raises:
         OptionError: If n_steps is not a positive integer.
@@ -58,10 +70,43 @@ class IntegratedGradients(LayerMap):
             )
         self.n_steps = n_steps
         self.baselines = baselines
+        black = not baselines.any() if isinstance(baselines, Tensor) else baselines == 0
+        self._homogeneous = bool(black) and is_homogeneous(self.model)
+        # Layer to whether its map takes one backward pass: a property of the architecture, not of
+        # weights, images or classes, so one look serves every later call, which then reads nothing
+        # from the device.
+        self._at_once: dict[str, bool] = {}
+        self._product = InputXGradient(model, layer, layout=layout)
+
+    def __repr__(self) -> str:
+        layer = self.layer or INPUT
+        once = self._homogeneous and self._at_once.get(layer, True)
+        how = "one backward pass" if once else f"n_steps={self.n_steps}"
+        return f"{type(self).__name__}(layer={layer!r}, {how})"
 
     def maps(self, evidence: Evidence) -> dict[str, Tensor]:
         """See `LayerMap.maps`; every layer has a path of its own."""
-        return {name: self._map(name, evidence) for name in evidence.features}
+        names = list(evidence.features)
+        once: list[str] = []
+        if self._homogeneous and _is_linear(evidence.score, evidence.logits):
+            once = [name for name in names if self._is_at_once(name, evidence)]
+        products = {}
+        if once:
+            features = {name: evidence.features[name] for name in once}
+            products = self._product.maps(replace(evidence, features=features))
+        return {n: products[n] if n in products else self._map(n, evidence) for n in names}
+
+    def _is_at_once(self, name: str, evidence: Evidence) -> bool:
+        if name not in self._at_once:
+            channels, height, width = evidence.images.shape[1:]
+            try:
+                fault = scaling_fault(
+                    self.model, name, (channels, height, width), caller=evidence.caller
+                )
+            except Exception as error:  # one that wants more than an image, or cannot be copied
+                fault = str(error)
+            self._at_once[name] = fault is None
+        return self._at_once[name]
 
     def _map(self, name: str, evidence: Evidence) -> Tensor:
         feature, layout = evidence.features[name], evidence.layouts[name]
@@ -94,6 +139,17 @@ class IntegratedGradients(LayerMap):
         if name == INPUT:
             return start
         return evidence.rerun({INPUT: start.expand_as(images)})[1][name]
+
+
+def _is_linear(score: Callable[[Tensor], Tensor], logits: Tensor) -> bool:
+    """Whether scores are linear in the logits, up to a constant: their gradient is a constant then.
+
+    Autograd's graph says so. Values would not: the log-probability of a class that is certain is 0,
+    whatever it is multiplied with; and they would have to be waited for.
+    """
+    leaf = logits.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(leaf).sum(), leaf, create_graph=True)
+    return not gradient.requires_grad
 
 
 def _quadrature(n_steps: int) -> list[tuple[float, float]]:
