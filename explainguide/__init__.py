@@ -27,6 +27,7 @@ __all__ = [
 
 # Imported when they are first asked for: a training script needs no plots and no data sets.
 _ROOMS = (
+    "bcos",
     "datasets",
     "evaluation",
     "metrics",

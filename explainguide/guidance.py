@@ -53,7 +53,7 @@ class ExplanationGuidance:
         layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, or a list of them.
             None finds the last layer whose places reach the logits, with one probe forward.
         attribution: ``"gradient"``, ``"ixg"``, ``"gradcam"``, ``"layercam"``, ``"intgrad"``,
-            ``"relevance"``, or an object of `explainguide.attr` with settings of its own.
+            ``"bcos"``, ``"relevance"``, or an object of `explainguide.attr` with settings of its own.
         loss: ``"energy"``, ``"l1"``, ``"ppce"``, ``"rrr"``, ``"gradmask"``, ``"relevance"``,
             ``"reff"``, or a callable ``(attribution (N, H, W), mask (N, H, W)) -> (N,)``.
         target: Which classes of an image are explained: ``"sample"`` one of its annotated classes,

@@ -93,7 +93,9 @@ def probe(
     parameter = next(model.parameters(), torch.empty(0))
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, *size, generator=generator).to(parameter.device, dtype)
+    # A model that encodes images in [0, 1] with their inverse takes no others.
+    draw = torch.rand if any(hasattr(m, "unit_range") for m in model.modules()) else torch.randn
+    image = draw(1, *size, generator=generator).to(parameter.device, dtype)
     # A head of zeros (torchvision's ViTs) would make every layer look dead.
     # So would scales of zero, with which residual branches often start.
     alive_weights = {

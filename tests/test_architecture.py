@@ -30,7 +30,7 @@ ROWS = [
     ["annotations", "derivatives", "tap", "losses", "models"],
     ["layout"],
     ["probe"],
-    ["xdnn"],
+    ["bcos", "xdnn"],
     ["attr", "regions", "staging", "selfcheck", "checkpoints", "classification"],
     ["options", "objective"],
     ["guidance"],

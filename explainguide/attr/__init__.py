@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from explainguide.attr.base import Evidence, LayerMap
+from explainguide.attr.bcos import BcosContribution
 from explainguide.attr.gradients import GradCam, Gradient, InputXGradient, LayerCam
 from explainguide.attr.integrated import IntegratedGradients
 from explainguide.attr.relevance import AttentionRelevance
@@ -10,6 +11,7 @@ from explainguide.attr.relevance import AttentionRelevance
 __all__ = [
     "ATTRIBUTIONS",
     "AttentionRelevance",
+    "BcosContribution",
     "Evidence",
     "GradCam",
     "Gradient",
@@ -25,5 +27,6 @@ ATTRIBUTIONS: dict[str, type[LayerMap]] = {
     "gradcam": GradCam,
     "layercam": LayerCam,
     "intgrad": IntegratedGradients,
+    "bcos": BcosContribution,
     "relevance": AttentionRelevance,
 }

@@ -1,0 +1,46 @@
+"""The explanation of a B-cos network as an attribution."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from explainguide.attr.base import Evidence
+from explainguide.attr.gradients import InputXGradient
+from explainguide.bcos.mode import explanation_mode
+
+__all__ = ["BcosContribution"]
+
+
+class BcosContribution(InputXGradient):
+    r"""What each place contributes to a logit of a B-cos network: signed, in units of the logit.
+
+    .. math:: A = \textstyle\sum_c f_c\, W_c(f)
+
+    with W the product of the network's dynamic weights above the layer: the gradient, with every
+    dynamic factor constant. At the input a map sums to the logit less its bias. The factors are
+    differentiated like everything else when a loss on the map is.
+
+    Args:
+        model: A network of `explainguide.bcos.bcosify`, or one with modules of `explainguide.bcos`.
+        layer: Dotted name; None, or ``"input"``, is the image (and its inverse).
+        layout: As `InputXGradient`.
+
+    Raises:
+        OptionError: If no module of the model has an explanation mode.
+        LayerError: If the model has no such layer.
+
+    References:
+        Boehle et al., 2022, Eq. 12; Rao et al., 2023, Sec. 3.2 (in training).
+    """
+
+    def __init__(
+        self, model: nn.Module, layer: str | None = None, *, layout: str | None = None
+    ) -> None:
+        super().__init__(model, layer, layout=layout)
+        with explanation_mode(self.model, caller="BcosContribution"):
+            pass  # says so now, if there is none
+
+    def maps(self, evidence: Evidence) -> dict[str, Tensor]:
+        """See `LayerMap.maps`; the forward pass was an ordinary one."""
+        with explanation_mode(self.model, caller=evidence.caller):
+            return super().maps(evidence)

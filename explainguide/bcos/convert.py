@@ -1,0 +1,290 @@
+"""From a classifier of timm or torchvision to a B-cos network."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from explainguide.bcos.calibration import calibrate, match_scales, random_images
+from explainguide.bcos.conversion import Conversion
+from explainguide.bcos.heads import (
+    Head,
+    classifier_first,
+    find_head,
+    pool_after_classifier,
+    replace,
+)
+from explainguide.bcos.maps import logit_bias as logit_bias_of
+from explainguide.bcos.maps import missing_share
+from explainguide.bcos.mode import DynamicLinear, evaluating, is_bcos
+from explainguide.bcos.modules import LogitBias
+from explainguide.bcos.parts import Settings, as_conv, bcos_unit, check_norm
+from explainguide.bcos.tokens import BcosAttention, BcosMultiheadAttention
+from explainguide.bcos.units import BcosLinear, BcosUnit, Gain, check_unit
+from explainguide.bcos.walk import convert_parts
+from explainguide.errors import OptionError
+from explainguide.layers import unwrap
+from explainguide.logits import check_logits
+
+__all__ = ["bcosify", "scale_biases", "set_b"]
+
+Numbers = float | Sequence[float]
+
+
+def bcosify(
+    model: nn.Module,
+    b: float = 2.0,
+    *,
+    norm: str | Callable[[int], nn.Module] | None = None,
+    max_out: int = 1,
+    logit_bias: float | None = None,
+    keep_weights: bool = True,
+    bias: bool | None = None,
+    activations: str | None = None,
+    gain: Gain | None = None,
+    mean: Numbers = 0.0,
+    std: Numbers = 1.0,
+) -> nn.Module:
+    r"""A B-cos version of a classifier: every logit is explained exactly, by :math:`W(x)\,x`.
+
+    Convolutions and linear layers become B-cos units; norms lose what is no multiple of their
+    input; the stem takes the image and its inverse (`AddInverse`), in [0, 1]; the classifier comes
+    before the global pooling where nothing nonlinear lies between; attention keeps its softmax,
+    whose weights are constants of explanations.
+
+    With `keep_weights` this is B-cosification: activations and max pooling stay, and at b = 1 the
+    network returns the logits of `model`, to rounding. Raise b with `set_b` while fine-tuning, or
+    start at 2, as published. Without, it is a network of the first papers to train from scratch:
+    new weights of length 1, no activations, average pooling.
+
+    Args:
+        model: Images ``(N, 3, H, W)`` to logits ``(N, K)``, of timm or torchvision, or built of
+            their layers. It is copied, and stays as it is.
+        b: The exponent B, 1 or more.
+        norm: ``"uncentered"``; ``"detached"`` keeps the centring of layer and group norms, which is
+            linear (batch norm has an uncentred form only); or a function from the number of
+            channels to a module. Default: detached with `keep_weights`, else uncentred.
+        max_out: Number of filters of which each output is the largest; above 1 only without
+            `keep_weights`.
+        logit_bias: Added to every logit. Default: the classifier's own bias with `keep_weights`,
+            else ``-log(K - 1)``.
+        keep_weights: Whether the network starts from the weights of `model`.
+        bias: Whether biases are kept; no map shows what they add. Default: at b = 1 with
+            `keep_weights`, where the logits would change without them, and not otherwise. Without
+            biases, position embedding and class token of a ViT act on queries and keys only.
+        activations: ``"keep"`` or ``"drop"``. Default: kept with `keep_weights`.
+        gain: What is left of the weights' length, see `BcosConv2d`. Default: ``"norm"`` with
+            `keep_weights`, else ``"unit"``; ``"power"`` is the published B-cosification.
+        mean: What the training script of `model` subtracted from its images, by channel. The new
+            stem does so itself, without a bias: ``((1 - m) x - m (1 - x)) / s``.
+        std: What it divided by.
+
+    Returns:
+        A new network: ``(N, 6, H, W)`` to ``(N, K)``. ``conversion(network)`` says what was
+        changed, layer by layer, and what could not be.
+
+    Raises:
+        OptionError: For options that are not allowed, a model that is a B-cos network already,
+            without a convolution or linear layer, or with layers that have no B-cos form, which are
+            named.
+
+    References:
+        Boehle et al., 2022 and 2024 (B-cos networks); Arya et al., 2024 (B-cosification).
+
+    Example:
+        >>> import torchvision
+        >>> from explainguide.bcos import AddInverse
+        >>> network = bcosify(torchvision.models.resnet18(num_classes=10))
+        >>> network(AddInverse()(torch.rand(1, 3, 64, 64))).shape
+        torch.Size([1, 10])
+    """
+    model = unwrap(model, caller="bcosify")
+    if is_bcos(model):
+        raise OptionError(
+            f"bcosify: this {type(model).__name__} is a B-cos network already. Change its exponent "
+            "with set_b. An ordinary network is allowed."
+        )
+    gain = gain or ("norm" if keep_weights else "unit")
+    check_unit(b, max_out, gain, caller="bcosify")
+    if keep_weights and max_out > 1:
+        raise OptionError(
+            f"bcosify: max_out is {max_out}, but the kept weights are those of one filter an "
+            "output. Use keep_weights=False, or max_out=1. With keep_weights, 1 is allowed."
+        )
+    if activations not in (None, "keep", "drop"):
+        raise OptionError(
+            f"bcosify: activations is {activations!r}. Leave it out: they are kept with the "
+            "weights. 'keep' and 'drop' are allowed."
+        )
+    settings = Settings(
+        b=b,
+        max_out=max_out,
+        gain=gain,
+        norm=check_norm(norm or ("detached" if keep_weights else "uncentered")),
+        keep_weights=keep_weights,
+        bias=(keep_weights and b == 1) if bias is None else bias,
+        keep_activations=keep_weights if activations is None else activations == "keep",
+        mean=_three(mean, "mean"),
+        std=_three(std, "std"),
+    )
+    return _convert(copy.deepcopy(model), settings, logit_bias)
+
+
+def _three(value: Numbers, name: str) -> tuple[float, ...]:
+    numbers = (value,) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
+    if len(numbers) != 3 or (name == "std" and not all(number > 0 for number in numbers)):
+        raise OptionError(
+            f"bcosify: {name} is {value!r}. Give one number a channel, as for Normalize. Three "
+            "numbers, or one for all, are allowed; std is positive."
+        )
+    return numbers
+
+
+def _convert(model: nn.Module, settings: Settings, logit_bias: float | None) -> nn.Module:
+    with evaluating(model):
+        head = find_head(model)
+    report = Conversion()
+    _convert_head(model, settings, head, logit_bias, report)
+    convert_parts(model, settings, report)
+    if not any(isinstance(module, BcosUnit) for module in model.modules()):
+        raise OptionError(
+            f"bcosify: {type(model).__name__} has no convolution and no linear layer that is known. "
+            "Give a network of nn.Conv2d and nn.Linear. Models of timm and torchvision are allowed."
+        )
+    _check(model, settings, report)
+    model.conversion = report  # type: ignore[assignment]
+    return model
+
+
+def _convert_head(
+    model: nn.Module,
+    settings: Settings,
+    head: Head,
+    logit_bias: float | None,
+    report: Conversion,
+) -> None:
+    for name in head.classifiers:
+        old = cast(nn.Linear, model.get_submodule(name))
+        unit = bcos_unit(old, _without_bias(settings))
+        if not isinstance(unit, BcosLinear):
+            report.left.append(
+                f"{name} is a {type(old).__name__}: no B-cos classifier is known for it"
+            )
+            continue
+        bias = _logit_bias(old, settings, logit_bias).to(old.weight)
+        # A norm between is not linear, so the order matters to a network that exists already.
+        movable = head.pool is not None and not (head.norms and settings.keep_weights)
+        if movable:
+            classifier_first(model, head, as_conv(unit), bias)
+            report.changes[cast(str, head.pool)] = "pooling -> BcosConv2d, pooling"
+            report.changes[name] = "Linear -> LogitBias"
+        elif pool_after_classifier(model, as_conv(unit), bias):
+            report.changes[name] = "pooling, Linear -> BcosConv2d, pooling, LogitBias"
+        else:
+            replace(model, name, nn.Sequential(OrderedDict(classifier=unit, logit_bias=bias)))
+            report.changes[name] = "Linear -> BcosLinear, LogitBias"
+    if not head.classifiers:
+        report.left.append("no linear layer returns the logits, so there is no logit bias")
+
+
+def _without_bias(settings: Settings) -> Settings:
+    """A classifier's bias is that of the logits, whatever becomes of the others."""
+    return dataclasses.replace(settings, bias=False)
+
+
+def _logit_bias(old: nn.Linear, settings: Settings, asked: float | None) -> LogitBias:
+    if asked is not None:
+        return LogitBias(asked)
+    if not settings.keep_weights:
+        return LogitBias(-math.log(max(old.out_features - 1, 1)))
+    if old.bias is None:
+        return LogitBias(0.0)
+    return LogitBias(old.bias, trainable=old.bias.requires_grad)
+
+
+def _check(model: nn.Module, settings: Settings, report: Conversion) -> None:
+    """Start norms and scales with an example, and find with it what the list of layers cannot show."""
+    images = random_images(model)
+    with evaluating(model):
+        if settings.b != 1:
+            calibrate(model, images)
+        if settings.b != 1 and (settings.keep_weights or _vanishes(model, images)):
+            match_scales(model, images)
+        missing = 0.0 if settings.bias else missing_share(model, images)
+    if not missing < 1e-2:
+        report.left.append(
+            f"maps miss {missing:.0%} of a logit: a function in the forward adds a constant or is "
+            "no multiple of its input"
+        )
+
+
+@torch.no_grad()
+def _vanishes(model: nn.Module, images: Tensor) -> bool:
+    """Whether too many units in a row without a norm leave nothing of the logits."""
+    logits = check_logits(model(images), caller="bcosify") - logit_bias_of(model)
+    return not logits.abs().max() > 1e-4
+
+
+def set_b(model: nn.Module, b: float) -> None:
+    """Give every B-cos unit of a network another exponent, as on a schedule while fine-tuning.
+
+    Args:
+        model: A B-cos network; it is changed in place.
+        b: The exponent B, 1 or more.
+
+    Raises:
+        OptionError: For b below 1, or a model without B-cos units.
+
+    References:
+        Arya et al., 2024: B rises from 1 while a pretrained network is fine-tuned.
+    """
+    check_unit(b, 1, "unit", caller="set_b")
+    units = [module for module in model.modules() if isinstance(module, BcosUnit)]
+    if not units:
+        raise OptionError(
+            f"set_b: {type(model).__name__} has no B-cos unit. Convert it with bcosify. A B-cos "
+            "network is allowed."
+        )
+    for unit in units:
+        unit.b = float(b)
+
+
+@torch.no_grad()
+def scale_biases(model: nn.Module, factor: float) -> None:
+    """Shrink every bias but that of the logits, so that maps become complete while b rises.
+
+    Args:
+        model: A B-cos network with biases (``bcosify(..., b=1)``); it is changed in place.
+        factor: Multiplies the biases; 0 removes them for good.
+
+    Raises:
+        OptionError: If the factor is not in [0, 1].
+    """
+    if not 0 <= factor <= 1:
+        raise OptionError(
+            f"scale_biases: factor is {factor}. Use 0 to remove them. Numbers in [0, 1] are allowed."
+        )
+    for module in model.modules():
+        if isinstance(module, BcosAttention):
+            _scale(module.qkv, "bias", factor)
+        elif isinstance(module, BcosMultiheadAttention):
+            _scale(module, "in_proj_bias", factor)
+        if isinstance(module, DynamicLinear):
+            _scale(module, "bias", factor)
+
+
+def _scale(module: nn.Module, name: str, factor: float) -> None:
+    bias = getattr(module, name, None)
+    if not isinstance(bias, nn.Parameter):
+        return
+    if factor == 0:
+        setattr(module, name, None)
+    else:
+        bias.mul_(factor)

@@ -1,0 +1,203 @@
+"""Explanations of a B-cos network: W(x), and what each place of the image contributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from explainguide.bcos.mode import explanation_mode
+from explainguide.bcos.modules import LogitBias
+from explainguide.errors import LayerError, OptionError, ShapeError
+from explainguide.layers import resolve_layers, unwrap
+from explainguide.layout import infer_layout, to_nchw
+from explainguide.logits import check_logits
+
+__all__ = ["contribution_map", "dynamic_weights", "logit_bias", "missing_share"]
+
+
+def dynamic_weights(
+    model: nn.Module,
+    images: Tensor,
+    target: int | Sequence[int] | Tensor,
+    *,
+    layer: str | None = None,
+    position: tuple[int, int] | None = None,
+    create_graph: bool = False,
+    caller: str = "dynamic_weights",
+) -> Tensor:
+    r"""The row of :math:`W(x)` for one output: signed, in the output's units per unit of the image.
+
+    Costs one forward pass and one backward pass, for the whole batch.
+
+    Args:
+        model: A network of `bcosify`, in evaluation mode where batch norms are not to mix images.
+        images: What it takes, ``(N, 6, H, W)``.
+        target: One class for all images, or one an image, ``(N,)``; with `layer`, a channel of it.
+        layer: Dotted name: explain a neuron of this layer instead of a logit.
+        position: The neuron's place, row and column; by default where the channel is largest.
+        create_graph: Whether the weights can be differentiated with respect to the parameters.
+        caller: The public callable that errors name.
+
+    Returns:
+        ``(N, 6, H, W)``.
+
+    Raises:
+        OptionError: If the model is no B-cos network, or the target is none of its outputs.
+        LayerError: If there is no such layer, or it has no places.
+    """
+    inner = unwrap(model, caller=caller)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = images.clone() if create_graph or images.is_inference() else images.detach()
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        output = _neurons(inner, x, layer, caller) if layer else _logits(inner, x, caller)
+        score = _select(output, target, position, caller)
+        with explanation_mode(inner, caller=caller):
+            (weights,) = torch.autograd.grad(
+                score.sum(), x, create_graph=create_graph, allow_unused=True
+            )
+    return torch.zeros_like(x) if weights is None else weights
+
+
+def contribution_map(
+    model: nn.Module,
+    images: Tensor,
+    target: int | Sequence[int] | Tensor,
+    *,
+    layer: str | None = None,
+    position: tuple[int, int] | None = None,
+    create_graph: bool = False,
+) -> Tensor:
+    r"""What each place of the image adds to a logit: signed, in units of the logit.
+
+    .. math:: A = \textstyle\sum_c W(x)_c\, x_c
+
+    A map sums to the logit less its bias (`logit_bias`), where the network has no other bias.
+
+    Args:
+        model: As `dynamic_weights`, as are the other arguments.
+        images: What it takes, ``(N, 6, H, W)``.
+        target: One class for all images, or one an image, ``(N,)``.
+        layer: Explain a neuron of this layer instead.
+        position: Its place.
+        create_graph: Whether the map can be part of a loss.
+
+    Returns:
+        ``(N, H, W)``.
+
+    Raises:
+        OptionError: As `dynamic_weights`.
+        LayerError: As `dynamic_weights`.
+
+    References:
+        Boehle et al., 2022, Eq. 12.
+
+    Example:
+        >>> from explainguide.bcos import AddInverse, bcosify
+        >>> network = bcosify(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.Flatten()))
+        >>> images = AddInverse()(torch.rand(2, 3, 8, 8))
+        >>> maps = contribution_map(network, images, target=1)
+        >>> torch.allclose(maps.sum((1, 2)), network(images)[:, 1], atol=1e-6)
+        True
+    """
+    weights = dynamic_weights(
+        model,
+        images,
+        target,
+        layer=layer,
+        position=position,
+        create_graph=create_graph,
+        caller="contribution_map",
+    )
+    return (weights * images).sum(1)
+
+
+def logit_bias(model: nn.Module) -> Tensor:
+    """The part of the logits that is in no map: 0, one number, or one a class, ``(K,)``.
+
+    With two classifiers, whose logits a distilled DeiT averages in evaluation, their mean.
+    """
+    found: list[Tensor] = [m.bias for m in model.modules() if isinstance(m, LogitBias)]
+    return torch.stack(found).mean(0) if found else torch.zeros(())
+
+
+def _logits(model: nn.Module, x: Tensor, caller: str) -> Tensor:
+    return check_logits(model(x), caller=caller)
+
+
+def _neurons(model: nn.Module, x: Tensor, layer: str, caller: str) -> Tensor:
+    """A layer's activation, ``(N, C, h, w)``."""
+    (module,) = resolve_layers(model, layer, caller=caller).values()
+    found: list[Tensor] = []
+    if module is None:
+        raise LayerError(
+            f"{caller}: layer is 'input', which has no neurons. Name a hidden layer, or leave it "
+            "out to explain a logit. A dotted name is allowed."
+        )
+    hook = module.register_forward_hook(lambda _, __, output: found.append(output))
+    try:
+        model(x)
+    finally:
+        hook.remove()
+    if len(found) != 1 or not isinstance(found[0], Tensor):
+        raise LayerError(
+            f"{caller}: layer {layer!r} returned {len(found)} tensors in one forward pass. Choose "
+            "the layer around it. A layer that runs once and returns a tensor is allowed."
+        )
+    size = (x.shape[-2], x.shape[-1])
+    layout = infer_layout(
+        layer, found[0], size, model=model, module=module, batch=len(x), caller=caller
+    )
+    return to_nchw(found[0], layout)
+
+
+def _select(
+    output: Tensor,
+    target: int | Sequence[int] | Tensor,
+    position: tuple[int, int] | None,
+    caller: str,
+) -> Tensor:
+    """One number an image, ``(N,)``."""
+    index = torch.as_tensor(target, device=output.device)
+    what = "classes" if output.ndim == 2 else "channels"
+    if index.is_floating_point() or index.ndim > 1 or index.shape not in ((), (len(output),)):
+        raise ShapeError(
+            f"{caller}: target has shape {tuple(index.shape)} and dtype {index.dtype} for "
+            f"{len(output)} images. Give one index an image. An int or an integer tensor (N,) is "
+            "allowed."
+        )
+    if index.device.type == "cpu" and bool(((index < 0) | (index >= output.shape[1])).any()):
+        raise OptionError(
+            f"{caller}: target is {index.tolist()}, but there are {output.shape[1]} {what}. 0 to "
+            f"{output.shape[1] - 1} are allowed."
+        )
+    rows = torch.arange(len(output), device=output.device)
+    chosen = output[rows, index]
+    if output.ndim == 2:
+        return chosen
+    if position is None:
+        return chosen.flatten(1).amax(1)
+    height, width = chosen.shape[1:]
+    row, column = position
+    if not (0 <= row < height and 0 <= column < width):
+        raise OptionError(
+            f"{caller}: position is {position}, but the layer has {height} x {width} places. Count "
+            f"rows and columns from 0. (0, 0) to ({height - 1}, {width - 1}) are allowed."
+        )
+    return chosen[:, row, column]
+
+
+def missing_share(model: nn.Module, images: Tensor) -> float:
+    """How much of the logits no map shows, relative to the largest: 0 for an exact network.
+
+    Args:
+        model: A B-cos network, in evaluation mode.
+        images: What it takes.
+    """
+    with torch.no_grad():
+        logits = check_logits(model(images), caller="bcosify") - logit_bias(model)
+    target = logits.abs().argmax(1)
+    sums = contribution_map(model, images, target).sum((1, 2))
+    explained = logits.gather(1, target[:, None])[:, 0]
+    return float(((sums - explained).abs() / explained.abs().clamp_min(1e-12)).max())

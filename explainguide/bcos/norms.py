@@ -1,0 +1,227 @@
+r"""Norms that are dynamic linear: their statistics are constants of an explanation.
+
+.. math:: y = \frac{x - c}{\sqrt{\operatorname{var}(x) + \epsilon}}\; w
+
+with the ordinary biased variance (of the values less their mean) in all of them. The uncentred
+norms have c = 0. The detachable ones subtract the mean of x, which is linear in x. None has a bias
+unless it is asked for, because a bias is part of no explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from explainguide.bcos.mode import DynamicLinear, Mode, hold, wide
+
+__all__ = [
+    "AllNormUncentered2d",
+    "BatchNormUncentered2d",
+    "DetachableGroupNorm2d",
+    "DetachableLayerNorm",
+    "DetachablePositionNorm2d",
+    "GroupNormUncentered2d",
+    "LayerNormUncentered",
+    "PositionNormUncentered2d",
+]
+
+
+def _normalise(x: Tensor, dims: Sequence[int], eps: float, mode: Mode, *, centered: bool) -> Tensor:
+    variance, mean = torch.var_mean(wide(x), dim=tuple(dims), correction=0, keepdim=True)
+    scale = hold((variance + eps).rsqrt(), mode)
+    return ((x - mean if centered else x) * scale).to(x.dtype)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, channel: int) -> Tensor:
+    """Weight and bias along the dimension `channel`, counted from the last."""
+    shape = (-1,) + (1,) * (-1 - channel)
+    if weight is not None:
+        x = x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
+
+
+class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
+    """Batch norm without centring: a statistic a channel, over images and places.
+
+    In training the running variance follows the biased variance, as the published networks do it
+    (PyTorch's own follows the unbiased one). The running mean stays as it is; it is kept so that
+    state dicts fit.
+
+    Args:
+        num_features: Channels.
+        eps: Added to the variance.
+        momentum: Of the running variance; None is the average of all batches.
+        affine: Whether there is a weight.
+        track_running_stats: Whether evaluation uses the running variance.
+        bias: Whether there is a bias too.
+
+    References:
+        Boehle et al., 2024, Sec. 4.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        if not bias:
+            self.bias = None  # type: ignore[assignment]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        self._check_input_dim(input)
+        if self.training or self.running_var is None:
+            scale = hold((self._batch_variance(input) + self.eps).rsqrt(), self.mode)
+        else:
+            scale = (self.running_var + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        output = (input * scale[:, None, None]).to(input.dtype)
+        return output if self.bias is None else output + self.bias[:, None, None]
+
+    def _batch_variance(self, input: Tensor) -> Tensor:
+        variance = self._variance(wide(input))
+        if self.training and self.running_var is not None:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            share = self.momentum
+            if share is None:
+                share = 1.0 / float(self.num_batches_tracked)
+            self.running_var.lerp_(variance.detach().to(self.running_var.dtype), share)
+        return variance
+
+    @staticmethod
+    def _variance(input: Tensor) -> Tensor:
+        return input.var((0, 2, 3), correction=0)
+
+
+class AllNormUncentered2d(BatchNormUncentered2d):
+    """One statistic over images, channels and places; weight and bias are single numbers.
+
+    Args:
+        num_features: Channels; taken for the signature that norms share, and not used.
+        eps: As `BatchNormUncentered2d`, as are the others.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(1, eps, momentum, affine, track_running_stats, bias=bias)
+
+    @staticmethod
+    def _variance(input: Tensor) -> Tensor:
+        return input.var(correction=0)[None]
+
+
+class GroupNormUncentered2d(DynamicLinear, nn.GroupNorm):
+    """Group norm without centring; one group is layer norm over ``(C, H, W)``, C groups instance norm.
+
+    Args:
+        num_groups: Groups of channels.
+        num_channels: Channels.
+        eps: Added to the variance.
+        affine: Whether there is a weight.
+        bias: Whether there is a bias too.
+    """
+
+    _centered = False
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine)
+        if not bias:
+            self.bias = None  # type: ignore[assignment]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        grouped = input.unflatten(1, (self.num_groups, -1))
+        output = _normalise(grouped, (2, 3, 4), self.eps, self.mode, centered=self._centered)
+        return _affine(output.flatten(1, 2), self.weight, self.bias, channel=-3)
+
+
+class DetachableGroupNorm2d(GroupNormUncentered2d):
+    """Group norm, centred; only its variance is a constant. Arguments as uncentred."""
+
+    _centered = True
+
+
+class LayerNormUncentered(DynamicLinear, nn.LayerNorm):
+    """Layer norm without centring, over the last dimensions.
+
+    Args:
+        normalized_shape: As `torch.nn.LayerNorm`, as are `eps` and `elementwise_affine`.
+        bias: Whether there is a bias.
+    """
+
+    _centered = False
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        *,
+        bias: bool = False,
+    ) -> None:
+        shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+        super().__init__(shape, eps, elementwise_affine, bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(..., *normalized_shape)`` to the same shape."""
+        dims = range(-len(self.normalized_shape), 0)
+        output = _normalise(input, dims, self.eps, self.mode, centered=self._centered)
+        if self.weight is not None:
+            output = output * self.weight
+        return output if self.bias is None else output + self.bias
+
+
+class DetachableLayerNorm(LayerNormUncentered):
+    """Layer norm, centred; only its variance is a constant. Arguments as uncentred."""
+
+    _centered = True
+
+
+class PositionNormUncentered2d(LayerNormUncentered):
+    """Norm over the channels of every place of ``(N, C, H, W)``, without centring.
+
+    Args:
+        normalized_shape: Channels.
+        eps: As `torch.nn.LayerNorm`, as is `elementwise_affine`.
+        bias: Whether there is a bias.
+
+    References:
+        Li et al., 2019 (positional normalization).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        output = _normalise(input, (1,), self.eps, self.mode, centered=self._centered)
+        return _affine(output, self.weight, self.bias, channel=-3)
+
+
+class DetachablePositionNorm2d(PositionNormUncentered2d):
+    """Position norm, centred; only its variance is a constant. Arguments as uncentred."""
+
+    _centered = True

@@ -1,0 +1,274 @@
+"""The B-cos form of each kind of layer, with the layer's weights where they are kept."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import timm.layers
+import torch
+from timm.models._efficientnet_blocks import SqueezeExcite
+from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
+from torchvision.ops import SqueezeExcitation
+
+from explainguide.bcos import norms
+from explainguide.bcos.modules import Gated, GatedChannels
+from explainguide.bcos.units import BcosConv2d, BcosLinear, Gain
+from explainguide.errors import OptionError
+
+__all__ = ["Settings", "as_conv", "bcos_activation", "bcos_norm", "bcos_unit", "squeeze_excite"]
+
+NormChoice = str | Callable[[int], nn.Module]
+_LINEAR = (nn.Linear, timm.layers.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is converted: the arguments of `bcosify`, resolved."""
+
+    b: float
+    max_out: int
+    gain: Gain
+    norm: NormChoice
+    keep_weights: bool
+    bias: bool
+    keep_activations: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@torch.no_grad()
+def bcos_unit(layer: nn.Module, settings: Settings, *, stem: bool = False) -> nn.Module | None:
+    """A convolution or linear layer as a B-cos unit; None for a kind that has none.
+
+    Args:
+        layer: The ordinary layer.
+        settings: What is kept of it.
+        stem: Whether it sees the image, and from now on the inverse as well.
+    """
+    options: dict[str, Any] = {"b": settings.b, "max_out": settings.max_out, "gain": settings.gain}
+    unit: BcosConv2d | BcosLinear
+    if type(layer) is nn.Conv2d:
+        unit = BcosConv2d(
+            2 * layer.in_channels if stem else layer.in_channels,
+            layer.out_channels,
+            cast(tuple[int, int], layer.kernel_size),
+            cast(tuple[int, int], layer.stride),
+            cast("tuple[int, int] | str", layer.padding),
+            cast(tuple[int, int], layer.dilation),
+            layer.groups,
+            settings.bias and layer.bias is not None,
+            layer.padding_mode,
+            **options,
+        )
+    elif type(layer) in _LINEAR:
+        layer = cast(nn.Linear, layer)
+        bias = settings.bias and layer.bias is not None
+        unit = BcosLinear(layer.in_features, layer.out_features, bias, **options)
+    else:
+        return None
+    if settings.keep_weights:
+        unit.weight = nn.Parameter(
+            _stem_weight(layer.weight, settings) if stem else layer.weight.clone()
+        )
+    else:
+        nn.init.kaiming_normal_(unit.weight, mode="fan_out", nonlinearity="relu")
+    if unit.bias is not None:
+        unit.bias = nn.Parameter(cast(Tensor, layer.bias).clone())
+    unit.to(layer.weight)
+    unit.weight.requires_grad_(layer.weight.requires_grad)
+    return unit.train(layer.training)
+
+
+def _stem_weight(weight: Tensor, settings: Settings) -> Tensor:
+    """Weights for an image and its inverse, equal to `weight` on the normalised image.
+
+    (x - m) / s = ((1 - m) x - m (1 - x)) / s: linear in the six channels, so that no bias is
+    needed, and zero padding of the six channels is zero padding of the normalised image.
+    """
+    mean = weight.new_tensor(settings.mean)[:, None, None]
+    std = weight.new_tensor(settings.std)[:, None, None]
+    return torch.cat([weight * (1 - mean) / std, -weight * mean / std], 1)
+
+
+@torch.no_grad()
+def as_conv(layer: BcosLinear) -> BcosConv2d:
+    """A linear unit as a 1 x 1 convolution, for every place instead of the mean over places."""
+    conv = BcosConv2d(
+        layer.in_features,
+        layer.out_features,
+        1,
+        b=layer.b,
+        max_out=layer.max_out,
+        gain=layer.gain,
+    )
+    conv.weight = nn.Parameter(
+        layer.weight[:, :, None, None].clone(), requires_grad=layer.weight.requires_grad
+    )
+    return conv.train(layer.training)
+
+
+@torch.no_grad()
+def bcos_norm(layer: nn.Module, settings: Settings) -> nn.Module | None:
+    """A norm whose statistics are constants of explanations; None for a kind that has no such form."""
+    if isinstance(layer, _NORM_THEN_ACTIVATION):
+        plain = bcos_norm(_without_activation(layer), settings)
+        if plain is None:
+            return None
+        parts = OrderedDict(norm=plain, drop=layer.drop, act=layer.act)
+        return nn.Sequential(parts)  # the activation is converted in its turn
+    kind = next((kind for known, kind in _NORMS.items() if type(layer) in known), None)
+    if kind is None:
+        return None
+    new = _new_norm(kind, layer, settings)
+    if settings.keep_weights:
+        _copy_norm(new, layer)
+    return new.to(_like(layer)).train(layer.training)
+
+
+_NORM_THEN_ACTIVATION = (
+    timm.layers.BatchNormAct2d,
+    timm.layers.GroupNormAct,
+    timm.layers.LayerNormAct2d,
+)
+_NORMS: dict[tuple[type[nn.Module], ...], str] = {
+    (nn.BatchNorm2d,): "batch",
+    (nn.GroupNorm, timm.layers.GroupNorm, timm.layers.GroupNorm1): "group",
+    (nn.LayerNorm, timm.layers.LayerNorm): "layer",
+    (LayerNorm2d, timm.layers.LayerNorm2d): "position",
+}
+_FORMS: dict[tuple[str, bool], type[nn.Module]] = {
+    ("batch", False): norms.BatchNormUncentered2d,
+    ("group", False): norms.GroupNormUncentered2d,
+    ("group", True): norms.DetachableGroupNorm2d,
+    ("layer", False): norms.LayerNormUncentered,
+    ("layer", True): norms.DetachableLayerNorm,
+    ("position", False): norms.PositionNormUncentered2d,
+    ("position", True): norms.DetachablePositionNorm2d,
+}
+
+
+def _without_activation(layer: nn.Module) -> nn.Module:
+    """The norm of a norm with activation, as the ordinary class that it extends."""
+    plain = copy.copy(layer)
+    kinds = (nn.BatchNorm2d, nn.GroupNorm, timm.layers.LayerNorm2d, nn.LayerNorm)
+    plain.__class__ = next(kind for kind in kinds if isinstance(layer, kind))
+    if isinstance(layer, timm.layers.LayerNormAct2d):
+        plain.__class__ = timm.layers.LayerNorm2d
+    return plain
+
+
+def _new_norm(kind: str, layer: Any, settings: Settings) -> nn.Module:
+    if kind == "batch":
+        size = layer.num_features
+    else:
+        size = layer.num_channels if kind == "group" else layer.normalized_shape
+    if callable(settings.norm):
+        if not isinstance(size, int):
+            (size,) = size
+        return settings.norm(size)
+    # Centring by a running mean adds a constant, so batch norm has an uncentred form only.
+    centered = settings.norm == "detached" and kind != "batch"
+    form: Any = _FORMS[kind, centered]
+    bias = settings.bias and (layer.bias is not None or kind == "batch")
+    if kind == "batch":
+        tracked = layer.track_running_stats
+        return cast(
+            nn.Module, form(size, layer.eps, layer.momentum, layer.affine, tracked, bias=bias)
+        )
+    sizes = (layer.num_groups, size) if kind == "group" else (size,)
+    affine = layer.affine if kind == "group" else layer.elementwise_affine
+    return cast(nn.Module, form(*sizes, layer.eps, affine, bias=bias))
+
+
+def _copy_norm(new: Any, old: Any) -> None:
+    """Weight, statistics and bias; what centring by the running mean did goes into the bias."""
+    if getattr(new, "weight", None) is not None and old.weight is not None:
+        new.weight = nn.Parameter(old.weight.clone(), requires_grad=old.weight.requires_grad)
+    if isinstance(old, nn.BatchNorm2d) and getattr(new, "running_var", None) is not None:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            if getattr(old, name) is not None:
+                getattr(new, name).copy_(getattr(old, name))
+    if getattr(new, "bias", None) is None:
+        return
+    bias = torch.zeros_like(new.bias) if old.bias is None else old.bias.clone()
+    if isinstance(old, nn.BatchNorm2d) and old.running_mean is not None:
+        scale = (cast(Tensor, old.running_var) + old.eps).rsqrt()
+        bias -= old.running_mean * scale * (1 if old.weight is None else old.weight)
+    new.bias = nn.Parameter(bias)
+
+
+def _like(layer: nn.Module) -> Tensor:
+    """A tensor of the layer's device and dtype."""
+    tensors = [*layer.parameters(), *(b for b in layer.buffers() if b.is_floating_point())]
+    return tensors[0] if tensors else torch.zeros(())
+
+
+def bcos_activation(layer: nn.Module, settings: Settings) -> nn.Module | None:
+    """An activation dropped, or kept as a gate; None for what is no activation that is known."""
+    if isinstance(layer, _PIECEWISE):
+        if not settings.keep_activations:
+            return nn.Identity()
+        return _not_in_place(layer)
+    if isinstance(layer, _SMOOTH):
+        return Gated(_not_in_place(layer)) if settings.keep_activations else nn.Identity()
+    return None
+
+
+# Linear on each side of zero: a network with them is dynamic linear as it is.
+_PIECEWISE = (nn.ReLU, nn.LeakyReLU, nn.PReLU, timm.layers.PReLU)
+_SMOOTH = (
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.ReLU6,
+    nn.Mish,
+    nn.ELU,
+    timm.layers.GELU,
+    timm.layers.GELUTanh,
+    timm.layers.QuickGELU,
+    timm.layers.Swish,
+    timm.layers.Mish,
+)
+
+
+def _not_in_place(layer: nn.Module) -> nn.Module:
+    kept: Any = copy.copy(layer)
+    if hasattr(kept, "inplace"):  # it would write into what an explanation needs
+        kept.inplace = False
+    return kept
+
+
+def squeeze_excite(layer: nn.Module) -> nn.Module | None:
+    """Squeeze and excitation as a gate that explanations hold; None for what is none that is known."""
+    made: Any = layer
+    if type(layer) is SqueezeExcitation:
+        parts = [made.fc1, made.activation, made.fc2, made.scale_activation]
+    elif type(layer) is SqueezeExcite:
+        parts = [made.conv_reduce, made.act1, made.conv_expand, made.gate]
+    elif type(layer) is timm.layers.SEModule and not made.add_maxpool:
+        parts = [made.fc1, made.bn, made.act, made.fc2, made.gate]
+    elif type(layer) is timm.layers.EffectiveSEModule and not made.add_maxpool:
+        parts = [made.fc, made.gate]
+    else:
+        return None
+    return GatedChannels(nn.Sequential(*parts)).train(layer.training)
+
+
+def check_norm(norm: Any) -> NormChoice:
+    """Refuse what is no choice of norm.
+
+    Raises:
+        OptionError: For an unknown name.
+    """
+    if norm in ("uncentered", "detached") or (callable(norm) and not isinstance(norm, nn.Module)):
+        return cast(NormChoice, norm)
+    raise OptionError(
+        f"bcosify: norm is {norm!r}. Use 'uncentered', or 'detached' for layer and group norms "
+        "that keep their centring. One of the two, or a function from the number of channels to a "
+        "module, is allowed."
+    )

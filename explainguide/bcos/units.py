@@ -1,0 +1,288 @@
+"""The B-cos unit as a convolution and as a linear layer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from explainguide.bcos.cosine import times_cosine
+from explainguide.bcos.mode import DynamicLinear, wide
+from explainguide.errors import OptionError, ShapeError, did_you_mean
+
+__all__ = ["BcosConv2d", "BcosLinear", "BcosUnit", "Gain", "check_unit"]
+
+Gain = Literal["unit", "norm", "power"]
+
+
+class BcosUnit(DynamicLinear):
+    r"""What the B-cos convolution and the B-cos linear layer share.
+
+    .. math:: y = \lVert w \rVert^{e}\; (\hat w \cdot x)\; |\cos(x, \hat w)|^{B-1}
+
+    with :math:`\hat w = w / \lVert w \rVert`, computed as a linear map with the weights
+    :math:`w\,\lVert w \rVert^{e/B - 1}` times :math:`|\cos|^{B-1}` of that map.
+
+    Attributes:
+        b: The exponent B; it may be changed between steps.
+        max_out: Number of filters of which each output is the largest.
+        gain: What is left of the length of w, e above: ``"unit"`` nothing, ``"norm"`` 1, so that at
+            B = 1 the unit is the ordinary layer, ``"power"`` B.
+        scale: A number that multiplies the output, or None. `bcosify` sets it where no norm
+            follows, so that the output keeps the size that it has at B = 1; it is saved with the
+            weights.
+    """
+
+    weight: Tensor
+    b: float
+    max_out: int
+    gain: Gain
+    cos_eps: float
+    scale: Tensor | None
+
+    def _weights(self) -> Tensor:
+        """The weights of the linear map: w times a power of its own length."""
+        exponent = {"unit": 0.0, "norm": 1 / self.b, "power": 1.0}[self.gain]
+        if exponent == 1:
+            return self.weight
+        length = torch.linalg.vector_norm(
+            self.weight, dim=tuple(range(1, self.weight.ndim)), keepdim=True
+        )
+        return self.weight * length.clamp_min(1e-12).pow(exponent - 1)
+
+    def _times_cosine(self, linear: Tensor, norm: Tensor) -> Tensor:
+        output: Tensor = times_cosine(linear, norm, self.b, self.cos_eps, self.mode)
+        return output if self.scale is None else output * self.scale
+
+    def extra_repr(self) -> str:
+        """The layer's own, and what makes it a B-cos layer."""
+        extra = f"b={self.b:g}"
+        extra += f", max_out={self.max_out}" if self.max_out > 1 else ""
+        extra += f", gain={self.gain!r}" if self.gain != "unit" else ""
+        return f"{super().extra_repr()}, {extra}"
+
+
+def check_unit(b: float, max_out: int, gain: str, *, caller: str) -> None:
+    """Refuse settings that no B-cos unit can have.
+
+    Raises:
+        OptionError: For b below 1, an unknown gain, a max_out that is no positive integer.
+    """
+    if not b >= 1:
+        raise OptionError(
+            f"{caller}: b is {b}. Use 2, the papers' value, or 1 for a linear layer. Numbers from "
+            "1 on are allowed."
+        )
+    if isinstance(max_out, bool) or not isinstance(max_out, int) or max_out < 1:
+        raise OptionError(
+            f"{caller}: max_out is {max_out!r}. Use 1 for no MaxOut, or 2 as in the first paper. "
+            "A positive integer is allowed."
+        )
+    if gain not in get_args(Gain):
+        raise OptionError(
+            f"{caller}: unknown gain {gain!r}.{did_you_mean(str(gain), get_args(Gain))} "
+            f"{', '.join(map(repr, get_args(Gain)))} are allowed."
+        )
+
+
+class BcosConv2d(BcosUnit, nn.Conv2d):
+    r"""B-cos convolution: the cosine is that of the weights with the patch they see.
+
+    .. math:: \lVert x \rVert = \sqrt{\textstyle\sum_{\text{patch}} x^2 + 10^{-6}}
+
+    Padding, of every mode, is part of the patch. With groups, a filter's patch is that of its
+    group.
+
+    Args:
+        in_channels: As `torch.nn.Conv2d`, as are the next arguments up to `padding_mode`.
+        out_channels: Outputs; there are ``out_channels * max_out`` filters, and output o is the
+            largest of filters ``o * max_out`` to ``(o + 1) * max_out - 1``.
+        kernel_size: An int or a pair.
+        stride: An int or a pair.
+        padding: An int, a pair, ``"same"`` or ``"valid"``.
+        dilation: An int or a pair.
+        groups: Blocks of channels that do not see each other.
+        bias: Added to the output; False in the papers, because a bias is part of no explanation.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        b: The exponent B, 1 or more; at 1 a linear map.
+        max_out: Number of filters of which each output is the largest.
+        gain: See `BcosUnit`; ``"unit"`` in the papers, ``"norm"`` keeps pretrained weights.
+        square_eps: Added to the sum of squares in a patch.
+        cos_eps: Added to the cosine, where B is neither 1 nor 2.
+
+    Raises:
+        OptionError: For b below 1, an unknown gain, a max_out that is no positive integer.
+
+    References:
+        Boehle et al., 2022, Eq. 3, 4 and 10 (MaxOut); the epsilons are those of the published
+        networks.
+
+    Example:
+        >>> BcosConv2d(6, 16, 3, padding=1)(torch.rand(1, 6, 8, 8)).shape
+        torch.Size([1, 16, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        b: float = 2.0,
+        max_out: int = 1,
+        gain: Gain = "unit",
+        square_eps: float = 1e-6,
+        cos_eps: float = 1e-6,
+    ) -> None:
+        check_unit(b, max_out, gain, caller="BcosConv2d")
+        super().__init__(
+            in_channels,
+            out_channels * max_out,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.b, self.max_out, self.gain = float(b), max_out, gain
+        self.square_eps, self.cos_eps = square_eps, cos_eps
+        self.register_buffer("scale", None)
+        self.out_channels = out_channels
+        if self.bias is not None:
+            self.bias = nn.Parameter(self.bias.detach()[:out_channels].clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N, C, H, W)``, or one image ``(C, H, W)``, to the layer's output.
+
+        Raises:
+            ShapeError: If the number of channels is another; with the way to six, or back.
+        """
+        if input.shape[-3] != self.in_channels:
+            raise _other_channels(input.shape[-3], self.in_channels)
+        output = self._conv_forward(input, self._weights(), None)
+        if self.max_out > 1:
+            output = output.unflatten(-3, (self.out_channels, self.max_out)).max(-3).values
+        if self.b != 1:
+            norm = self.patch_norm(input)
+            if self.groups > 1:  # (N, G, 1, H, W) beside (N, G, O / G, H, W)
+                output = output.unflatten(-3, (self.groups, -1))
+                output = self._times_cosine(output, norm.unsqueeze(-3)).flatten(-4, -3)
+            else:
+                output = self._times_cosine(output, norm)
+        return output if self.bias is None else output + self.bias[:, None, None]
+
+    def patch_norm(self, input: Tensor) -> Tensor:
+        """Length of every patch, ``(N, groups, H, W)`` at the output's resolution."""
+        squares = wide(input).square()
+        if self.groups > 1:
+            squares = squares.unflatten(-3, (self.groups, -1)).sum(-3)
+        else:
+            squares = squares.sum(-3, keepdim=True)
+        # Left, right, top, bottom: what nn.Conv2d works out for every kind of padding.
+        padding = self._reversed_padding_repeated_twice
+        if any(padding):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            squares = F.pad(squares, padding, mode=mode)
+        if self.kernel_size != (1, 1) or self.stride != (1, 1):
+            squares = self._window_sums(squares)
+        return (squares + self.square_eps).sqrt()
+
+    def _window_sums(self, squares: Tensor) -> Tensor:
+        height, width = self.kernel_size
+        if self.dilation == (1, 1):
+            mean = F.avg_pool2d(squares, self.kernel_size, self.stride)
+            return mean * (height * width)
+        ones = squares.new_ones(1, 1, height, width)
+        shape = squares.shape
+        planes = squares.reshape(
+            -1, 1, *shape[-2:]
+        )  # a grouped convolution with ones would be slower
+        summed = F.conv2d(planes, ones, stride=self.stride, dilation=self.dilation)
+        return summed.reshape(*shape[:-2], *summed.shape[-2:])
+
+
+def _other_channels(given: int, taken: int) -> ShapeError:
+    fix = "Check the layer before."
+    if (given, taken) == (3, 6):
+        fix = "Put AddInverse() before the network, in [0, 1] and without Normalize."
+    elif (given, taken) == (6, 3):
+        fix = "Leave out AddInverse()."
+    return ShapeError(
+        f"BcosConv2d: the image has {given} channels, but the layer takes {taken}. {fix} "
+        f"(N, {taken}, H, W) is allowed."
+    )
+
+
+class BcosLinear(BcosUnit, nn.Linear):
+    r"""B-cos linear layer, over the last dimension; :math:`\lVert x \rVert + 10^{-12}` is its length.
+
+    Args:
+        in_features: Size of the last dimension.
+        out_features: Size of the output's; with MaxOut there are ``out_features * max_out``
+        filters. bias: As in `BcosConv2d`.
+        b: The exponent B, 1 or more.
+        max_out: Number of filters of which each output is the largest.
+        gain: See `BcosUnit`.
+        square_eps: Added under the root; 1e-6 makes the layer equal to a 1 x 1 `BcosConv2d`.
+        norm_eps: Added to the length.
+        cos_eps: Added to the cosine, where B is neither 1 nor 2.
+
+    Raises:
+        OptionError: As `BcosConv2d`.
+
+    References:
+        Boehle et al., 2022, Eq. 3.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        b: float = 2.0,
+        max_out: int = 1,
+        gain: Gain = "unit",
+        square_eps: float = 0.0,
+        norm_eps: float = 1e-12,
+        cos_eps: float = 1e-6,
+    ) -> None:
+        check_unit(b, max_out, gain, caller="BcosLinear")
+        super().__init__(in_features, out_features * max_out, bias, device, dtype)
+        self.b, self.max_out, self.gain = float(b), max_out, gain
+        self.square_eps, self.norm_eps, self.cos_eps = square_eps, norm_eps, cos_eps
+        self.register_buffer("scale", None)
+        self.out_features = out_features
+        if self.bias is not None:
+            self.bias = nn.Parameter(self.bias.detach()[:out_features].clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``."""
+        output = F.linear(input, self._weights())
+        if self.max_out > 1:
+            output = output.unflatten(-1, (self.out_features, self.max_out)).max(-1).values
+        if self.b != 1:
+            output = self._times_cosine(output, self._length(wide(input)))
+        return output if self.bias is None else output + self.bias
+
+    def _length(self, input: Tensor) -> Tensor:
+        if self.square_eps:
+            squares = input.square().sum(-1, keepdim=True)
+            return (squares + self.square_eps).sqrt() + self.norm_eps
+        return torch.linalg.vector_norm(input, dim=-1, keepdim=True) + self.norm_eps

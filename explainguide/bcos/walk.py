@@ -1,0 +1,180 @@
+"""One walk over a model that puts the B-cos form in the place of each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from explainguide.bcos.conversion import Conversion
+from explainguide.bcos.mode import DynamicLinear
+from explainguide.bcos.modules import LogitBias
+from explainguide.bcos.parts import (
+    Settings,
+    bcos_activation,
+    bcos_norm,
+    bcos_unit,
+    squeeze_excite,
+)
+from explainguide.bcos.tokens import Positions, separate_positions, to_bcos
+from explainguide.errors import OptionError
+
+__all__ = ["convert_parts"]
+
+# What an attention computes its weights from; they are constants, whatever they are made of.
+_OF_THE_WEIGHTS = ("qkv", "q_norm", "k_norm", "gate")
+# Layers without parameters that are linear, or select among values.
+_HARMLESS = (
+    "pool",
+    "drop",
+    "path",
+    "identity",
+    "flatten",
+    "permute",
+    "upsampl",
+    "pad",
+    "shuffle",
+    "depth",
+)
+
+
+def convert_parts(model: nn.Module, settings: Settings, report: Conversion) -> None:
+    """Convert every layer below `model`, in place, and write down what was done.
+
+    Raises:
+        OptionError: If layers have no B-cos form; all of them are named.
+    """
+    positions = None if settings.bias else separate_positions(model)
+    if positions is not None:
+        report.changes[""] = f"{type(model).__name__}: positions for queries and keys only"
+    walk = _Walk(model, settings, report, positions)
+    walk.visit(model, "")
+    if walk.refused:
+        shown = ", ".join(walk.refused[:4])
+        more = f" and {len(walk.refused) - 4} more" if len(walk.refused) > 4 else ""
+        raise OptionError(
+            f"bcosify: {type(model).__name__} has layers without a B-cos form: {shown}{more}. "
+            "Replace them, or take another architecture. Convolutions, linear layers, softmax "
+            "attention (timm's Attention, nn.MultiheadAttention), batch, layer and group norms, "
+            "squeeze and excitation, elementwise activations and pooling are allowed."
+        )
+    _name_constants(model, positions, report)
+
+
+@dataclass
+class _Walk:
+    model: nn.Module
+    settings: Settings
+    report: Conversion
+    positions: Positions | None
+
+    def __post_init__(self) -> None:
+        self.refused: list[str] = []
+        self.stems = 0
+
+    def visit(self, parent: nn.Module, prefix: str) -> None:
+        for name, child in list(parent.named_children()):
+            full = f"{prefix}{name}"
+            if isinstance(child, DynamicLinear | LogitBias):  # the classifier, converted before
+                continue
+            new, inside = self.part(child, full)
+            if new is not child:
+                if isinstance(parent, nn.Sequential | nn.ModuleList) and name.isdecimal():
+                    parent[int(name)] = new
+                else:
+                    setattr(parent, name, new)
+                if full not in self.report.changes:
+                    self.report.changes[full] = f"{_say(child)} -> {_say(new)}"
+            if inside:
+                self.visit(new, f"{full}.")
+
+    def part(self, child: nn.Module, name: str) -> tuple[nn.Module, bool]:
+        """What comes in the place of a module, and whether its own parts are to be visited."""
+        before = type(child).__name__
+        if to_bcos(child, self.positions):
+            self.report.changes[name] = f"{before} -> {type(child).__name__}"
+            self.attention(child, name)
+            return child, False
+        if "attention" in before.lower() or "attn" in before.lower():
+            self.refused.append(f"{name} ({before})")
+            return child, False
+        new = squeeze_excite(child)
+        if new is not None:
+            return new, False
+        new = bcos_norm(child, self.settings)
+        if new is not None:
+            return new, isinstance(new, nn.Sequential)
+        stem = isinstance(child, nn.Conv2d) and child.in_channels == 3 and not self.stems
+        new = bcos_unit(child, self.settings, stem=stem)
+        if new is not None:
+            self.stems += stem
+            return new, False
+        new = bcos_activation(child, self.settings)
+        if new is not None:
+            return new, False
+        if isinstance(child, nn.MaxPool2d) and not self.settings.keep_weights:
+            return _average(child), False
+        if list(child.children()):
+            return child, True
+        self.check_leaf(child, name)
+        return child, False
+
+    def attention(self, module: Any, name: str) -> None:
+        """The layers of an attention: values and output are of the map, the rest is of its weights."""
+        if not self.settings.bias:
+            if isinstance(module, nn.MultiheadAttention):
+                module.in_proj_bias = None  # type: ignore[assignment]
+            else:
+                module.qkv.bias = None
+        for part, child in list(module.named_children()):
+            if part in _OF_THE_WEIGHTS:
+                continue
+            new, _ = self.part(child, f"{name}.{part}")
+            if new is not child:
+                setattr(module, part, new)
+                self.report.changes[f"{name}.{part}"] = f"{_say(child)} -> {_say(new)}"
+
+    def check_leaf(self, leaf: nn.Module, name: str) -> None:
+        """A layer of a kind that is not known: refused, unless it can do no harm."""
+        kind = type(leaf).__name__
+        multiplies = [n for n, _ in leaf.named_parameters(recurse=False)] in ([], ["gamma"])
+        harmless = any(word in kind.lower() for word in _HARMLESS) or kind == "LayerScale"
+        if not (multiplies and harmless) and not _is_container(leaf):
+            self.refused.append(f"{name} ({kind})")
+
+
+def _is_container(leaf: nn.Module) -> bool:
+    """A module without layers in it: an empty Sequential, say."""
+    return isinstance(leaf, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+
+
+def _average(pool: nn.MaxPool2d) -> nn.Module:
+    """Average pooling of the same geometry, as B-cos networks have it."""
+    return nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
+
+
+def _say(module: nn.Module) -> str:
+    channels = f"({module.in_channels})" if isinstance(module, nn.Conv2d) else ""
+    plain = channels if channels in ("(3)", "(6)") else ""
+    inside = [type(part).__name__ for part in module] if isinstance(module, nn.Sequential) else []
+    return "".join(inside[:1]) + (" and activation" if inside else type(module).__name__ + plain)
+
+
+def _name_constants(model: nn.Module, positions: Positions | None, report: Conversion) -> None:
+    """Parameters that are added to features, and so are part of a logit and of no map."""
+    names = [n for n, _ in model.named_parameters() if _is_constant(n)]
+    if names and positions is None:
+        report.left.append(
+            f"{', '.join(names)}: added to the tokens, so what they add to a logit is in no map"
+        )
+
+
+def _is_constant(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return last.endswith(("_token", "pos_embed", "pos_embedding"))
+
+
+def stemless(model: nn.Module) -> bool:
+    """Whether no layer takes an image and its inverse."""
+    return not any(isinstance(m, nn.Conv2d) and m.in_channels == 6 for m in model.modules())
