@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 
 from explainguide import Annotations, ExplainGuideError, ExplanationGuidance, errors, losses, recipe
 from explainguide.attr import GradCam, InputXGradient, IntegratedGradients
-from explainguide.bcos import BcosConv2d, BcosLinear, explanation_mode
+from explainguide.bcos import BcosConv2d, BcosLinear, explanation_mode, to_rgba
 from explainguide.bcos.modules import AddInverse, DynamicLinearUnit, LogitBias
 from explainguide.classification import check_labels
 from explainguide.errors import (
@@ -489,9 +489,17 @@ BCOS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
     (ShapeError, "AddInverse", lambda: AddInverse()(IMAGE.byte()), ["torch.uint8", "v2.ToDtype(torch.float32, scale=True)"]),
     (ShapeError, "AddInverse", lambda: AddInverse()(PIL.Image.new("RGB", (4, 4))), ["v2.ToImage()", "A tensor (..., 3, H, W)"]),
     (OptionError, "AddInverse", lambda: AddInverse()(4 * torch.arange(48.0).reshape(3, 4, 4) - 2), ["values from -2 to 186", "Leave out Normalize", "[0, 1]"]),
-    (OptionError, "LogitBias", lambda: LogitBias(temperature=0), ["temperature is 0", "Use 1 for none", "positive number"]),
+    (OptionError, "LogitBias", lambda: LogitBias(temperature=0), ["temperature is 0", "Use 1 for none", "ositive number"]),
     (OptionError, "DynamicLinearUnit", lambda: DynamicLinearUnit(4, 3, rank=0), ["rank is 0", "positive integer"]),
     (OptionError, "DynamicLinearUnit", lambda: DynamicLinearUnit(4, 3, scaling="sqash"), ["unknown scaling 'sqash'", "'squash' and 'l2' are allowed"]),
+    (ShapeError, "to_rgba", lambda: to_rgba(torch.rand(6, 4, 4), IMAGE[:1]), ["weights has shape (6, 4, 4)", "weights[None]", "(N, 6, H, W) is allowed"]),
+    (ShapeError, "to_rgba", lambda: to_rgba(IMAGE[None], IMAGE[:1]), ["weights has shape (1, 3, 4, 4)", "dynamic_weights"]),
+    (ShapeError, "to_rgba", lambda: to_rgba(torch.rand(2, 6, 4, 4), IMAGE), ["contributions has shape (3, 4, 4)", "(2, 6, 4, 4)", "(2, 4, 4) is allowed"]),
+    (OptionError, "to_rgba", lambda: to_rgba(torch.rand(1, 6, 4, 4), IMAGE[:1], smooth=4), ["smooth is 4", "Use 5", "Odd numbers and 0"]),
+    (OptionError, "to_rgba", lambda: to_rgba(torch.rand(1, 6, 4, 4), IMAGE[:1], smooth=1.5), ["smooth is 1.5", "Use 15"]),
+    (OptionError, "to_rgba", lambda: to_rgba(torch.rand(1, 6, 4, 4), IMAGE[:1], smooth=-1), ["smooth is -1"]),
+    (OptionError, "to_rgba", lambda: to_rgba(torch.rand(1, 6, 4, 4), IMAGE[:1], percentile=0), ["percentile is 0", "up to 100"]),
+    (OptionError, "to_rgba", lambda: to_rgba(torch.rand(1, 6, 4, 4), IMAGE[:1], percentile=101), ["percentile is 101", "Use 99.5"]),
 ]  # fmt: skip
 
 

@@ -79,12 +79,15 @@ def match_scales(model: nn.Module, images: Tensor) -> None:
     free = _not_normalised(model, images)
 
     def rescale(unit: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        b, unit.b = unit.b, 1.0
-        linear = unit.forward(*inputs)
-        unit.b = b
-        ratio = _size(linear) / _size(output).clamp_min(torch.finfo(output.dtype).tiny)
+        b, bias, unit.bias, unit.scale = unit.b, unit.bias, None, None
+        scaled = _size(unit.forward(*inputs))
+        unit.b = 1.0
+        linear = _size(unit.forward(*inputs))
+        unit.b, unit.bias = b, bias
+        ratio = linear / scaled.clamp_min(torch.finfo(output.dtype).tiny)
         unit.scale = ratio if bool(torch.isfinite(ratio)) else torch.ones_like(ratio)
-        return output * unit.scale
+        again: Tensor = unit.forward(*inputs)
+        return again
 
     hooks = [unit.register_forward_hook(rescale) for unit in free]
     try:

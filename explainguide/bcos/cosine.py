@@ -40,6 +40,8 @@ class _TimesCosine(torch.autograd.Function):
     operations that have derivatives, on the tensors of the graph, so that the second is complete.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(linear: Tensor, norm: Tensor, b: float, cos_eps: float, mode: Mode) -> Tensor:
         return (linear * _factor(linear, norm, b, cos_eps)).to(linear.dtype)

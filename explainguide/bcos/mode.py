@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.errors import OptionError
+from explainguide.layers import unwrap
 
 __all__ = ["DynamicLinear", "Mode", "evaluating", "explanation_mode", "hold", "is_bcos", "wide"]
 
@@ -29,6 +30,9 @@ class Mode:
     def __init__(self) -> None:
         self.explaining = False
 
+    def __getstate__(self) -> dict[str, bool]:
+        return {"explaining": False}  # a copy, or a file, is in no context
+
 
 class DynamicLinear(nn.Module):
     """A module whose output is a matrix that depends on the input, times the input."""
@@ -40,6 +44,8 @@ class DynamicLinear(nn.Module):
 
 class _Hold(torch.autograd.Function):
     """The identity, without a gradient while a mode explains."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(factor: Tensor, mode: Mode) -> Tensor:
@@ -97,8 +103,8 @@ def explanation_mode(model: nn.Module, *, caller: str = "explanation_mode") -> I
     """Within this context, the gradients of a B-cos network are those of its explanation.
 
     It must be on while the backward pass runs; the forward pass may lie before it, and its outputs
-    are the same in both modes. Contexts nest: each gives back what it found, after an error as
-    well.
+    are the same in both modes. Leave the context before the backward pass of a loss, whose gradients
+    are ordinary ones. Contexts nest: each gives back what it found, after an error as well.
 
     Args:
         model: A network of `bcosify`, or one with modules of `explainguide.bcos`.
@@ -109,6 +115,7 @@ def explanation_mode(model: nn.Module, *, caller: str = "explanation_mode") -> I
 
     Raises:
         OptionError: If no module of the model has an explanation mode.
+        GuidanceError: If the model was compiled, whose backward pass asks no mode.
 
     References:
         Boehle et al., 2024, Sec. 3: W(x) with its dynamic factors fixed.
@@ -123,6 +130,7 @@ def explanation_mode(model: nn.Module, *, caller: str = "explanation_mode") -> I
         >>> torch.allclose((weight * x).sum(), y)
         True
     """
+    model = unwrap(model, caller=caller)
     modes = [module.mode for module in model.modules() if isinstance(module, DynamicLinear)]
     if not modes:
         raise OptionError(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
+import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,7 +79,7 @@ def _check_image(image: Tensor) -> None:
     # Values are read where nothing has to wait for them. Resizing can overshoot a little.
     if image.device.type == "cpu" and image.numel():
         low, high = (float(value) for value in image.detach().aminmax())
-        if low < -0.1 or high > 1.1:
+        if not (low >= -0.1 and high <= 1.1):
             raise OptionError(
                 f"AddInverse: the image has values from {low:.3g} to {high:.3g}, so 1 - x is no "
                 "inverse. Leave out Normalize: a B-cos network takes plain images. [0, 1] is allowed."
@@ -134,6 +137,9 @@ class Gated(DynamicLinear):
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
+        if getattr(activation, "inplace", False):  # it would overwrite what it is divided by
+            activation = copy.copy(activation)
+            activation.inplace = False  # type: ignore[assignment]
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
@@ -152,8 +158,8 @@ class Gated(DynamicLinear):
 
 def _gelu_gate(activation: nn.Module, x: Tensor) -> Tensor:
     if getattr(activation, "approximate", "none") == "tanh":
-        return 0.5 * (1 + torch.tanh(0.7978845608028654 * (x + 0.044715 * x**3)))
-    return 0.5 * (1 + torch.erf(x * 0.7071067811865476))
+        return 0.5 * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    return 0.5 * (1 + torch.erf(x * 0.5**0.5))
 
 
 # act(x) / x in a form that is smooth through zero, for the activations that networks use most.
@@ -161,6 +167,11 @@ _GATES: dict[type[nn.Module], Callable[[nn.Module, Tensor], Tensor]] = {
     nn.GELU: _gelu_gate,
     nn.SiLU: lambda _, x: torch.sigmoid(x),
     nn.Hardswish: lambda _, x: F.relu6(x + 3) / 6,
+    nn.Mish: lambda _, x: torch.tanh(F.softplus(x)),
+    timm.layers.GELU: lambda _, x: 0.5 * (1 + torch.erf(x * 0.5**0.5)),
+    timm.layers.QuickGELU: lambda _, x: torch.sigmoid(1.702 * x),
+    timm.layers.Swish: lambda _, x: torch.sigmoid(x),
+    timm.layers.Mish: lambda _, x: torch.tanh(F.softplus(x)),
 }
 
 

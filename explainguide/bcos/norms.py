@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.bcos.mode import DynamicLinear, Mode, hold, wide
+from explainguide.errors import ShapeError
 
 __all__ = [
     "AllNormUncentered2d",
     "BatchNormUncentered2d",
+    "ChannelsLast",
     "DetachableGroupNorm2d",
     "DetachableLayerNorm",
     "DetachablePositionNorm2d",
@@ -26,6 +28,14 @@ __all__ = [
     "LayerNormUncentered",
     "PositionNormUncentered2d",
 ]
+
+
+def _check(given: int, taken: int, shape: Sequence[int], *, caller: str) -> None:
+    if given != taken:
+        raise ShapeError(
+            f"{caller}: the input has shape {tuple(shape)}, with {given} channels, but the norm was "
+            f"built for {taken}. Build it for {given}. {taken} channels are allowed."
+        )
 
 
 def _normalise(x: Tensor, dims: Sequence[int], eps: float, mode: Mode, *, centered: bool) -> Tensor:
@@ -72,12 +82,20 @@ class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
         bias: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.channels = num_features
         if not bias:
             self.bias = None  # type: ignore[assignment]
 
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
         self._check_input_dim(input)
+        _check(input.shape[1], self.channels, input.shape, caller=type(self).__name__)
+        if self.training and input.numel() == input.shape[1]:
+            raise ShapeError(
+                f"{type(self).__name__}: one value a channel has no variance, in a batch of shape "
+                f"{tuple(input.shape)}. Use more images, or evaluation mode. More than one value a "
+                "channel is allowed."
+            )
         if self.training or self.running_var is None:
             scale = hold((self._batch_variance(input) + self.eps).rsqrt(), self.mode)
         else:
@@ -107,7 +125,7 @@ class AllNormUncentered2d(BatchNormUncentered2d):
     """One statistic over images, channels and places; weight and bias are single numbers.
 
     Args:
-        num_features: Channels; taken for the signature that norms share, and not used.
+        num_features: Channels.
         eps: As `BatchNormUncentered2d`, as are the others.
     """
 
@@ -122,6 +140,7 @@ class AllNormUncentered2d(BatchNormUncentered2d):
         bias: bool = False,
     ) -> None:
         super().__init__(1, eps, momentum, affine, track_running_stats, bias=bias)
+        self.channels = num_features
 
     @staticmethod
     def _variance(input: Tensor) -> Tensor:
@@ -156,6 +175,7 @@ class GroupNormUncentered2d(DynamicLinear, nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
+        _check(input.shape[1], self.num_channels, input.shape, caller=type(self).__name__)
         grouped = input.unflatten(1, (self.num_groups, -1))
         output = _normalise(grouped, (2, 3, 4), self.eps, self.mode, centered=self._centered)
         return _affine(output.flatten(1, 2), self.weight, self.bias, channel=-3)
@@ -191,6 +211,9 @@ class LayerNormUncentered(DynamicLinear, nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """``(..., *normalized_shape)`` to the same shape."""
         dims = range(-len(self.normalized_shape), 0)
+        for dim in dims:
+            taken = self.normalized_shape[dim]
+            _check(input.shape[dim], taken, input.shape, caller=type(self).__name__)
         output = _normalise(input, dims, self.eps, self.mode, centered=self._centered)
         if self.weight is not None:
             output = output * self.weight
@@ -217,6 +240,7 @@ class PositionNormUncentered2d(LayerNormUncentered):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
+        _check(input.shape[1], self.normalized_shape[0], input.shape, caller=type(self).__name__)
         output = _normalise(input, (1,), self.eps, self.mode, centered=self._centered)
         return _affine(output, self.weight, self.bias, channel=-3)
 
@@ -225,3 +249,21 @@ class DetachablePositionNorm2d(PositionNormUncentered2d):
     """Position norm, centred; only its variance is a constant. Arguments as uncentred."""
 
     _centered = True
+
+
+class ChannelsLast(nn.Module):
+    """A norm of ``(N, C, H, W)`` for features whose channels are last: ConvNeXt's blocks, tokens.
+
+    Args:
+        norm: The norm.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N, ..., C)`` to the same shape."""
+        places = input.reshape(len(input), -1, input.shape[-1]).mT.unsqueeze(-1)
+        output: Tensor = self.norm(places).squeeze(-1).mT.reshape(input.shape)
+        return output

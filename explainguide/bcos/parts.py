@@ -50,6 +50,8 @@ def bcos_unit(layer: nn.Module, settings: Settings, *, stem: bool = False) -> nn
         settings: What is kept of it.
         stem: Whether it sees the image, and from now on the inverse as well.
     """
+    if type(layer) is timm.layers.Conv2dSame:
+        return _padded(layer, settings, stem=stem)
     options: dict[str, Any] = {"b": settings.b, "max_out": settings.max_out, "gain": settings.gain}
     unit: BcosConv2d | BcosLinear
     if type(layer) is nn.Conv2d:
@@ -82,6 +84,32 @@ def bcos_unit(layer: nn.Module, settings: Settings, *, stem: bool = False) -> nn
     unit.to(layer.weight)
     unit.weight.requires_grad_(layer.weight.requires_grad)
     return unit.train(layer.training)
+
+
+class SamePadding(nn.Module):
+    """TensorFlow's "same" padding, which depends on the size of the image.
+
+    Args:
+        conv: The convolution whose input is padded.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.sizes = (list(conv.kernel_size), list(conv.stride), list(conv.dilation))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same with zeros around."""
+        padded: Tensor = timm.layers.pad_same(input, *self.sizes)
+        return padded
+
+
+def _padded(layer: nn.Conv2d, settings: Settings, *, stem: bool) -> nn.Module:
+    """A convolution of timm that pads by itself: the padding, then a unit without."""
+    plain = copy.copy(layer)
+    plain.__class__, plain.padding = nn.Conv2d, (0, 0)
+    plain._reversed_padding_repeated_twice = [0, 0, 0, 0]
+    conv = cast(nn.Module, bcos_unit(plain, settings, stem=stem))
+    return nn.Sequential(OrderedDict(pad=SamePadding(layer), conv=conv)).train(layer.training)
 
 
 def _stem_weight(weight: Tensor, settings: Settings) -> Tensor:
@@ -126,7 +154,7 @@ def bcos_norm(layer: nn.Module, settings: Settings) -> nn.Module | None:
         return None
     new = _new_norm(kind, layer, settings)
     if settings.keep_weights:
-        _copy_norm(new, layer)
+        _copy_norm(new.norm if isinstance(new, norms.ChannelsLast) else new, layer)
     return new.to(_like(layer)).train(layer.training)
 
 
@@ -152,6 +180,10 @@ _FORMS: dict[tuple[str, bool], type[nn.Module]] = {
 }
 
 
+# What takes (N, C, H, W), and works on the channels of layer norm's (N, ..., C) in a wrapper.
+_OF_IMAGES = (nn.BatchNorm2d, nn.GroupNorm, norms.PositionNormUncentered2d)
+
+
 def _without_activation(layer: nn.Module) -> nn.Module:
     """The norm of a norm with activation, as the ordinary class that it extends."""
     plain = copy.copy(layer)
@@ -170,7 +202,8 @@ def _new_norm(kind: str, layer: Any, settings: Settings) -> nn.Module:
     if callable(settings.norm):
         if not isinstance(size, int):
             (size,) = size
-        return settings.norm(size)
+        new = settings.norm(size)
+        return norms.ChannelsLast(new) if kind == "layer" and isinstance(new, _OF_IMAGES) else new
     # Centring by a running mean adds a constant, so batch norm has an uncentred form only.
     centered = settings.norm == "detached" and kind != "batch"
     form: Any = _FORMS[kind, centered]

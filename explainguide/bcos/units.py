@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -70,9 +71,9 @@ def check_unit(b: float, max_out: int, gain: str, *, caller: str) -> None:
     Raises:
         OptionError: For b below 1, an unknown gain, a max_out that is no positive integer.
     """
-    if not b >= 1:
+    if not isinstance(b, int | float) or not 1 <= b < math.inf:
         raise OptionError(
-            f"{caller}: b is {b}. Use 2, the papers' value, or 1 for a linear layer. Numbers from "
+            f"{caller}: b is {b!r}. Use 2, the papers' value, or 1 for a linear layer. Numbers from "
             "1 on are allowed."
         )
     if isinstance(max_out, bool) or not isinstance(max_out, int) or max_out < 1:
@@ -110,7 +111,8 @@ class BcosConv2d(BcosUnit, nn.Conv2d):
         max_out: Number of filters of which each output is the largest.
         gain: See `BcosUnit`; ``"unit"`` in the papers, ``"norm"`` keeps pretrained weights.
         square_eps: Added to the sum of squares in a patch.
-        cos_eps: Added to the cosine, where B is neither 1 nor 2.
+        cos_eps: Added to :math:`\lVert w \rVert^{e/B}\,|\cos|`, where B is neither 1 nor 2. At 0 the
+            second derivative at a cosine of 0 is not finite where B is below 2.
 
     Raises:
         OptionError: For b below 1, an unknown gain, a max_out that is no positive integer.
@@ -145,6 +147,11 @@ class BcosConv2d(BcosUnit, nn.Conv2d):
         cos_eps: float = 1e-6,
     ) -> None:
         check_unit(b, max_out, gain, caller="BcosConv2d")
+        if groups > 0 and out_channels % groups:
+            raise OptionError(
+                f"BcosConv2d: {out_channels} outputs do not divide into {groups} groups. Choose a "
+                "multiple. With MaxOut it is the outputs that divide, not the filters."
+            )
         super().__init__(
             in_channels,
             out_channels * max_out,
@@ -171,11 +178,11 @@ class BcosConv2d(BcosUnit, nn.Conv2d):
         Raises:
             ShapeError: If the number of channels is another; with the way to six, or back.
         """
-        if input.shape[-3] != self.in_channels:
-            raise _other_channels(input.shape[-3], self.in_channels)
+        if input.ndim not in (3, 4) or input.shape[-3] != self.in_channels:
+            raise _other_channels(input, self.in_channels)
         output = self._conv_forward(input, self._weights(), None)
         if self.max_out > 1:
-            output = output.unflatten(-3, (self.out_channels, self.max_out)).max(-3).values
+            output = _max_out(output, self.max_out)
         if self.b != 1:
             norm = self.patch_norm(input)
             if self.groups > 1:  # (N, G, 1, H, W) beside (N, G, O / G, H, W)
@@ -183,7 +190,7 @@ class BcosConv2d(BcosUnit, nn.Conv2d):
                 output = self._times_cosine(output, norm.unsqueeze(-3)).flatten(-4, -3)
             else:
                 output = self._times_cosine(output, norm)
-        return output if self.bias is None else output + self.bias[:, None, None]
+        return output if self.bias is None else output + self.bias[:, None, None].to(output.dtype)
 
     def patch_norm(self, input: Tensor) -> Tensor:
         """Length of every patch, ``(N, groups, H, W)`` at the output's resolution."""
@@ -208,22 +215,31 @@ class BcosConv2d(BcosUnit, nn.Conv2d):
             return mean * (height * width)
         ones = squares.new_ones(1, 1, height, width)
         shape = squares.shape
-        planes = squares.reshape(
-            -1, 1, *shape[-2:]
-        )  # a grouped convolution with ones would be slower
-        summed = F.conv2d(planes, ones, stride=self.stride, dilation=self.dilation)
+        planes = squares.reshape(-1, 1, *shape[-2:])  # faster than a grouped convolution
+        with torch.autocast(squares.device.type, enabled=False):
+            summed = F.conv2d(planes, ones, stride=self.stride, dilation=self.dilation)
         return summed.reshape(*shape[:-2], *summed.shape[-2:])
 
 
-def _other_channels(given: int, taken: int) -> ShapeError:
+def _max_out(output: Tensor, count: int) -> Tensor:
+    """The largest of every `count` channels, in the memory format that they came in."""
+    last = output.ndim == 4 and output.is_contiguous(memory_format=torch.channels_last)
+    largest = output.unflatten(-3, (-1, count)).max(-3).values
+    return largest.contiguous(memory_format=torch.channels_last) if last else largest
+
+
+def _other_channels(input: Tensor, taken: int) -> ShapeError:
+    batch = input.ndim in (3, 4)
+    given = input.shape[-3] if batch else None
     fix = "Check the layer before."
     if (given, taken) == (3, 6):
         fix = "Put AddInverse() before the network, in [0, 1] and without Normalize."
     elif (given, taken) == (6, 3):
         fix = "Leave out AddInverse()."
+    what = f"{given} channels" if batch else f"shape {tuple(input.shape)}"
     return ShapeError(
-        f"BcosConv2d: the image has {given} channels, but the layer takes {taken}. {fix} "
-        f"(N, {taken}, H, W) is allowed."
+        f"BcosConv2d: the image has {what}, but the layer takes {taken}. {fix} (N, {taken}, H, W) is "
+        "allowed."
     )
 
 
@@ -232,14 +248,15 @@ class BcosLinear(BcosUnit, nn.Linear):
 
     Args:
         in_features: Size of the last dimension.
-        out_features: Size of the output's; with MaxOut there are ``out_features * max_out``
-        filters. bias: As in `BcosConv2d`.
+        out_features: Size of the output's; with MaxOut there are ``out_features * max_out`` filters.
+        bias: As in `BcosConv2d`.
         b: The exponent B, 1 or more.
         max_out: Number of filters of which each output is the largest.
         gain: See `BcosUnit`.
         square_eps: Added under the root; 1e-6 makes the layer equal to a 1 x 1 `BcosConv2d`.
         norm_eps: Added to the length.
-        cos_eps: Added to the cosine, where B is neither 1 nor 2.
+        cos_eps: Added to :math:`\lVert w \rVert^{e/B}\,|\cos|`, where B is neither 1 nor 2. At 0 the
+            second derivative at a cosine of 0 is not finite where B is below 2.
 
     Raises:
         OptionError: As `BcosConv2d`.
@@ -279,10 +296,9 @@ class BcosLinear(BcosUnit, nn.Linear):
             output = output.unflatten(-1, (self.out_features, self.max_out)).max(-1).values
         if self.b != 1:
             output = self._times_cosine(output, self._length(wide(input)))
-        return output if self.bias is None else output + self.bias
+        return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def _length(self, input: Tensor) -> Tensor:
-        if self.square_eps:
-            squares = input.square().sum(-1, keepdim=True)
-            return (squares + self.square_eps).sqrt() + self.norm_eps
-        return torch.linalg.vector_norm(input, dim=-1, keepdim=True) + self.norm_eps
+        squares = input.square().sum(-1, keepdim=True) + self.square_eps
+        zero = squares == 0  # where the root has no derivative
+        return torch.where(zero, 0, torch.where(zero, 1, squares).sqrt()) + self.norm_eps

@@ -155,10 +155,11 @@ def _average(pool: nn.MaxPool2d) -> nn.Module:
 
 
 def _say(module: nn.Module) -> str:
-    channels = f"({module.in_channels})" if isinstance(module, nn.Conv2d) else ""
-    plain = channels if channels in ("(3)", "(6)") else ""
-    inside = [type(part).__name__ for part in module] if isinstance(module, nn.Sequential) else []
-    return "".join(inside[:1]) + (" and activation" if inside else type(module).__name__ + plain)
+    if isinstance(module, nn.Sequential):
+        return ", ".join(type(part).__name__ for part in module)
+    if isinstance(module, nn.Conv2d) and module.in_channels in (3, 6):
+        return f"{type(module).__name__}({module.in_channels})"
+    return type(module).__name__
 
 
 def _name_constants(model: nn.Module, positions: Positions | None, report: Conversion) -> None:
@@ -173,8 +174,3 @@ def _name_constants(model: nn.Module, positions: Positions | None, report: Conve
 def _is_constant(name: str) -> bool:
     last = name.rpartition(".")[2]
     return last.endswith(("_token", "pos_embed", "pos_embedding"))
-
-
-def stemless(model: nn.Module) -> bool:
-    """Whether no layer takes an image and its inverse."""
-    return not any(isinstance(m, nn.Conv2d) and m.in_channels == 6 for m in model.modules())
