@@ -84,11 +84,13 @@ def run(family: str) -> Row:
 
 
 def image_side(family: str, model: nn.Module) -> int:
-    """The side of the images that a model was made for."""
+    """The side of the images that a model was made for, or a smaller one that it takes."""
+    if family in SIDES:
+        return SIDES[family]
     if family.startswith("torchvision/"):
         weights = torchvision.models.get_model_weights(FAMILIES[family][0])["DEFAULT"]
         return int(weights.transforms().crop_size[0])
-    return SIDES.get(family) or input_size(model)[1]
+    return input_size(model)[1]
 
 
 def line(row: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """The smallest classifier of each model family of timm 1.0.31 (98 modules) and torchvision (17).
 
 ``{"timm/<module>": (model name, constructor arguments)}``. By number of parameters, with a head of
-16 classes. Those of above 150 million parameters or for images of 768 pixels have fewer blocks, and
-smaller images.
+16 classes. Those of above 150 million parameters or for images of 768 pixels have fewer blocks; those
+that take long and take other images have smaller ones.
 """
 
 from __future__ import annotations
@@ -126,7 +126,24 @@ _FEWER: dict[str, dict[str, Any]] = {
 }
 
 # What is made for larger images than a processor likes, and takes smaller ones.
-SIDES = {"timm/gemma4_vit": 384, "timm/hieradet_sam2": 512}
+SIDES = {
+    "timm/convmixer": 112,
+    "timm/gemma4_vit": 192,
+    "timm/hieradet_sam2": 256,
+    "timm/inception_resnet_v2": 192,
+    "timm/inception_v4": 192,
+    "timm/mobilenetv5": 128,
+    "timm/naflexvit": 192,
+    "timm/nasnet": 160,
+    "timm/pnasnet": 160,
+    "timm/res2net": 128,
+    "timm/vgg": 128,
+    "timm/vision_transformer_sam": 224,
+    "timm/xception": 160,
+    "timm/xception_aligned": 160,
+    "torchvision/inception": 192,
+    "torchvision/vgg": 128,
+}
 
 _TORCHVISION = {
     "alexnet": "alexnet",
