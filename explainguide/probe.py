@@ -62,13 +62,19 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     channels, height, width = named or (3, 224, 224)
     first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
     if first < 12:  # and not a stem that folds 2 x 2 pixels, or more, into channels
-        channels = first
+        # A model that adds the inverse itself takes half of what its stem does.
+        channels = first // 2 if _adds_inverse(model) else first
     # timm's patch embeddings, of which later stages may have smaller ones, and torchvision's ViT.
     told = [getattr(m, "img_size", None) for m in model.modules()]
     told.append(getattr(model, "image_size", None))
     sizes = [(size, size) if isinstance(size, int) else tuple(size) for size in told if size]
     height, width = max(sizes, default=(height, width))
     return int(channels), int(height), int(width)
+
+
+def _adds_inverse(model: nn.Module) -> bool:
+    """Whether a model encodes images in [0, 1] with their inverse (`bcos.AddInverse`)."""
+    return any(getattr(module, "unit_range", False) for module in model.modules())
 
 
 class _Probe(nn.Module):
@@ -93,8 +99,7 @@ def probe(
     parameter = next(model.parameters(), torch.empty(0))
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     generator = torch.Generator().manual_seed(0)
-    # A model that encodes images in [0, 1] with their inverse takes no others.
-    draw = torch.rand if any(hasattr(m, "unit_range") for m in model.modules()) else torch.randn
+    draw = torch.rand if _adds_inverse(model) else torch.randn
     image = draw(1, *size, generator=generator).to(parameter.device, dtype)
     # A head of zeros (torchvision's ViTs) would make every layer look dead.
     # So would scales of zero, with which residual branches often start.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from explainguide.errors import DataError
 
-__all__ = ["fit_weights", "load_weights", "read_weights", "short_reason"]
+__all__ = ["fit_weights", "load_weights", "name_some", "read_weights", "short_reason"]
 
 _CALLER = "load_weights"
 _PREFIXES = ("module.", "_orig_mod.")
@@ -138,19 +138,17 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
         for k in other_size
         if k not in dropped
     ]
-    problems = [
-        f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (
-            ("not in the file", missing),
-            ("not in the model", unexpected),
-            ("of another shape", reshaped),
-        )
-        if names
-    ]
+    problems = name_some(
+        {
+            "not in the file": missing,
+            "not in the model": unexpected,
+            "of another shape": reshaped,
+        }
+    )
     if problems:
         raise DataError(
             f"{_CALLER}: '{source}' is a checkpoint of another model than this "
-            f"{type(model).__name__}. {'; '.join(problems)}. Name the model that it was made with. "
+            f"{type(model).__name__}. {problems}. Name the model that it was made with. "
             "Only a classifier head of another size may differ."
         )
     kept = {k: v for k, v in state.items() if k not in dropped}
@@ -161,6 +159,20 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
     return (
         f"The head of '{source}' has {state[first].shape[0]} classes and the model "
         f"{shapes[first][0]}: {', '.join(dropped)} stay as they were initialised."
+    )
+
+
+def name_some(names: Mapping[str, Sequence[str]]) -> str:
+    """The first names of each kind, for an error; empty where there are none.
+
+    Example:
+        >>> name_some({"missing": ["a", "b", "c", "d"], "left over": [], "wrong": ["e"]})
+        'missing: a, b, c and 1 more; wrong: e'
+    """
+    return "; ".join(
+        f"{kind}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+        for kind, found in names.items()
+        if found
     )
 
 

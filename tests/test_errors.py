@@ -17,6 +17,8 @@ from explainguide import Annotations, ExplainGuideError, ExplanationGuidance, er
 from explainguide.attr import GradCam, InputXGradient, IntegratedGradients
 from explainguide.bcos import BcosConv2d, BcosLinear, explanation_mode, to_rgba
 from explainguide.bcos.modules import AddInverse, DynamicLinearUnit, LogitBias
+from explainguide.bcos.release import load_published, published
+from explainguide.bcos.simple_vit import SimpleViT
 from explainguide.classification import check_labels
 from explainguide.errors import (
     AnnotationError,
@@ -471,6 +473,7 @@ def explain(model: nn.Module, **options: Any) -> None:
 
 
 IMAGE = torch.rand(3, 4, 4)
+SMALL_VIT = SimpleViT(2, dim=12, depth=1, heads=3)
 BCOS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
     (OptionError, "explanation_mode", lambda: explain(SmallCnn()), ["SmallCnn has no B-cos module", "Convert it with bcosify", "'ixg'", "is allowed"]),
     (OptionError, "Bcos", lambda: explain(nn.ReLU(), caller="Bcos"), ["ReLU has no B-cos module"]),
@@ -500,6 +503,17 @@ BCOS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
     (OptionError, "to_rgba", lambda: to_rgba(torch.rand(1, 6, 4, 4), IMAGE[:1], smooth=-1), ["smooth is -1"]),
     (OptionError, "to_rgba", lambda: to_rgba(torch.rand(1, 6, 4, 4), IMAGE[:1], percentile=0), ["percentile is 0", "up to 100"]),
     (OptionError, "to_rgba", lambda: to_rgba(torch.rand(1, 6, 4, 4), IMAGE[:1], percentile=101), ["percentile is 101", "Use 99.5"]),
+    (OptionError, "published", lambda: published("resnet5"), ["unknown network 'resnet5'", "Did you mean 'resnet50'", "vitc_l_patch1_14 are allowed"]),
+    (OptionError, "load_published", lambda: load_published(SmallCnn(), {}), ["this SmallCnn is not of the published form", "published(name)", "gain 'unit'"]),
+    (OptionError, "load_published", lambda: load_published(BcosLinear(6, 4, gain="norm"), {}), ["keep_weights=False"]),
+    (DataError, "load_published", lambda: load_published(SMALL_VIT, {"epoch": 3, "state_dict": {}}), ["no tensors: epoch, state_dict", "under 'state_dict' or 'model'"]),
+    (DataError, "load_published", lambda: load_published(SMALL_VIT, {}), ["another network than this SimpleViT", "missing: embed.weight, blocks.0.norm1.weight", "and 6 more. Build it", "are allowed"]),
+    (DataError, "load_published", lambda: load_published(SMALL_VIT, {"0.fc.linear.weight": IMAGE}), ["left over: 0.fc.linear.weight. Build"]),
+    (DataError, "load_published", lambda: load_published(SMALL_VIT, {"0.linear_head.linear.linear.weight": IMAGE}), ["of another shape: 0.linear_head.linear.linear.weight is (3, 4, 4) instead of (2, 12)"]),
+    (DataError, "load_published", lambda: load_published(SMALL_VIT, {"to_patch_embedding.linear.linear.weight": IMAGE}), ["is (3, 4, 4) instead of (12, 6, 16, 16)"]),
+    (OptionError, "SimpleViT", lambda: SimpleViT(2, dim=25, heads=6), ["dim is 25 with 6 heads. Use 36", "Multiples of 4 and of heads, from 8 on"]),
+    (OptionError, "SimpleViT", lambda: SimpleViT(2, dim=4, heads=1), ["dim is 4 with 1 heads. Use 8"]),
+    (ShapeError, "SimpleViT", lambda: SMALL_VIT(torch.rand(1, 6, 32, 40)), ["patches of 16 x 16 do not cover 32 x 40", "(1, 6, 32, 40)", "Resize them"]),
 ]  # fmt: skip
 
 

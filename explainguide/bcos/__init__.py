@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from explainguide.bcos.calibration import calibrate
-from explainguide.bcos.conversion import Conversion, conversion
-from explainguide.bcos.convert import bcosify, scale_biases, set_b
+from explainguide.bcos.convert import bcosify
 from explainguide.bcos.maps import contribution_map, dynamic_weights, logit_bias
 from explainguide.bcos.mode import explanation_mode, hold
 from explainguide.bcos.modules import (
@@ -17,6 +16,7 @@ from explainguide.bcos.modules import (
 from explainguide.bcos.norms import (
     AllNormUncentered2d,
     BatchNormUncentered2d,
+    ChannelsLast,
     DetachableGroupNorm2d,
     DetachableLayerNorm,
     DetachablePositionNorm2d,
@@ -24,6 +24,11 @@ from explainguide.bcos.norms import (
     LayerNormUncentered,
     PositionNormUncentered2d,
 )
+from explainguide.bcos.pictures import to_rgba
+from explainguide.bcos.record import Conversion, conversion
+from explainguide.bcos.release import load_published, published
+from explainguide.bcos.schedule import scale_biases, set_b
+from explainguide.bcos.simple_vit import SimpleViT
 from explainguide.bcos.units import BcosConv2d, BcosLinear
 
 __all__ = [
@@ -32,6 +37,7 @@ __all__ = [
     "BatchNormUncentered2d",
     "BcosConv2d",
     "BcosLinear",
+    "ChannelsLast",
     "Conversion",
     "DetachableGroupNorm2d",
     "DetachableLayerNorm",
@@ -43,6 +49,7 @@ __all__ = [
     "LayerNormUncentered",
     "LogitBias",
     "PositionNormUncentered2d",
+    "SimpleViT",
     "bcosify",
     "calibrate",
     "contribution_map",
@@ -50,7 +57,10 @@ __all__ = [
     "dynamic_weights",
     "explanation_mode",
     "hold",
+    "load_published",
     "logit_bias",
+    "published",
     "scale_biases",
     "set_b",
+    "to_rgba",
 ]

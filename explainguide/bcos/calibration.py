@@ -22,9 +22,10 @@ from explainguide.probe import input_size
 __all__ = ["calibrate", "match_scales", "random_images"]
 
 
-def random_images(model: nn.Module) -> Tensor:
+def random_images(model: nn.Module, size: tuple[int, int] | None = None) -> Tensor:
     """Four smooth random images in [0, 1], nearer to photographs than noise is, for a network."""
     channels, height, width = input_size(model)
+    height, width = size or (height, width)
     colours = channels // 2 if channels == 6 else channels
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(4, colours, 8, 8, generator=generator)

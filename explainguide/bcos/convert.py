@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.bcos.calibration import calibrate, match_scales, random_images
-from explainguide.bcos.conversion import Conversion
 from explainguide.bcos.heads import (
     Head,
     classifier_first,
@@ -23,17 +22,18 @@ from explainguide.bcos.heads import (
 )
 from explainguide.bcos.maps import logit_bias as logit_bias_of
 from explainguide.bcos.maps import missing_share
-from explainguide.bcos.mode import DynamicLinear, evaluating, is_bcos
+from explainguide.bcos.mode import evaluating, is_bcos
 from explainguide.bcos.modules import LogitBias
 from explainguide.bcos.parts import Settings, as_conv, bcos_unit, check_norm
-from explainguide.bcos.tokens import BcosAttention, BcosMultiheadAttention
-from explainguide.bcos.units import BcosLinear, BcosUnit, Gain, check_unit
+from explainguide.bcos.record import Conversion
+from explainguide.bcos.units import BcosLinear, Gain, check_unit
 from explainguide.bcos.walk import convert_parts
 from explainguide.errors import OptionError
 from explainguide.layers import unwrap
 from explainguide.logits import check_logits
+from explainguide.probe import input_size
 
-__all__ = ["bcosify", "scale_biases", "set_b"]
+__all__ = ["bcosify"]
 
 Numbers = float | Sequence[float]
 
@@ -51,6 +51,7 @@ def bcosify(
     gain: Gain | None = None,
     mean: Numbers = 0.0,
     std: Numbers = 1.0,
+    image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
     r"""A B-cos version of a classifier: every logit is explained exactly, by :math:`W(x)\,x`.
 
@@ -85,6 +86,8 @@ def bcosify(
         mean: What the training script of `model` subtracted from its images, by channel. The new
             stem does so itself, without a bias: ``((1 - m) x - m (1 - x)) / s``.
         std: What it divided by.
+        image_size: ``(H, W)`` of the random images that are run while converting; by default what the
+            model says, else 224 x 224.
 
     Returns:
         A new network: ``(N, 6, H, W)`` to ``(N, K)``. ``conversion(network)`` says what was
@@ -111,6 +114,11 @@ def bcosify(
             f"bcosify: this {type(model).__name__} is a B-cos network already. Change its exponent "
             "with set_b. An ordinary network is allowed."
         )
+    if not any(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()):
+        raise OptionError(
+            f"bcosify: {type(model).__name__} has no convolution and no linear layer. Give a network "
+            "of nn.Conv2d and nn.Linear. Models of timm and torchvision are allowed."
+        )
     gain = gain or ("norm" if keep_weights else "unit")
     check_unit(b, max_out, gain, caller="bcosify")
     if keep_weights and max_out > 1:
@@ -134,7 +142,10 @@ def bcosify(
         mean=_three(mean, "mean"),
         std=_three(std, "std"),
     )
-    return _convert(copy.deepcopy(model), settings, logit_bias)
+    size = input_size(model)
+    size = size if image_size is None else (size[0], *image_size)
+    with torch.random.fork_rng(devices=[], enabled=keep_weights):  # layers draw what is not kept
+        return _convert(copy.deepcopy(model), settings, logit_bias, size)
 
 
 def _three(value: Numbers, name: str) -> tuple[float, ...]:
@@ -147,18 +158,22 @@ def _three(value: Numbers, name: str) -> tuple[float, ...]:
     return numbers
 
 
-def _convert(model: nn.Module, settings: Settings, logit_bias: float | None) -> nn.Module:
-    with evaluating(model):
-        head = find_head(model)
+def _convert(
+    model: nn.Module, settings: Settings, logit_bias: float | None, size: tuple[int, int, int]
+) -> nn.Module:
     report = Conversion()
+    try:
+        with evaluating(model):
+            head = find_head(model, size)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise OptionError(
+            f"bcosify: {type(model).__name__} did not run on random images of {size[0]} x {size[1]} x "
+            f"{size[2]} ({str(error).splitlines()[0]}). Give the size that it was made for with "
+            "image_size=(height, width). It must map a batch of images to logits."
+        ) from error
     _convert_head(model, settings, head, logit_bias, report)
     convert_parts(model, settings, report)
-    if not any(isinstance(module, BcosUnit) for module in model.modules()):
-        raise OptionError(
-            f"bcosify: {type(model).__name__} has no convolution and no linear layer that is known. "
-            "Give a network of nn.Conv2d and nn.Linear. Models of timm and torchvision are allowed."
-        )
-    _check(model, settings, report)
+    _check(model, settings, report, size)
     model.conversion = report  # type: ignore[assignment]
     return model
 
@@ -200,18 +215,18 @@ def _without_bias(settings: Settings) -> Settings:
 
 
 def _logit_bias(old: nn.Linear, settings: Settings, asked: float | None) -> LogitBias:
-    if asked is not None:
-        return LogitBias(asked)
-    if not settings.keep_weights:
-        return LogitBias(-math.log(max(old.out_features - 1, 1)))
-    if old.bias is None:
-        return LogitBias(0.0)
+    if not settings.keep_weights and asked is None:
+        asked = -math.log(max(old.out_features - 1, 1))
+    if asked is not None or old.bias is None:
+        return LogitBias(torch.tensor(asked or 0.0, dtype=torch.float64))
     return LogitBias(old.bias, trainable=old.bias.requires_grad)
 
 
-def _check(model: nn.Module, settings: Settings, report: Conversion) -> None:
-    """Start norms and scales with an example, and find with it what the list of layers cannot show."""
-    images = random_images(model)
+def _check(
+    model: nn.Module, settings: Settings, report: Conversion, size: tuple[int, int, int]
+) -> None:
+    """Start norms and scales with an example, and find with it what no list of layers can show."""
+    images = random_images(model, size[1:])
     with evaluating(model):
         if settings.b != 1:
             calibrate(model, images)
@@ -230,61 +245,3 @@ def _vanishes(model: nn.Module, images: Tensor) -> bool:
     """Whether too many units in a row without a norm leave nothing of the logits."""
     logits = check_logits(model(images), caller="bcosify") - logit_bias_of(model)
     return not logits.abs().max() > 1e-4
-
-
-def set_b(model: nn.Module, b: float) -> None:
-    """Give every B-cos unit of a network another exponent, as on a schedule while fine-tuning.
-
-    Args:
-        model: A B-cos network; it is changed in place.
-        b: The exponent B, 1 or more.
-
-    Raises:
-        OptionError: For b below 1, or a model without B-cos units.
-
-    References:
-        Arya et al., 2024: B rises from 1 while a pretrained network is fine-tuned.
-    """
-    check_unit(b, 1, "unit", caller="set_b")
-    units = [module for module in model.modules() if isinstance(module, BcosUnit)]
-    if not units:
-        raise OptionError(
-            f"set_b: {type(model).__name__} has no B-cos unit. Convert it with bcosify. A B-cos "
-            "network is allowed."
-        )
-    for unit in units:
-        unit.b = float(b)
-
-
-@torch.no_grad()
-def scale_biases(model: nn.Module, factor: float) -> None:
-    """Shrink every bias but that of the logits, so that maps become complete while b rises.
-
-    Args:
-        model: A B-cos network with biases (``bcosify(..., b=1)``); it is changed in place.
-        factor: Multiplies the biases; 0 removes them for good.
-
-    Raises:
-        OptionError: If the factor is not in [0, 1].
-    """
-    if not 0 <= factor <= 1:
-        raise OptionError(
-            f"scale_biases: factor is {factor}. Use 0 to remove them. Numbers in [0, 1] are allowed."
-        )
-    for module in model.modules():
-        if isinstance(module, BcosAttention):
-            _scale(module.qkv, "bias", factor)
-        elif isinstance(module, BcosMultiheadAttention):
-            _scale(module, "in_proj_bias", factor)
-        if isinstance(module, DynamicLinear):
-            _scale(module, "bias", factor)
-
-
-def _scale(module: nn.Module, name: str, factor: float) -> None:
-    bias = getattr(module, name, None)
-    if not isinstance(bias, nn.Parameter):
-        return
-    if factor == 0:
-        setattr(module, name, None)
-    else:
-        bias.mul_(factor)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet, MobileNetV2
 
 from explainguide.logits import find_logits
-from explainguide.probe import input_size
 
 __all__ = ["Head", "classifier_first", "find_head", "pool_after_classifier", "replace"]
 
@@ -35,11 +34,12 @@ class Head(NamedTuple):
 
 
 @torch.no_grad()
-def find_head(model: nn.Module) -> Head:
-    """Run a network once on a random image, and look what its classifier gets.
+def find_head(model: nn.Module, size: tuple[int, int, int]) -> Head:
+    """Run a network once on random images, and look what its classifier gets.
 
     Args:
         model: In evaluation mode, so that dropout is not in the way.
+        size: (C, H, W) of the images.
     """
     calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
     names = {module: name for name, module in model.named_modules()}
@@ -50,7 +50,7 @@ def find_head(model: nn.Module) -> Head:
 
     hooks = [module.register_forward_hook(note) for module in names if module is not model]
     parameter = next(model.parameters())
-    noise = torch.rand(2, *input_size(model), generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
     try:
         logits = find_logits(model(noise.to(parameter)))
     finally:

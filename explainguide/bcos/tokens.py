@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import vision_transformer as theirs
 
@@ -58,9 +57,11 @@ class BcosAttention(DynamicLinear, Attention):
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         q, k = self.q_norm(q), self.k_norm(k)
         attended = _attend(q, k, v, self.attn_drop, self.mode).transpose(1, 2).flatten(2)
-        attended = self.norm(attended)
-        if self.gate is not None:
-            attended = attended * hold(self.gate(x).sigmoid(), self.mode)
+        # Parts that timm's attention has gained over its versions.
+        norm, gate = getattr(self, "norm", None), getattr(self, "gate", None)
+        attended = attended if norm is None else norm(attended)
+        if gate is not None:
+            attended = attended * hold(gate(x).sigmoid(), self.mode)
         output: Tensor = self.proj_drop(self.proj(attended))
         return output
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from explainguide.bcos.conversion import Conversion
 from explainguide.bcos.mode import DynamicLinear
 from explainguide.bcos.modules import LogitBias
 from explainguide.bcos.parts import (
@@ -17,6 +16,7 @@ from explainguide.bcos.parts import (
     bcos_unit,
     squeeze_excite,
 )
+from explainguide.bcos.record import Conversion
 from explainguide.bcos.tokens import Positions, separate_positions, to_bcos
 from explainguide.errors import OptionError
 

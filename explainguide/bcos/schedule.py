@@ -1,0 +1,71 @@
+"""What changes while a pretrained network becomes a B-cos network: the exponent, and the biases."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from explainguide.bcos.mode import DynamicLinear
+from explainguide.bcos.tokens import BcosAttention, BcosMultiheadAttention
+from explainguide.bcos.units import BcosUnit, check_unit
+from explainguide.errors import OptionError
+
+__all__ = ["scale_biases", "set_b"]
+
+
+def set_b(model: nn.Module, b: float) -> None:
+    """Give every B-cos unit of a network another exponent, as on a schedule while fine-tuning.
+
+    Args:
+        model: A B-cos network; it is changed in place.
+        b: The exponent B, 1 or more.
+
+    Raises:
+        OptionError: For b below 1, or a model without B-cos units.
+
+    References:
+        Arya et al., 2024: B rises from 1 while a pretrained network is fine-tuned.
+    """
+    check_unit(b, 1, "unit", caller="set_b")
+    units = [module for module in model.modules() if isinstance(module, BcosUnit)]
+    if not units:
+        raise OptionError(
+            f"set_b: {type(model).__name__} has no B-cos unit. Convert it with bcosify. A B-cos "
+            "network is allowed."
+        )
+    for unit in units:
+        unit.b = float(b)
+
+
+@torch.no_grad()
+def scale_biases(model: nn.Module, factor: float) -> None:
+    """Shrink every bias but that of the logits, so that maps become complete while b rises.
+
+    Args:
+        model: A B-cos network with biases (``bcosify(..., b=1)``); it is changed in place.
+        factor: Multiplies the biases; 0 removes them for good.
+
+    Raises:
+        OptionError: If the factor is not in [0, 1].
+    """
+    if not 0 <= factor <= 1:
+        raise OptionError(
+            f"scale_biases: factor is {factor}. Use 0 to remove them. Numbers in [0, 1] are allowed."
+        )
+    for module in model.modules():
+        if isinstance(module, BcosAttention):
+            _scale(module.qkv, "bias", factor)
+        elif isinstance(module, BcosMultiheadAttention):
+            _scale(module, "in_proj_bias", factor)
+        if isinstance(module, DynamicLinear):
+            _scale(module, "bias", factor)
+
+
+def _scale(module: nn.Module, name: str, factor: float) -> None:
+    bias = getattr(module, name, None)
+    if not isinstance(bias, nn.Parameter):
+        return
+    if factor == 0:
+        setattr(module, name, None)
+    else:
+        bias.mul_(factor)
