@@ -33,8 +33,8 @@ __all__ = [
 def _check(given: int, taken: int, shape: Sequence[int], *, caller: str) -> None:
     if given != taken:
         raise ShapeError(
-            f"{caller}: the input has shape {tuple(shape)}, with {given} channels, but the norm was "
-            f"built for {taken}. Build it for {given}. {taken} channels are allowed."
+            f"{caller}: the input has shape {tuple(shape)}, with {given} channels, but the norm "
+            f"was built for {taken}. Build it for {given}. {taken} channels are allowed."
         )
 
 
@@ -56,8 +56,8 @@ class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
     """Batch norm without centring: a statistic a channel, over images and places.
 
     In training the running variance follows the biased variance, as the published networks do it
-    (PyTorch's own follows the unbiased one). The running mean stays as it is; it is kept so that
-    state dicts fit.
+    (PyTorch's own follows the unbiased one). The running mean is kept so that state dicts fit; it
+    moves only while `centering` does.
 
     Args:
         num_features: Channels.
@@ -67,9 +67,17 @@ class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
         track_running_stats: Whether evaluation uses the running variance.
         bias: Whether there is a bias too.
 
+    Attributes:
+        centering: How much of the mean is subtracted, a number from 0 to 1, or None for nothing.
+            `bcosify` sets it to 1 where biases are kept, so that the norm is the one that it was,
+            in training too; `scale_biases` takes it back. Like a bias it is in no explanation; it
+            is saved.
+
     References:
         Boehle et al., 2024, Sec. 4.
     """
+
+    centering: Tensor | None
 
     def __init__(
         self,
@@ -83,6 +91,7 @@ class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self.channels = num_features
+        self.register_buffer("centering", None)
         if not bias:
             self.bias = None  # type: ignore[assignment]
 
@@ -96,29 +105,39 @@ class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
                 f"{tuple(input.shape)}. Use more images, or evaluation mode. More than one value a "
                 "channel is allowed."
             )
+        mean: Tensor | None
         if self.training or self.running_var is None:
-            scale = hold((self._batch_variance(input) + self.eps).rsqrt(), self.mode)
+            variance, mean = self._statistics(wide(input))
+            self._follow(variance, mean)
+            scale = hold((variance + self.eps).rsqrt(), self.mode)
         else:
-            scale = (self.running_var + self.eps).rsqrt()
+            scale, mean = (self.running_var + self.eps).rsqrt(), self.running_mean
         if self.weight is not None:
             scale = scale * self.weight
         output = (input * scale[:, None, None]).to(input.dtype)
-        return output if self.bias is None else output + self.bias[:, None, None]
+        bias: Tensor | None = self.bias
+        if self.centering is not None and mean is not None:
+            less = hold(self.centering * mean * scale, self.mode)
+            bias = -less if bias is None else bias - less
+        return output if bias is None else output + bias[:, None, None].to(output.dtype)
 
-    def _batch_variance(self, input: Tensor) -> Tensor:
-        variance = self._variance(wide(input))
-        if self.training and self.running_var is not None:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            share = self.momentum
-            if share is None:
-                share = 1.0 / float(self.num_batches_tracked)
-            self.running_var.lerp_(variance.detach().to(self.running_var.dtype), share)
-        return variance
+    @torch.no_grad()
+    def _follow(self, variance: Tensor, mean: Tensor) -> None:
+        """Move the running statistics to those of a batch."""
+        if not self.training or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = self.momentum
+        if share is None:
+            share = 1.0 / float(self.num_batches_tracked)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+        if self.centering is not None and self.running_mean is not None:
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
 
     @staticmethod
-    def _variance(input: Tensor) -> Tensor:
-        return input.var((0, 2, 3), correction=0)
+    def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.var_mean(input, (0, 2, 3), correction=0)
 
 
 class AllNormUncentered2d(BatchNormUncentered2d):
@@ -143,8 +162,9 @@ class AllNormUncentered2d(BatchNormUncentered2d):
         self.channels = num_features
 
     @staticmethod
-    def _variance(input: Tensor) -> Tensor:
-        return input.var(correction=0)[None]
+    def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
+        variance, mean = torch.var_mean(input, correction=0)
+        return variance[None], mean[None]
 
 
 class GroupNormUncentered2d(DynamicLinear, nn.GroupNorm):

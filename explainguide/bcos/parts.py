@@ -219,7 +219,7 @@ def _new_norm(kind: str, layer: Any, settings: Settings) -> nn.Module:
 
 
 def _copy_norm(new: Any, old: Any) -> None:
-    """Weight, statistics and bias; what centring by the running mean did goes into the bias."""
+    """Weight, statistics and bias; where biases stay, batch norms go on subtracting the mean."""
     if getattr(new, "weight", None) is not None and old.weight is not None:
         new.weight = nn.Parameter(old.weight.clone(), requires_grad=old.weight.requires_grad)
     if isinstance(old, nn.BatchNorm2d) and getattr(new, "running_var", None) is not None:
@@ -228,11 +228,9 @@ def _copy_norm(new: Any, old: Any) -> None:
                 getattr(new, name).copy_(getattr(old, name))
     if getattr(new, "bias", None) is None:
         return
-    bias = torch.zeros_like(new.bias) if old.bias is None else old.bias.clone()
-    if isinstance(old, nn.BatchNorm2d) and old.running_mean is not None:
-        scale = (cast(Tensor, old.running_var) + old.eps).rsqrt()
-        bias -= old.running_mean * scale * (1 if old.weight is None else old.weight)
-    new.bias = nn.Parameter(bias)
+    if isinstance(new, norms.BatchNormUncentered2d):
+        new.centering = torch.ones(())
+    new.bias = nn.Parameter(torch.zeros_like(new.bias) if old.bias is None else old.bias.clone())
 
 
 def _like(layer: nn.Module) -> Tensor:

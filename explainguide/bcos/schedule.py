@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from explainguide.bcos.mode import DynamicLinear
+from explainguide.bcos.norms import BatchNormUncentered2d
 from explainguide.bcos.tokens import BcosAttention, BcosMultiheadAttention
 from explainguide.bcos.units import BcosUnit, check_unit
 from explainguide.errors import OptionError
@@ -41,6 +42,8 @@ def set_b(model: nn.Module, b: float) -> None:
 def scale_biases(model: nn.Module, factor: float) -> None:
     """Shrink every bias but that of the logits, so that maps become complete while b rises.
 
+    What batch norms subtract is a bias too, and shrinks with them.
+
     Args:
         model: A B-cos network with biases (``bcosify(..., b=1)``); it is changed in place.
         factor: Multiplies the biases; 0 removes them for good.
@@ -59,6 +62,8 @@ def scale_biases(model: nn.Module, factor: float) -> None:
             _scale(module, "in_proj_bias", factor)
         if isinstance(module, DynamicLinear):
             _scale(module, "bias", factor)
+        if isinstance(module, BatchNormUncentered2d) and module.centering is not None:
+            module.centering = module.centering * factor if factor else None
 
 
 def _scale(module: nn.Module, name: str, factor: float) -> None:
