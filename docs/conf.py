@@ -17,6 +17,8 @@ version = release = explainguide.__version__
 
 # Tables that programs write; pages include them.
 FRAGMENTS = (
+    "bcos_compare_results.md",
+    "bcos_speed_results.md",
     "demo_results.md",
     "families_results.md",
     "relevance_results.md",

@@ -13,9 +13,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from explainguide.bcos.saved import rebuild
 from explainguide.errors import DataError
 from explainguide.models import build_model
 from explainguide.weights import fit_weights, short_reason
+from explainguide.xdnn import remove_bias
 
 __all__ = [
     "load_checkpoint",
@@ -172,10 +174,12 @@ def load_model(
     """The model of a checkpoint, in evaluation mode, from the file alone.
 
     A model that was built by a user's function is built by that function again, so its module
-    must be importable.
+    must be importable. A network that was converted is converted again, by the options in
+    ``info["bcos"]`` (of `explainguide.bcos.bcosify`) or ``info["xdnn"]`` (of
+    `explainguide.xdnn.remove_bias`).
 
     Args:
-        path: A checkpoint of `explainguide.training.train`.
+        path: A checkpoint of `explainguide.training.train`, or what `explainguide convert` wrote.
         device: Where the model goes.
 
     Returns:
@@ -196,6 +200,10 @@ def load_model(
     model = build_model(
         info["name"], num_classes=info.get("num_classes"), image_size=info.get("image_size")
     )
+    if info.get("bcos") is not None:
+        model = rebuild(model, info["bcos"], payload["model"])
+    elif info.get("xdnn") is not None:
+        model = remove_bias(model, **info["xdnn"])
     fit_weights(model, payload["model"], source=os.fspath(path))
     info |= {key: payload[key] for key in ("config", "epoch", "metrics")}
     return model.to(device).eval(), info

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train or fine-tune a classifier with guidance",
     "evaluate": "measure checkpoints: F1, mAP or accuracy, EPG, IoU, on-object EPG",
     "explain": "draw what a model looks at, for chosen layers and attributions",
+    "convert": "make a B-cos network, or one without biases, of a model",
     "layers": "list the layers of a model that can be guided",
 }
 

@@ -26,7 +26,7 @@ ROWS = [
         "report",
         "weights",
     ],
-    ["members"],
+    ["dynamic", "members"],
     ["annotations", "derivatives", "tap", "losses", "models"],
     ["layout"],
     ["probe"],

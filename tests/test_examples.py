@@ -64,11 +64,20 @@ def table_of_trainings(output: str) -> None:
     assert re.search(r"other background .* mIoU +mAP +EPG", output)
 
 
+def table_of_networks(output: str) -> None:
+    rows = re.findall(
+        r"^\| (vanilla|X-DNN|B-cos) \| (input|final) \| (.*) \|$", output, re.MULTILINE
+    )
+    assert len(rows) == 6
+    assert all(len(cells.split(" | ")) == 4 and "-" not in cells for *_, cells in rows)
+
+
 CHECKS = {
     "three_lines.py": both_losses_fall,
     "voc_finetune.py": table_of_maps,
     "own_images.py": table_of_maps,
     "robustvit_run.py": table_of_trainings,
+    "bcos_compare.py": table_of_networks,
 }
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from explainguide.attr.base import Evidence
 from explainguide.attr.gradients import InputXGradient
-from explainguide.bcos.mode import explanation_mode
+from explainguide.dynamic import explanation_mode
 
 __all__ = ["BcosContribution"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from explainguide.bcos.calibration import calibrate
 from explainguide.bcos.convert import bcosify
 from explainguide.bcos.maps import contribution_map, dynamic_weights, logit_bias
-from explainguide.bcos.mode import explanation_mode, hold
 from explainguide.bcos.modules import (
     AddInverse,
     DynamicLinearUnit,
@@ -30,6 +29,7 @@ from explainguide.bcos.release import load_published, published
 from explainguide.bcos.schedule import scale_biases, set_b
 from explainguide.bcos.simple_vit import SimpleViT
 from explainguide.bcos.units import BcosConv2d, BcosLinear
+from explainguide.dynamic import explanation_mode, hold
 
 __all__ = [
     "AddInverse",

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainguide.bcos.mode import evaluating
 from explainguide.bcos.norms import (
     BatchNormUncentered2d,
     GroupNormUncentered2d,
     LayerNormUncentered,
 )
 from explainguide.bcos.units import BcosUnit
+from explainguide.dynamic import evaluating
 from explainguide.probe import input_size
 
 __all__ = ["calibrate", "match_scales", "random_images"]

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -22,20 +22,18 @@ from explainguide.bcos.heads import (
 )
 from explainguide.bcos.maps import logit_bias as logit_bias_of
 from explainguide.bcos.maps import missing_share
-from explainguide.bcos.mode import evaluating, is_bcos
 from explainguide.bcos.modules import LogitBias
-from explainguide.bcos.parts import Settings, as_conv, bcos_unit, check_norm
-from explainguide.bcos.record import Conversion
-from explainguide.bcos.units import BcosLinear, Gain, check_unit
+from explainguide.bcos.parts import as_conv, bcos_unit
+from explainguide.bcos.record import Conversion, conversion
+from explainguide.bcos.settings import Numbers, Settings, resolve_settings
+from explainguide.bcos.units import BcosLinear, Gain
 from explainguide.bcos.walk import convert_parts
+from explainguide.dynamic import evaluating
 from explainguide.errors import OptionError
 from explainguide.layers import unwrap
 from explainguide.logits import check_logits
-from explainguide.probe import input_size
 
-__all__ = ["bcosify"]
-
-Numbers = float | Sequence[float]
+__all__ = ["bcosify", "convert"]
 
 
 def bcosify(
@@ -108,81 +106,52 @@ def bcosify(
         >>> network(AddInverse()(torch.rand(1, 3, 64, 64))).shape
         torch.Size([1, 10])
     """
-    model = unwrap(model, caller="bcosify")
-    if is_bcos(model):
-        raise OptionError(
-            f"bcosify: this {type(model).__name__} is a B-cos network already. Change its exponent "
-            "with set_b. An ordinary network is allowed."
-        )
-    if not any(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()):
-        raise OptionError(
-            f"bcosify: {type(model).__name__} has no convolution and no linear layer. Give a network "
-            "of nn.Conv2d and nn.Linear. Models of timm and torchvision are allowed."
-        )
-    gain = gain or ("norm" if keep_weights else "unit")
-    check_unit(b, max_out, gain, caller="bcosify")
-    if keep_weights and max_out > 1:
-        raise OptionError(
-            f"bcosify: max_out is {max_out}, but the kept weights are those of one filter an "
-            "output. Use keep_weights=False, or max_out=1. With keep_weights, 1 is allowed."
-        )
-    if activations not in (None, "keep", "drop"):
-        raise OptionError(
-            f"bcosify: activations is {activations!r}. Leave it out: they are kept with the "
-            "weights. 'keep' and 'drop' are allowed."
-        )
-    settings = Settings(
+    settings = resolve_settings(
+        model,
         b=b,
+        norm=norm,
         max_out=max_out,
-        gain=gain,
-        norm=check_norm(norm or ("detached" if keep_weights else "uncentered")),
+        logit_bias=logit_bias,
         keep_weights=keep_weights,
-        bias=(keep_weights and b == 1) if bias is None else bias,
-        keep_activations=keep_weights if activations is None else activations == "keep",
-        mean=_three(mean, "mean"),
-        std=_three(std, "std"),
+        bias=bias,
+        activations=activations,
+        gain=gain,
+        mean=mean,
+        std=std,
+        image_size=image_size,
     )
-    size = input_size(model)
-    size = size if image_size is None else (size[0], *image_size)
-    with torch.random.fork_rng(devices=[], enabled=keep_weights):  # layers draw what is not kept
-        return _convert(copy.deepcopy(model), settings, logit_bias, size)
+    network = convert(model, settings)
+    _start(network, settings)
+    return network
 
 
-def _three(value: Numbers, name: str) -> tuple[float, ...]:
-    numbers = (value,) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
-    if len(numbers) != 3 or (name == "std" and not all(number > 0 for number in numbers)):
-        raise OptionError(
-            f"bcosify: {name} is {value!r}. Give one number a channel, as for Normalize. Three "
-            "numbers, or one for all, are allowed; std is positive."
-        )
-    return numbers
+def convert(model: nn.Module, settings: Settings) -> nn.Module:
+    """`bcosify` without its last step, which gives norms and scales something to start with."""
+    with torch.random.fork_rng(devices=[], enabled=settings.keep_weights):  # layers draw in vain
+        network = copy.deepcopy(unwrap(model, caller="bcosify"))
+        report = Conversion()
+        _convert_head(network, settings, _head(network, settings.size), report)
+        convert_parts(network, settings, report)
+    network.conversion = report  # type: ignore[assignment]
+    return network
 
 
-def _convert(
-    model: nn.Module, settings: Settings, logit_bias: float | None, size: tuple[int, int, int]
-) -> nn.Module:
-    report = Conversion()
+def _head(model: nn.Module, size: tuple[int, int, int]) -> Head:
     try:
         with evaluating(model):
-            head = find_head(model, size)
+            return find_head(model, size)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise OptionError(
             f"bcosify: {type(model).__name__} did not run on random images of {size[0]} x {size[1]} x "
             f"{size[2]} ({str(error).splitlines()[0]}). Give the size that it was made for with "
             "image_size=(height, width). It must map a batch of images to logits."
         ) from error
-    _convert_head(model, settings, head, logit_bias, report)
-    convert_parts(model, settings, report)
-    _check(model, settings, report, size)
-    model.conversion = report  # type: ignore[assignment]
-    return model
 
 
 def _convert_head(
     model: nn.Module,
     settings: Settings,
     head: Head,
-    logit_bias: float | None,
     report: Conversion,
 ) -> None:
     for name in head.classifiers:
@@ -193,7 +162,7 @@ def _convert_head(
                 f"{name} is a {type(old).__name__}: no B-cos classifier is known for it"
             )
             continue
-        bias = _logit_bias(old, settings, logit_bias).to(old.weight)
+        bias = _logit_bias(old, settings).to(old.weight)
         # A norm between is not linear, so the order matters to a network that exists already.
         movable = head.pool is not None and not (head.norms and settings.keep_weights)
         if movable:
@@ -214,7 +183,8 @@ def _without_bias(settings: Settings) -> Settings:
     return dataclasses.replace(settings, bias=False)
 
 
-def _logit_bias(old: nn.Linear, settings: Settings, asked: float | None) -> LogitBias:
+def _logit_bias(old: nn.Linear, settings: Settings) -> LogitBias:
+    asked = settings.logit_bias
     if not settings.keep_weights and asked is None:
         asked = -math.log(max(old.out_features - 1, 1))
     if asked is not None or old.bias is None:
@@ -222,11 +192,9 @@ def _logit_bias(old: nn.Linear, settings: Settings, asked: float | None) -> Logi
     return LogitBias(old.bias, trainable=old.bias.requires_grad)
 
 
-def _check(
-    model: nn.Module, settings: Settings, report: Conversion, size: tuple[int, int, int]
-) -> None:
+def _start(model: nn.Module, settings: Settings) -> None:
     """Start norms and scales with an example, and find with it what no list of layers can show."""
-    images = random_images(model, size[1:])
+    images = random_images(model, settings.size[1:])
     with evaluating(model):
         if settings.b != 1:
             calibrate(model, images)
@@ -234,7 +202,7 @@ def _check(
             match_scales(model, images)
         missing = 0.0 if settings.bias else missing_share(model, images)
     if not missing < 1e-2:
-        report.left.append(
+        conversion(model).left.append(
             f"maps miss {missing:.0%} of a logit: a function in the forward adds a constant or is "
             "no multiple of its input"
         )

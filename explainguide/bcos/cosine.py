@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainguide.bcos.mode import Mode, wide
+from explainguide.dynamic import Mode, wide
 
 __all__ = ["times_cosine"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from explainguide.bcos.mode import explanation_mode
 from explainguide.bcos.modules import LogitBias
+from explainguide.dynamic import explanation_mode
 from explainguide.errors import LayerError, OptionError, ShapeError
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.layout import infer_layout, to_nchw

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from explainguide.bcos.mode import DynamicLinear, hold
+from explainguide.dynamic import DynamicLinear, hold
 from explainguide.errors import OptionError, ShapeError
 
 __all__ = [

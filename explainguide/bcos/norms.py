@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from explainguide.bcos.mode import DynamicLinear, Mode, hold, wide
+from explainguide.dynamic import DynamicLinear, Mode, hold, wide
 from explainguide.errors import ShapeError
 
 __all__ = [

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import timm.layers
@@ -17,28 +15,12 @@ from torchvision.ops import SqueezeExcitation
 
 from explainguide.bcos import norms
 from explainguide.bcos.modules import Gated, GatedChannels
-from explainguide.bcos.units import BcosConv2d, BcosLinear, Gain
-from explainguide.errors import OptionError
+from explainguide.bcos.settings import Settings
+from explainguide.bcos.units import BcosConv2d, BcosLinear
 
-__all__ = ["Settings", "as_conv", "bcos_activation", "bcos_norm", "bcos_unit", "squeeze_excite"]
+__all__ = ["as_conv", "bcos_activation", "bcos_norm", "bcos_unit", "squeeze_excite"]
 
-NormChoice = str | Callable[[int], nn.Module]
 _LINEAR = (nn.Linear, timm.layers.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a network is converted: the arguments of `bcosify`, resolved."""
-
-    b: float
-    max_out: int
-    gain: Gain
-    norm: NormChoice
-    keep_weights: bool
-    bias: bool
-    keep_activations: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -288,18 +270,3 @@ def squeeze_excite(layer: nn.Module) -> nn.Module | None:
     else:
         return None
     return GatedChannels(nn.Sequential(*parts)).train(layer.training)
-
-
-def check_norm(norm: Any) -> NormChoice:
-    """Refuse what is no choice of norm.
-
-    Raises:
-        OptionError: For an unknown name.
-    """
-    if norm in ("uncentered", "detached") or (callable(norm) and not isinstance(norm, nn.Module)):
-        return cast(NormChoice, norm)
-    raise OptionError(
-        f"bcosify: norm is {norm!r}. Use 'uncentered', or 'detached' for layer and group norms "
-        "that keep their centring. One of the two, or a function from the number of channels to a "
-        "module, is allowed."
-    )

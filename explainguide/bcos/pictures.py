@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.bcos.mode import wide
+from explainguide.dynamic import wide
 from explainguide.errors import OptionError, ShapeError
 
 __all__ = ["to_rgba"]

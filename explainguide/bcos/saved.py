@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from explainguide.bcos.convert import bcosify
+from explainguide.bcos.convert import bcosify, convert
+from explainguide.bcos.settings import resolve_settings
 from explainguide.bcos.units import BcosUnit
 
 __all__ = ["rebuild"]
@@ -31,7 +33,9 @@ def rebuild(model: nn.Module, options: Mapping[str, Any], state: Mapping[str, Te
     Raises:
         OptionError: As `bcosify`.
     """
-    network = bcosify(model, **options)
+    asked = inspect.signature(bcosify).bind(model, **options)
+    asked.apply_defaults()
+    network = convert(model, resolve_settings(**asked.arguments))
     for name, unit in network.named_modules():
         if isinstance(unit, BcosUnit):
             saved = state.get(f"{name}.scale")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from explainguide.bcos.mode import DynamicLinear
 from explainguide.bcos.norms import BatchNormUncentered2d
 from explainguide.bcos.tokens import BcosAttention, BcosMultiheadAttention
 from explainguide.bcos.units import BcosUnit, check_unit
+from explainguide.dynamic import DynamicLinear
 from explainguide.errors import OptionError
 
 __all__ = ["scale_biases", "set_b"]

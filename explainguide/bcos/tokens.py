@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import vision_transformer as theirs
 
-from explainguide.bcos.mode import DynamicLinear, Mode, hold
+from explainguide.dynamic import DynamicLinear, Mode, hold
 from explainguide.errors import GuidanceError
 
 __all__ = ["BcosAttention", "BcosMultiheadAttention", "Positions", "separate_positions", "to_bcos"]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.bcos.cosine import times_cosine
-from explainguide.bcos.mode import DynamicLinear, wide
+from explainguide.dynamic import DynamicLinear, wide
 from explainguide.errors import OptionError, ShapeError, did_you_mean
 
 __all__ = ["BcosConv2d", "BcosLinear", "BcosUnit", "Gain", "check_unit"]

@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from explainguide.bcos.mode import DynamicLinear
 from explainguide.bcos.modules import LogitBias
 from explainguide.bcos.parts import (
-    Settings,
     bcos_activation,
     bcos_norm,
     bcos_unit,
     squeeze_excite,
 )
 from explainguide.bcos.record import Conversion
+from explainguide.bcos.settings import Settings
 from explainguide.bcos.tokens import Positions, separate_positions, to_bcos
+from explainguide.dynamic import DynamicLinear
 from explainguide.errors import OptionError
 
 __all__ = ["convert_parts"]

@@ -11,14 +11,27 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+from explainguide.bcos import AddInverse
 from explainguide.datasets import VOC, DecoyDigits, ImageFolder
+from explainguide.dynamic import is_bcos
 from explainguide.errors import OptionError
 from explainguide.options import check_option
 
-__all__ = ["KINDS", "add_data_arguments", "allow_local_modules", "build_transforms", "open_data"]
+__all__ = [
+    "KINDS",
+    "add_data_arguments",
+    "allow_local_modules",
+    "build_transforms",
+    "choose_normalisation",
+    "choose_size",
+    "image_encoding",
+    "in_library",
+    "open_data",
+]
 
 KINDS = ("decoy", "voc", "folder")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+_PLAIN = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _DECOY_SIZE, _SIZE = 48, 224
 
 
@@ -99,26 +112,52 @@ def choose_size(kind: str, size: int | None, model_size: int | None) -> int:
 def choose_normalisation(
     kind: str, model: nn.Module, mean: list[float] | None, std: list[float] | None
 ) -> tuple[list[float], list[float]]:
-    """Mean and std: as asked, else what the model says of itself, else ImageNet's; decoy: none."""
+    """Mean and std: as asked, else what the model says of itself, else ImageNet's; decoy: none.
+
+    A B-cos network has it in its first layer, and gets 0 and 1.
+
+    Raises:
+        OptionError: For a std that is not positive, or another normalisation of a B-cos network.
+    """
+    if is_bcos(model):
+        chosen = list(mean or _PLAIN[0]), list(std or _PLAIN[1])
+        if chosen != (list(_PLAIN[0]), list(_PLAIN[1])):
+            raise OptionError(
+                "--mean, --std: a B-cos network takes images in [0, 1], which are not normalised. "
+                "Leave them out. They go with `explainguide convert` or `train --bcos`, which put "
+                "them in the first layer of a model."
+            )
+        return chosen
     config = getattr(model, "pretrained_cfg", None)
     config = config if isinstance(config, dict) else {}
     own_mean, own_std = config.get("mean", _MEAN), config.get("std", _STD)
     if kind == "decoy":
-        own_mean, own_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        own_mean, own_std = _PLAIN
     chosen = list(mean or own_mean), list(std or own_std)
     if min(chosen[1]) <= 0:
         raise OptionError(f"--std: {chosen[1]} holds a value that is not positive.")
     return chosen
 
 
+def image_encoding(model: nn.Module, mean: list[float], std: list[float]) -> list[v2.Transform]:
+    """What lies between an image in [0, 1] and a model: the one place that knows.
+
+    A normalisation; for a B-cos network the image's inverse beside it, unless it adds that itself.
+    """
+    if not is_bcos(model):
+        return [v2.Normalize(mean, std)]
+    adds_itself = any(isinstance(module, AddInverse) for module in model.modules())
+    return [] if adds_itself else [AddInverse()]
+
+
 def build_transforms(
-    size: int, mean: list[float], std: list[float], *, flip: bool = False
+    size: int, encoding: list[v2.Transform], *, flip: bool = False
 ) -> v2.Transform:
-    """Resize (squashed), flip at random, normalise; boxes and masks move with the image."""
+    """Resize (squashed), flip at random, encode; boxes and masks move with the image."""
     steps: list[Any] = [v2.Resize((size, size), antialias=True)]
     if flip:
         steps.append(v2.RandomHorizontalFlip())
-    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    steps += [v2.ToDtype(torch.float32, scale=True), *encoding]
     return v2.Compose(steps)
 
 
@@ -127,3 +166,9 @@ def allow_local_modules() -> None:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)
+
+
+def in_library(name: str) -> bool:
+    """Whether a name is that of a library; a user's function may have loaded its weights."""
+    library, colon, _ = name.partition(":")
+    return not colon or library in ("timm", "torchvision")

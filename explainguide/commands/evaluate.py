@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from explainguide.commands.data import (
+    KINDS,
     add_data_arguments,
     allow_local_modules,
     build_transforms,
+    image_encoding,
     open_data,
 )
 from explainguide.errors import DataError, OptionError
@@ -83,12 +85,13 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
         )
     config = info["config"]
     data = _open(args, info)
-    if len(data.classes) != info["num_classes"]:
+    if info["num_classes"] not in (len(data.classes), None):
         raise OptionError(
             f"evaluate: the data have {len(data.classes)} classes and '{Path(path)}' "
             f"{info['num_classes']}. Name the data of the training. The classes must agree."
         )
-    data.transforms = build_transforms(info["image_size"], info["mean"], info["std"])
+    encoding = image_encoding(model, info["mean"], info["std"])
+    data.transforms = build_transforms(info["image_size"], encoding)
     return evaluate(
         model,
         data,
@@ -104,8 +107,13 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
 
 def _open(args: argparse.Namespace, info: dict[str, Any]) -> Any:
     """The images that are named, else those that the training was evaluated on."""
-    kind = args.data or info["data"]
-    same = kind == info["data"]
+    kind = args.data or info.get("data")
+    if kind is None:
+        raise OptionError(
+            "--data: missing, and the network was converted and never trained. Name the images to "
+            f"evaluate it on. {', '.join(KINDS)} are allowed."
+        )
+    same = kind == info.get("data")
     root = args.root or (same and (info["val_root"] or info["root"])) or None
     boxes = args.boxes
     if boxes is None and args.root is None and same:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-from explainguide.errors import OptionError, did_you_mean
+from explainguide.errors import OptionError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image as PILImage
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from explainguide.attr import LayerMap
+    from explainguide.commands.subject import Subject
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -23,10 +23,12 @@ HELP = "draw what a model looks at, for chosen layers and attributions"
 EXAMPLE = """\
 explainguide explain cat.jpg --model resnet50 --pretrained --layer layer3 layer4 \\
       --attribution ixg gradcam --out cat.png
-  explainguide explain digit.png --checkpoint runs/decoy/last.pt --layer input --out digit.png"""
+  explainguide explain digit.png --checkpoint runs/decoy/last.pt --layer input --out digit.png
+  explainguide explain cat.jpg dog.jpg --checkpoint bcos.pt --bcos \\
+      --out colours.png"""
 
 _CALLER = "explain"
-_SIDE, _DPI = 224, 160
+_DPI = 160
 _FORMATS = ("png", "pdf", "svg")
 
 
@@ -34,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("image", nargs="+", metavar="IMAGE", help="files that Pillow can read")
     model = parser.add_argument_group("model (--checkpoint, or --model)")
-    model.add_argument("--checkpoint", metavar="FILE", help="what `explainguide train` wrote")
+    model.add_argument(
+        "--checkpoint", metavar="FILE", help="what `explainguide train` or `convert` wrote"
+    )
     model.add_argument(
         "--model",
         metavar="NAME",
@@ -55,9 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument(
         "--attribution",
         nargs="+",
-        default=["ixg"],
         metavar="NAME",
-        help="ixg, gradient, gradcam, layercam, intgrad, or relevance, for ViTs (default: ixg)",
+        help="ixg, gradient, gradcam, layercam, intgrad, relevance, for ViTs, or bcos, for B-cos "
+        "networks (default: ixg)",
+    )
+    shown.add_argument(
+        "--bcos",
+        action="store_true",
+        help="of a B-cos network: its explanation in colour, and what each place contributes",
+    )
+    shown.add_argument(
+        "--neuron",
+        metavar="LAYER:CHANNEL[:ROW,COLUMN]",
+        help="with --bcos: explain a neuron instead of a class, by default where it is largest",
     )
     shown.add_argument(
         "--target", metavar="CLASS", help="number or name of a class (default: the predicted one)"
@@ -80,42 +94,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Explain every image, and save one picture."""
     from explainguide.attr import ATTRIBUTIONS
-    from explainguide.commands.data import allow_local_modules
+    from explainguide.commands.bcos_pictures import check_bcos_arguments, draw_bcos, parse_neuron
+    from explainguide.commands.data import allow_local_modules, in_library
     from explainguide.commands.pictures import parse_boxes, read_picture
+    from explainguide.commands.subject import open_subject
     from explainguide.options import check_option
-    from explainguide.visualization import panel
 
-    for name in args.attribution:
+    for name in args.attribution or []:
         check_option("attribution", name, ATTRIBUTIONS, caller="--attribution")
+    check_bcos_arguments(args)
+    neuron = parse_neuron(args.neuron) if args.neuron else None
     allow_local_modules()
     pictures = [read_picture(path, caller=_CALLER) for path in args.image]
     boxes = parse_boxes(args.boxes or [], pictures)
-    subject = _subject(args)
+    subject = open_subject(args)
     _check_out(args.out)
-    prepared = [subject.prepare(picture) for picture in pictures]
-    answers = [_answer(args.target, normalised, subject) for _, normalised in prepared]
     height, width = subject.size
-    maps = {}
-    for title, method in _methods(args.attribution, args.layer, subject):
-        maps[title] = [
-            method.attribute(normalised, answer.label)[0]
-            for (_, normalised), answer in zip(prepared, answers, strict=True)
-        ]
-    figure = panel(
-        [shown for shown, _ in prepared],
-        maps,
-        boxes=[
-            found * found.new_tensor([width / p.width, height / p.height] * 2)
-            for found, p in zip(boxes, pictures, strict=True)
-        ],
-        titles=[answer.text for answer in answers],
-        sign="signed" if args.signed else "positive",
-    )
+    boxes = [
+        found * found.new_tensor([width / p.width, height / p.height] * 2)
+        for found, p in zip(boxes, pictures, strict=True)
+    ]
+    if args.bcos:
+        figure, texts = draw_bcos(pictures, subject, target=args.target, neuron=neuron, boxes=boxes)
+    else:
+        figure, texts = _draw(args, pictures, subject, boxes)
     _save(figure, args.out)
-    for path, answer in zip(args.image, answers, strict=True):
-        print(f"{path}: {answer.text}")
+    for path, text in zip(args.image, texts, strict=True):
+        print(f"{path}: {text}")
     print(f"saved {args.out}")
-    if args.model and not (args.pretrained or args.weights) and _in_library(args.model):
+    if args.model and not (args.pretrained or args.weights) and in_library(args.model):
         print(
             f"note: {args.model} has random weights, so its maps mean nothing; --pretrained "
             "downloads trained ones, --weights reads a file",
@@ -124,82 +131,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """The model that is explained, and how it takes images."""
+def _draw(
+    args: argparse.Namespace, pictures: list[PILImage], subject: Subject, boxes: list[Tensor]
+) -> tuple[Figure, list[str]]:
+    """Maps of the attributions that are named, on the images; and a line for each image."""
+    from explainguide.commands.subject import ask
+    from explainguide.visualization import panel
 
-    model: nn.Module
-    size: tuple[int, int]
-    mean: list[float]
-    std: list[float]
-    classes: list[str]
-    multilabel: bool = False
-
-    def prepare(self, picture: PILImage) -> tuple[Tensor, Tensor]:
-        """The image in [0, 1] at the model's size, ``(3, H, W)``, and what the model takes."""
-        from torchvision.transforms.v2 import functional
-
-        image = functional.resize(functional.pil_to_tensor(picture), list(self.size))
-        shown = image.float() / 255
-        return shown, functional.normalize(shown, self.mean, self.std)[None]
-
-
-class _Answer(NamedTuple):
-    label: int
-    text: str
-
-
-def _subject(args: argparse.Namespace) -> _Subject:
-    from explainguide.checkpoints import load_model
-    from explainguide.commands.data import choose_normalisation, choose_size
-    from explainguide.commands.pictures import parse_size
-    from explainguide.models import build_model, load_weights, set_image_size
-
-    if (args.checkpoint is None) == (args.model is None):
-        raise OptionError(
-            "--checkpoint, --model: give one of the two. A file of `explainguide train`, or a name "
-            "such as resnet50, is allowed."
-        )
-    asked = parse_size(args.size) if args.size else None
-    if args.checkpoint is not None:
-        if args.pretrained or args.weights or args.num_classes:
-            raise OptionError(
-                "--checkpoint: it holds its own model and weights. Leave out --pretrained, "
-                "--weights and --num-classes. They go with --model."
-            )
-        model, info = load_model(args.checkpoint)
-        side = info.get("image_size") or _SIDE
-        mean, std = info.get("mean"), info.get("std")
-        mean, std = choose_normalisation("", model, mean, std)
-        classes, multilabel = list(info.get("classes") or []), bool(info.get("multilabel"))
-        return _Subject(model, asked or (side, side), mean, std, classes, multilabel)
-    model = build_model(
-        args.model,
-        num_classes=args.num_classes,
-        pretrained=args.pretrained,
-    ).eval()
-    note = load_weights(model, args.weights) if args.weights else ""
-    if note:  # a head with random weights explains nothing
-        raise OptionError(
-            f"{_CALLER}: {args.weights}: {note} Name the number of classes of the file with "
-            "--num-classes. The whole model is needed."
-        )
-    own = getattr(model, "pretrained_cfg", None) or {}
-    side = choose_size("", None, (own.get("input_size") or (0, 0, None))[-1])
-    if asked is not None and asked[0] == asked[1]:
-        set_image_size(model, asked[0])
-    mean, std = choose_normalisation("", model, None, None)
-    return _Subject(model, asked or (side, side), mean, std, [])
-
-
-def _in_library(name: str) -> bool:
-    """Whether a name is that of a library; a user's function may have loaded its weights."""
-    library, colon, _ = name.partition(":")
-    return not colon or library in ("timm", "torchvision")
+    prepared = [subject.prepare(picture) for picture in pictures]
+    answers = [ask(args.target, taken, subject) for _, taken in prepared]
+    maps = {}
+    for title, method in _methods(args.attribution or ["ixg"], args.layer, subject):
+        maps[title] = [
+            method.attribute(taken, answer.label)[0]
+            for (_, taken), answer in zip(prepared, answers, strict=True)
+        ]
+    texts = [answer.text for answer in answers]
+    sign: Literal["positive", "signed"] = "signed" if args.signed else "positive"
+    figure = panel([shown for shown, _ in prepared], maps, boxes=boxes, titles=texts, sign=sign)
+    return figure, texts
 
 
 def _methods(
-    names: list[str], layers: list[str] | None, subject: _Subject
+    names: list[str], layers: list[str] | None, subject: Subject
 ) -> list[tuple[str, LayerMap]]:
     """Every attribution at every layer; one that has a place of its own there, if none is named."""
     from explainguide.attr import ATTRIBUTIONS
@@ -221,45 +175,6 @@ def _methods(
             method = method if own or place is None else method.at(place)
             found.append((f"{name} at {method.layer}", method))
     return found
-
-
-def _answer(target: str | None, image: Tensor, subject: _Subject) -> _Answer:
-    """The class that is explained, and a line that says so."""
-    import torch
-
-    from explainguide.logits import check_logits
-
-    with torch.no_grad():
-        logits = check_logits(subject.model(image), caller=_CALLER)[0].float()
-    shares = logits.sigmoid() if subject.multilabel or len(logits) == 1 else logits.softmax(0)
-    names = subject.classes or _class_names(len(logits))
-    best = int(shares.argmax())
-    label = best if target is None else _find_class(target, names)
-    if label == best:
-        return _Answer(label, f"predicted {names[label]} ({shares[label]:.0%})")
-    said = f"predicted {names[best]} ({shares[best]:.0%})"
-    return _Answer(label, f"{names[label]} ({shares[label]:.0%}); {said}")
-
-
-def _class_names(count: int) -> list[str]:
-    if count == 1000:  # ImageNet's, in the order that timm and torchvision share
-        from timm.data import ImageNetInfo
-
-        described = ImageNetInfo()
-        return [str(described.index_to_description(i)).split(",")[0] for i in range(count)]
-    return [f"class {i}" for i in range(count)]
-
-
-def _find_class(target: str, names: list[str]) -> int:
-    if target.isdecimal() and int(target) < len(names):
-        return int(target)
-    lower = [name.lower() for name in names]
-    if target.lower() in lower:
-        return lower.index(target.lower())
-    raise OptionError(
-        f"--target: unknown class {target!r}.{did_you_mean(target.lower(), lower)} A number from 0 "
-        f"to {len(names) - 1}, or a name such as {names[0]!r}, is allowed."
-    )
 
 
 def _check_out(out: str) -> None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import ast
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from explainguide.attr import ATTRIBUTIONS
 from explainguide.commands.data import (
     add_data_arguments,
-    allow_local_modules,
     build_transforms,
-    choose_normalisation,
-    choose_size,
+    image_encoding,
     open_data,
 )
+from explainguide.commands.start import add_model_arguments, begin
 from explainguide.errors import OptionError
 from explainguide.losses import LOSSES
 from explainguide.recipes import RECIPES, recipe
@@ -39,7 +36,9 @@ explainguide train --data voc --root VOC2007 --model resnet18 --pretrained \\
       --out runs/decoy
   explainguide train --recipe robustvit --data folder --root pets --boxes pets.json \\
       --val-root held_out --val-boxes held_out.json --model vit_base_patch16_224 --weights vit.pt \\
-      --lr 6e-7 --out runs/robustvit"""
+      --lr 6e-7 --out runs/robustvit
+  explainguide train --data voc --root VOC2007 --checkpoint bcos.pt --layer input \\
+      --attribution bcos --out runs/bcos"""
 
 _COLUMNS = (
     "epoch",
@@ -92,14 +91,6 @@ _GUIDANCE: tuple[tuple[str, type, str], ...] = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument(
-        "--model",
-        required=True,
-        metavar="NAME",
-        help="resnet18 or timm:resnet18, torchvision:resnet18, or package.module:function",
-    )
-    parser.add_argument("--pretrained", action="store_true", help="download the model's weights")
-    parser.add_argument("--weights", metavar="FILE", help="weights to begin with instead")
-    parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder for checkpoints, log.csv and weights"
     )
     parser.add_argument(
@@ -107,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_model_arguments(parser)
     add_data_arguments(parser, training=True)
     group = parser.add_argument_group("guidance")
     group.add_argument(
@@ -163,23 +155,17 @@ def run(args: argparse.Namespace) -> int:
             f"evaluation {len(val_data.classes)}, or in another order. The classes must agree."
         )
     torch.manual_seed(config.seed)
-    model = _model(args, train_data.num_classes)
+    model, about = begin(args, train_data.num_classes)
     if args.recipe is not None and args.layer is None:
         recipe(args.recipe).check_layers(model, caller="train")
-    own = getattr(model, "pretrained_cfg", None) or {}
-    size = choose_size(args.data, args.size, (own.get("input_size") or (0, 0, None))[-1])
-    mean, std = choose_normalisation(args.data, model, args.mean, args.std)
     flip = not args.no_flip and args.data != "decoy"
-    train_data.transforms = build_transforms(size, mean, std, flip=flip)
-    val_data.transforms = build_transforms(size, mean, std)
+    encoding = image_encoding(model, about["mean"], about["std"])
+    train_data.transforms = build_transforms(about["image_size"], encoding, flip=flip)
+    val_data.transforms = build_transforms(about["image_size"], encoding)
     info = {
-        "name": args.model,
-        "num_classes": train_data.num_classes,
+        **about,
         "classes": list(train_data.classes),
         "multilabel": args.data == "voc",
-        "image_size": size,
-        "mean": mean,
-        "std": std,
         "flip": flip,
     }
     info |= {key: getattr(args, key) for key in ("recipe", *_SOURCES)}
@@ -236,27 +222,6 @@ def _open_validation(args: argparse.Namespace) -> Any:
         masks=True,
         size=args.size,
     )
-
-
-def _model(args: argparse.Namespace, num_classes: int) -> nn.Module:
-    from explainguide.models import build_model, load_weights, set_image_size
-
-    allow_local_modules()
-    going_on = args.resume and (Path(args.out) / "last.pt").exists()
-    if args.pretrained and args.weights:
-        raise OptionError("--weights: with --pretrained there are two. Leave one out.")
-    model = build_model(
-        args.model,
-        num_classes=num_classes,
-        pretrained=args.pretrained and not going_on,
-    )
-    if args.weights and not going_on:
-        note = load_weights(model, args.weights)
-        if note:
-            print(note)
-    if args.size is not None:
-        set_image_size(model, args.size)
-    return model
 
 
 def _report(history: History, out: str) -> str:

@@ -7,12 +7,14 @@ alternative for readers who cannot see them.
 
 Colours are chosen for colour-blind readers. Signed maps use orange against purple (``PuOr_r``): red
 against blue would turn the red into a mere shadow for a reader who does not see red and green
-apart. Positive maps use ``plasma``, whose lightness rises evenly, so that it also reads in print.
+apart. Only contributions of B-cos networks have the blue, white and red of their papers, with white
+for zero. Positive maps use ``plasma``, whose lightness rises evenly, so that it also reads in print.
 Runs differ in marker *and* in colour.
 """
 
+from explainguide.visualization.bcos import bcos_panel
 from explainguide.visualization.overlays import overlay
 from explainguide.visualization.panels import before_after, panel
 from explainguide.visualization.plots import curves, pareto_plot
 
-__all__ = ["before_after", "curves", "overlay", "panel", "pareto_plot"]
+__all__ = ["bcos_panel", "before_after", "curves", "overlay", "panel", "pareto_plot"]

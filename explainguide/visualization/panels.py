@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from explainguide.errors import OptionError, ShapeError, did_you_mean
+from explainguide.visualization.grid import check_count, count_rows, draw_scale, lay_out
 from explainguide.visualization.overlays import (
-    Box,
     Look,
     Sign,
     blend,
@@ -22,13 +21,8 @@ from explainguide.visualization.overlays import (
     checked_image,
     checked_map,
 )
-from explainguide.visualization.plots import plain_text
 
 __all__ = ["before_after", "panel"]
-
-# Inches. A tall image is made narrower rather than higher than _TALLEST.
-_CELL, _TALLEST, _GAP, _MARGIN, _LINE, _BAR = 2.2, 3.0, 0.1, 0.12, 0.17, 0.62
-_POINTS = 9  # the font size
 
 
 def panel(
@@ -113,7 +107,7 @@ def before_after(
                 "Each must have one number an image."
             )
         for i, (name, values) in enumerate(zip(maps, scores, strict=True)):
-            _check_count("before_after", len(images), **{f"scores[{i}]": values})
+            check_count("before_after", len(images), {f"scores[{i}]": values})
             captions[name] = [f"{score} {_percent(value)}" for value in values]
     look = Look(sign, 0.9, 99.5, grey=True)
     return _panel("before_after", images, maps, boxes, titles, captions, look)
@@ -144,10 +138,10 @@ def _panel(
                 f"{caller}: captions has an unknown column {name!r}.{did_you_mean(name, maps)} "
                 f"The columns are {', '.join(map(repr, maps))}."
             )
-    _check_count(caller, len(images), boxes=boxes, titles=titles)
+    check_count(caller, len(images), {"boxes": boxes, "titles": titles})
     labels = {k: k if caller == "before_after" else f"maps[{k!r}]" for k in maps}
-    _check_count(caller, len(images), **{labels[k]: v for k, v in maps.items()})
-    _check_count(caller, len(images), **{f"captions[{k!r}]": v for k, v in captions.items()})
+    check_count(caller, len(images), {labels[k]: v for k, v in maps.items()})
+    check_count(caller, len(images), {f"captions[{k!r}]": v for k, v in captions.items()})
     pictures = [checked_image(caller, f"images[{i}]", image) for i, image in enumerate(images)]
     columns = [pictures]
     for name, values in maps.items():
@@ -160,101 +154,15 @@ def _panel(
     headings = ["image", *maps]
     blank = [""] * len(images)
     texts = [titles or blank, *(captions.get(name, blank) for name in maps)]
-    figure = _lay_out(columns, headings, texts, outlines, look)
-    figure.set_label(
-        f"{len(images)} {'image' if len(images) == 1 else 'images, one a row'}; columns: "
-        f"{', '.join(headings)}{'; boxes outlined' if any(outlines) else ''}."
-    )
+    figure = lay_out(columns, headings, texts, outlines, partial(_colour_bar, look=look))
+    figure.set_label(count_rows(len(images), headings, boxed=any(outlines)))
     return figure
-
-
-def _check_count(caller: str, count: int, **given: Sequence[object] | Tensor | None) -> None:
-    for name, values in given.items():
-        if values is not None and len(values) != count:
-            raise ShapeError(
-                f"{caller}: {name} has {len(values)} entries for {count} images. "
-                "Pass one entry for each image."
-            )
-
-
-def _lay_out(
-    columns: Sequence[Sequence[Tensor]],
-    headings: Sequence[str],
-    texts: Sequence[Sequence[str]],
-    outlines: Sequence[Sequence[Box]],
-    look: Look,
-) -> Figure:
-    """Place everything by inches, so that no text depends on what a layout engine finds."""
-    wrapped_headings = [_wrap(heading) for heading in headings]
-    wrapped = [[_wrap(text) for text in column] for column in texts]
-    sizes, below = [], []
-    for row, image in enumerate(columns[0]):
-        shape = image.shape[-2:]
-        scale = min(_CELL / shape[1], _TALLEST / shape[0])
-        sizes.append((scale * shape[1], scale * shape[0]))
-        below.append(max(len(column[row]) for column in wrapped) * _LINE)
-    top = _MARGIN + max(map(len, wrapped_headings)) * _LINE + 0.06
-    width = 2 * _MARGIN + len(columns) * (_CELL + _GAP) - _GAP
-    height = top + sum(h + text + _GAP for (_, h), text in zip(sizes, below, strict=True)) + _BAR
-    figure = Figure(figsize=(width, height), facecolor="white")
-
-    def add_axes(left: float, down: float, wide: float, high: float) -> Axes:
-        box = (left / width, 1 - (down + high) / height, wide / width, high / height)
-        return figure.add_axes(box)
-
-    def add_text(centre: float, down: float, lines: Sequence[str], weight: str) -> None:
-        # Line by line on a baseline: neighbours agree whatever letters they have.
-        for i, line in enumerate(lines):
-            place = (centre / width, 1 - (down + (i + 0.8) * _LINE) / height)
-            figure.text(*place, plain_text(line), ha="center", fontsize=_POINTS, weight=weight)
-
-    centres = [_MARGIN + _CELL / 2 + i * (_CELL + _GAP) for i in range(len(columns))]
-    for centre, heading in zip(centres, wrapped_headings, strict=True):
-        add_text(centre, top - 0.06 - len(heading) * _LINE, heading, "bold")
-    for row, (wide, high) in enumerate(sizes):
-        for centre, column, words in zip(centres, columns, wrapped, strict=True):
-            axes = add_axes(centre - wide / 2, top, wide, high)
-            _show(axes, column[row])
-            _draw_boxes(axes, outlines[row])
-            add_text(centre, top + high + 0.04, words[row], "normal")
-        top += high + below[row] + _GAP
-    _colour_bar(add_axes(width / 2 - _CELL / 2, top + 0.06, _CELL, 0.11), look)
-    return figure
-
-
-def _wrap(text: str) -> list[str]:
-    """At most two lines that fit a cell."""
-    characters = int(_CELL * 72 / (0.58 * _POINTS))
-    return textwrap.wrap(text, characters, max_lines=2, placeholder=" \N{HORIZONTAL ELLIPSIS}")
-
-
-def _show(axes: Axes, image: Tensor) -> None:
-    height, width = image.shape[-2:]
-    # With this extent box coordinates (pixel edges) are data coordinates.
-    axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0), aspect="auto")
-    axes.set_axis_off()
-
-
-def _draw_boxes(axes: Axes, boxes: Sequence[Box]) -> None:
-    """A light line inside a dark one: one of the two is seen on any background."""
-    for x1, y1, x2, y2 in boxes:
-        for colour, width in (("black", 2.8), ("white", 1.2)):
-            # Unclipped, for a box along the border would show half its line.
-            outline = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=width)
-            axes.add_patch(outline).set_clip_on(False)
 
 
 def _colour_bar(axes: Axes, look: Look) -> None:
-    """The overlay of a ramp, as `blend` draws it on light grey, with what its ends mean."""
-    low = -1.0 if look.sign == "signed" else 0.0
-    ramp = torch.linspace(low, 1, 256, dtype=torch.float64)[None]
+    """The overlay of a ramp, as `blend` draws it on light grey."""
+    signed = look.sign == "signed"
+    ramp = torch.linspace(-1.0 if signed else 0.0, 1, 256, dtype=torch.float64)[None]
     image = blend(torch.full((3, 1, 256), 0.8), ramp, look._replace(percentile=100.0, grey=False))
-    axes.imshow(image.permute(1, 2, 0).numpy(), extent=(low, 1, 0, 1), aspect="auto")
-    axes.set_yticks([])
-    if look.sign == "signed":
-        axes.set_xticks([-1, 0, 1], ["≤ \N{MINUS SIGN}1, against", "0", "≥ 1, for"])
-    else:
-        axes.set_xticks([0, 0.5, 1], ["≤ 0", "0.5", "≥ 1"])
-    axes.tick_params(labelsize=_POINTS - 1, length=2, pad=2)
     unit = "largest magnitude" if look.percentile == 100 else f"percentile {look.percentile:g}"
-    axes.set_xlabel(f"attribution; 1 = {unit} of each map", fontsize=_POINTS - 1, labelpad=2)
+    draw_scale(axes, image, signed=signed, label=f"attribution; 1 = {unit} of each map")

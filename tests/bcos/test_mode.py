@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.bcos import BcosConv2d, BcosLinear, explanation_mode
-from explainguide.bcos.mode import DynamicLinear, Mode, hold, is_bcos, wide
 from explainguide.bcos.modules import Gated
 from explainguide.bcos.norms import BatchNormUncentered2d, GroupNormUncentered2d
+from explainguide.dynamic import DynamicLinear, Mode, hold, is_bcos, wide
 from explainguide.errors import OptionError
 
 

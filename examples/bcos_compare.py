@@ -1,0 +1,79 @@
+"""Vanilla, X-DNN and B-cos networks, guided at the input and at the final layer: F1, EPG, IoU.
+
+python examples/bcos_compare.py --root VOC2007 --weights imagenet.pth --json bcos_compare.json
+python examples/bcos_compare.py --json bcos_compare.json --table bcos_compare_results.md
+"""
+
+import argparse
+import json
+import platform
+from functools import partial
+from pathlib import Path
+
+import torch
+from bcos_parts.networks import mobilenet, small
+from bcos_parts.study import Study, table
+from torch import nn
+from torch.utils.data import Subset
+
+from explainguide.datasets import VOC, DecoyDigits
+
+# Converted networks have more to learn again, and other sizes of weights.
+BASES = {
+    "vanilla": {"epochs": 3, "lr": 3e-4},
+    "X-DNN": {"epochs": 6, "lr": 3e-4},
+    "B-cos": {"epochs": 8, "lr": 3e-4},
+}
+
+
+def main() -> None:
+    """Train three networks, then each with and without guidance; keep rows as they come."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for name, default, text in (
+        ("root", "VOC2007", "a VOC year folder"), ("train-set", "train", "a split's name"),
+        ("test-set", "val", "a split's name"), ("classes", "", "of VOC, such as cat,dog; all"),
+        ("weights", "", "pretrained weights"),
+        ("train-images", 1200, "images for training"), ("test-images", 500, "and for testing"),
+        ("size", 96, "side of the squashed images"), ("epochs", 2, "passes with guidance"),
+        ("lam", 0.3, "weight of the localization loss"), ("json", "", "rows, kept and read again"),
+        ("table", "", "write the table of the rows here and run nothing"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", default=default, type=type(default), help=text)
+    parser.add_argument("--smoke", action="store_true", help="embedded digits, a few steps")
+    args = parser.parse_args()
+    file = Path(args.json or "bcos_compare.json")
+    rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    if args.table:
+        Path(args.table).write_text(table(rows), encoding="utf-8")
+        return
+    if args.smoke:
+        args.size, args.epochs, args.train_images, args.test_images = 48, 1, 32, 16
+        train, test, criterion = DecoyDigits("train"), DecoyDigits("test"), nn.CrossEntropyLoss()
+        network, layers = partial(small, 10, ""), {"input": "input", "final": "stage3"}
+    else:
+        chosen = {"classes": args.classes.split(",")} if args.classes else {}
+        train, test = (VOC(args.root, part, **chosen) for part in (args.train_set, args.test_set))
+        network = partial(mobilenet, train.num_classes, args.weights)
+        criterion, layers = nn.BCEWithLogitsLoss(), {"input": "input", "final": "blocks"}
+    train, test = Subset(train, range(args.train_images)), Subset(test, range(args.test_images))
+    folder = file.with_suffix("")
+    study = Study(network, train, test, criterion, layers, args.size, rows, file, folder)
+    for kind, options in BASES.items():
+        options = options | ({"epochs": 1} if args.smoke else {})
+        study.start(kind, options)
+        further = {"epochs": args.epochs, "lr": options["lr"] / 3}
+        if not study.done(kind, "unguided", None):
+            model = study.start(kind, options)
+            study.fit(kind, model, **further)
+            study.measure(kind, model, "unguided", {})
+        for place, layer in layers.items():
+            for loss in ("energy", "l1"):
+                if not study.done(kind, loss, place):
+                    model = study.start(kind, options)
+                    study.fit(kind, model, layer=layer, loss=loss, lam=args.lam, **further)
+                    study.measure(kind, model, loss, {"layer": place})
+    print(table(study.rows), f"torch {torch.__version__}, {platform.machine()}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `bcos_compare.py` is made of."""

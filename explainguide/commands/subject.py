@@ -1,0 +1,139 @@
+"""The model that is explained on the command line, how it takes images, and what it answers."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from PIL.Image import Image as PILImage
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from explainguide.checkpoints import load_model
+from explainguide.commands.data import choose_normalisation, choose_size, image_encoding
+from explainguide.commands.pictures import parse_size
+from explainguide.errors import OptionError, did_you_mean
+from explainguide.logits import check_logits
+from explainguide.models import build_model, load_weights, set_image_size
+
+__all__ = ["Answer", "Subject", "ask", "open_subject"]
+
+_CALLER = "explain"
+_SIDE = 224
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is explained, and how it takes images."""
+
+    model: nn.Module
+    size: tuple[int, int]
+    encoding: list[v2.Transform]
+    classes: list[str]
+    multilabel: bool = False
+
+    def prepare(self, picture: PILImage) -> tuple[Tensor, Tensor]:
+        """The image in [0, 1] at the model's size, ``(3, H, W)``, and what the model takes."""
+        image = functional.resize(functional.pil_to_tensor(picture), list(self.size))
+        shown = image.float() / 255
+        taken = shown
+        for step in self.encoding:
+            taken = step(taken)
+        return shown, taken[None]
+
+
+class Answer(NamedTuple):
+    """The class that is explained, a line that says so, and its logit."""
+
+    label: int
+    text: str
+    logit: float
+
+
+def open_subject(args: argparse.Namespace) -> Subject:
+    """The model of ``--checkpoint`` or ``--model``, in evaluation mode.
+
+    Raises:
+        OptionError: If it is not one of the two, or options are given that do not go with it.
+        DataError: If a file cannot be read.
+    """
+    if (args.checkpoint is None) == (args.model is None):
+        raise OptionError(
+            "--checkpoint, --model: give one of the two. A file of `explainguide train`, or a name "
+            "such as resnet50, is allowed."
+        )
+    asked = parse_size(args.size) if args.size else None
+    if args.checkpoint is not None:
+        if args.pretrained or args.weights or args.num_classes:
+            raise OptionError(
+                "--checkpoint: it holds its own model and weights. Leave out --pretrained, "
+                "--weights and --num-classes. They go with --model."
+            )
+        model, info = load_model(args.checkpoint)
+        side = info.get("image_size") or _SIDE
+        encoding = image_encoding(
+            model, *choose_normalisation("", model, info.get("mean"), info.get("std"))
+        )
+        classes, multilabel = list(info.get("classes") or []), bool(info.get("multilabel"))
+        return Subject(model, asked or (side, side), encoding, classes, multilabel)
+    model = build_model(
+        args.model,
+        num_classes=args.num_classes,
+        pretrained=args.pretrained,
+    ).eval()
+    note = load_weights(model, args.weights) if args.weights else ""
+    if note:  # a head with random weights explains nothing
+        raise OptionError(
+            f"{_CALLER}: {args.weights}: {note} Name the number of classes of the file with "
+            "--num-classes. The whole model is needed."
+        )
+    own = getattr(model, "pretrained_cfg", None) or {}
+    side = choose_size("", None, (own.get("input_size") or (0, 0, None))[-1])
+    if asked is not None and asked[0] == asked[1]:
+        set_image_size(model, asked[0])
+    encoding = image_encoding(model, *choose_normalisation("", model, None, None))
+    return Subject(model, asked or (side, side), encoding, [])
+
+
+def ask(target: str | None, image: Tensor, subject: Subject) -> Answer:
+    """What the model says of an image, and the class to explain: the predicted one by default.
+
+    Raises:
+        OptionError: If `target` is no class.
+    """
+    with torch.no_grad():
+        logits = check_logits(subject.model(image), caller=_CALLER)[0].float()
+    shares = logits.sigmoid() if subject.multilabel or len(logits) == 1 else logits.softmax(0)
+    names = subject.classes or _class_names(len(logits))
+    best = int(shares.argmax())
+    label = best if target is None else _find_class(target, names)
+    if label == best:
+        return Answer(
+            label, f"predicted {names[label]} ({shares[label]:.0%})", float(logits[label])
+        )
+    said = f"predicted {names[best]} ({shares[best]:.0%})"
+    return Answer(label, f"{names[label]} ({shares[label]:.0%}); {said}", float(logits[label]))
+
+
+def _class_names(count: int) -> list[str]:
+    if count == 1000:  # ImageNet's, in the order that timm and torchvision share
+        from timm.data import ImageNetInfo
+
+        described = ImageNetInfo()
+        return [str(described.index_to_description(i)).split(",")[0] for i in range(count)]
+    return [f"class {i}" for i in range(count)]
+
+
+def _find_class(target: str, names: list[str]) -> int:
+    if target.isdecimal() and int(target) < len(names):
+        return int(target)
+    lower = [name.lower() for name in names]
+    if target.lower() in lower:
+        return lower.index(target.lower())
+    raise OptionError(
+        f"--target: unknown class {target!r}.{did_you_mean(target.lower(), lower)} A number from 0 "
+        f"to {len(names) - 1}, or a name such as {names[0]!r}, is allowed."
+    )
