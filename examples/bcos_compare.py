@@ -22,7 +22,7 @@ from explainguide.datasets import VOC, DecoyDigits
 BASES = {
     "vanilla": {"epochs": 3, "lr": 3e-4},
     "X-DNN": {"epochs": 6, "lr": 3e-4},
-    "B-cos": {"epochs": 8, "lr": 3e-4},
+    "B-cos": {"epochs": 6, "lr": 3e-4},
 }
 
 
