@@ -14,8 +14,19 @@ from torch import nn
 from torchvision import tv_tensors
 
 from explainguide import Annotations, ExplainGuideError, ExplanationGuidance, errors, losses, recipe
-from explainguide.attr import GradCam, InputXGradient, IntegratedGradients
-from explainguide.bcos import BcosConv2d, BcosLinear, explanation_mode, to_rgba
+from explainguide.attr import BcosContribution, GradCam, InputXGradient, IntegratedGradients
+from explainguide.bcos import (
+    BcosConv2d,
+    BcosLinear,
+    bcosify,
+    contribution_map,
+    conversion,
+    dynamic_weights,
+    explanation_mode,
+    scale_biases,
+    set_b,
+    to_rgba,
+)
 from explainguide.bcos.modules import AddInverse, DynamicLinearUnit, LogitBias
 from explainguide.bcos.release import load_published, published
 from explainguide.bcos.simple_vit import SimpleViT
@@ -519,6 +530,88 @@ BCOS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
 
 @pytest.mark.parametrize(("kind", "caller", "call", "parts"), BCOS)
 def test_what_bcos_refuses(kind, caller, call, parts) -> None:
+    with pytest.raises(kind) as wrong:
+        call()
+    assert_message(str(wrong.value), caller, parts)
+
+
+def plain(*modules: nn.Module, image_size: int = 16) -> nn.Module:
+    end = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *modules, *end)
+    model.image_size = image_size  # type: ignore[assignment]
+    return model
+
+
+def scripted_plain() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(plain())
+
+
+def swin() -> nn.Module:
+    return timm.models.SwinTransformer(
+        img_size=32, patch_size=2, embed_dim=8, depths=(2, 2), num_heads=(2, 2), window_size=4
+    )
+
+
+def beit() -> nn.Module:
+    return timm.models.Beit(img_size=32, patch_size=8, embed_dim=12, depth=1, num_heads=2)
+
+
+NETWORK = bcosify(plain())
+SIX = AddInverse()(torch.rand(1, 3, 16, 16))
+BCOSIFY: list[tuple[type, str, Callable[[], Any], list[str]]] = [
+    (OptionError, "bcosify", lambda: bcosify(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())), ["Sequential has no convolution and no linear layer", "nn.Conv2d and nn.Linear", "timm and torchvision are allowed"]),
+    (OptionError, "bcosify", lambda: bcosify(nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())), ["no convolution and no linear layer"]),
+    (OptionError, "bcosify", lambda: bcosify(nn.Sequential), ["model is a type, not an nn.Module", "Pass the classifier itself"]),
+    (OptionError, "bcosify", lambda: bcosify("resnet18"), ["model is a str, not an nn.Module"]),
+    (OptionError, "bcosify", lambda: bcosify(NETWORK), ["this Sequential is a B-cos network already", "set_b", "An ordinary network is allowed"]),
+    (OptionError, "bcosify", lambda: bcosify(nn.Sequential(AddInverse(), NETWORK)), ["B-cos network already"]),
+    (GuidanceError, "bcosify", lambda: bcosify(scripted_plain()), ["scripted or traced by torch.jit", "Python model"]),
+    (GuidanceError, "bcosify", lambda: bcosify(torch.compile(plain())), ["torch.compile", "`compiled._orig_mod`"]),
+    (GuidanceError, "bcosify", lambda: bcosify(nn.DataParallel(plain())), ["nn.DataParallel", "`model.module`"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), 0.5), ["b is 0.5", "Use 2", "from 1 on are allowed"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), float("nan")), ["b is nan"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), max_out=2), ["max_out is 2", "the kept weights are those of one filter", "keep_weights=False"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), max_out=0, keep_weights=False), ["max_out is 0"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), gain="nrom"), ["unknown gain 'nrom'", "Did you mean 'norm'"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), norm="detach"), ["norm is 'detach'", "'uncentered', or 'detached'", "function from the number of channels"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), norm=nn.Identity()), ["norm is Identity()"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), activations="dorp"), ["activations is 'dorp'", "'keep' and 'drop' are allowed"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), mean=(0.5, 0.5)), ["mean is (0.5, 0.5)", "one number a channel", "Three numbers, or one for all"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), mean=(0.1, 0.2, 0.3, 0.4)), ["mean is (0.1, 0.2, 0.3, 0.4)"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), std=(0.2, 0.2, 0.0)), ["std is (0.2, 0.2, 0.0)", "std is positive"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(), std=-1), ["std is -1", "std is positive"]),
+    (OptionError, "bcosify", lambda: bcosify(swin()), ["SwinTransformer has layers without a B-cos form", "layers.0.blocks.0.attn (WindowAttention)", "softmax attention (timm's Attention"]),
+    (OptionError, "bcosify", lambda: bcosify(beit()), ["Beit has layers", "blocks.0.attn (Attention)"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(nn.Sigmoid())), ["1 (Sigmoid). Replace"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(nn.InstanceNorm2d(8))), ["1 (InstanceNorm2d)"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(timm.layers.grn.GlobalResponseNorm(8, channels_last=False))), ["1 (GlobalResponseNorm)"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(nn.ConvTranspose2d(8, 8, 2))), ["1 (ConvTranspose2d)"]),
+    (OptionError, "bcosify", lambda: bcosify(plain(*(nn.Tanh() for _ in range(6)))), ["1 (Tanh), 2 (Tanh), 3 (Tanh), 4 (Tanh) and 2 more"]),
+    (OptionError, "bcosify", lambda: bcosify(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(1152, 2))), ["did not run on random images of 3 x 224 x 224", "image_size=(height, width)"]),
+    (OptionError, "set_b", lambda: set_b(plain(), 2), ["Sequential has no B-cos unit", "Convert it with bcosify"]),
+    (OptionError, "set_b", lambda: set_b(NETWORK, 0.5), ["b is 0.5"]),
+    (OptionError, "scale_biases", lambda: scale_biases(NETWORK, 2), ["factor is 2", "Use 0 to remove them", "[0, 1]"]),
+    (OptionError, "scale_biases", lambda: scale_biases(NETWORK, -0.1), ["factor is -0.1"]),
+    (OptionError, "conversion", lambda: conversion(plain()), ["this Sequential was not made by bcosify", "Pass what bcosify returned"]),
+    (OptionError, "BcosContribution", lambda: BcosContribution(plain()), ["Sequential has no B-cos module", "'ixg'"]),
+    (ShapeError, "BcosConv2d", lambda: NETWORK(torch.rand(1, 3, 16, 16)), ["the image has 3 channels, but the layer takes 6", "AddInverse()", "without Normalize", "(N, 6, H, W) is allowed"]),
+    (ShapeError, "AddInverse", lambda: AddInverse()(AddInverse()(IMAGE)), ["shape (6, 4, 4)", "holds the inverse already"]),
+    (OptionError, "AddInverse", lambda: AddInverse()(2 * IMAGE + 1), ["1 - x is no inverse", "Leave out Normalize"]),
+    (OptionError, "contribution_map", lambda: contribution_map(NETWORK, SIX, 2), ["target is 2, but there are 2 classes", "0 to 1 are allowed"]),
+    (OptionError, "contribution_map", lambda: contribution_map(NETWORK, SIX, 8, layer="0"), ["target is 8, but there are 8 channels"]),
+    (ShapeError, "dynamic_weights", lambda: dynamic_weights(NETWORK, SIX, torch.zeros(2)), ["dtype torch.float32 for 1 images"]),
+    (ShapeError, "dynamic_weights", lambda: dynamic_weights(NETWORK, SIX, [0, 1]), ["shape (2,)", "one index an image"]),
+    (OptionError, "dynamic_weights", lambda: dynamic_weights(plain(), SIX[:, :3], 0), ["has no B-cos module"]),
+    (OptionError, "dynamic_weights", lambda: dynamic_weights(NETWORK, SIX, 0, layer="0", position=(0, 14)), ["position is (0, 14), but the layer has 14 x 14 places", "(0, 0) to (13, 13)"]),
+    (LayerError, "dynamic_weights", lambda: dynamic_weights(NETWORK, SIX, 0, layer="input"), ["layer is 'input', which has no neurons"]),
+    (LayerError, "dynamic_weights", lambda: dynamic_weights(NETWORK, SIX, 0, layer="00"), ["unknown layer '00'"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "caller", "call", "parts"), BCOSIFY)
+def test_what_conversions_and_maps_refuse(kind, caller, call, parts) -> None:
     with pytest.raises(kind) as wrong:
         call()
     assert_message(str(wrong.value), caller, parts)

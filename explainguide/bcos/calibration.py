@@ -105,18 +105,16 @@ def _size(values: Tensor) -> Tensor:
 def _not_normalised(model: nn.Module, images: Tensor) -> list[nn.Module]:
     """The units whose output goes elsewhere than into a norm alone, found by following memory."""
     outputs: list[tuple[nn.Module, Tensor]] = []
-    normalised: set[int] = set()
+    normalised: list[Tensor] = []  # both kept, so that their memory is not used again
 
     def note(unit: nn.Module, inputs: Any, output: Tensor) -> None:
-        outputs.append((unit, output))  # kept, so that its memory is not used again
+        outputs.append((unit, output))
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, BcosUnit)]
     for module in model.modules():
         if isinstance(module, BatchNormUncentered2d | GroupNormUncentered2d | LayerNormUncentered):
             hooks.append(
-                module.register_forward_pre_hook(
-                    lambda _, inputs: normalised.add(inputs[0].data_ptr())
-                )
+                module.register_forward_pre_hook(lambda _, inputs: normalised.append(inputs[0]))
             )
     try:
         with _statistics_of_the_batch(model):
@@ -124,4 +122,5 @@ def _not_normalised(model: nn.Module, images: Tensor) -> list[nn.Module]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [unit for unit, output in outputs if output.data_ptr() not in normalised]
+    places = {tensor.data_ptr() for tensor in normalised}
+    return [unit for unit, output in outputs if output.data_ptr() not in places]

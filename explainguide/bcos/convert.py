@@ -20,8 +20,8 @@ from explainguide.bcos.heads import (
     pool_after_classifier,
     replace,
 )
+from explainguide.bcos.maps import curvature, missing_share
 from explainguide.bcos.maps import logit_bias as logit_bias_of
-from explainguide.bcos.maps import missing_share
 from explainguide.bcos.modules import LogitBias
 from explainguide.bcos.parts import as_conv, bcos_unit
 from explainguide.bcos.record import Conversion, conversion
@@ -129,9 +129,13 @@ def convert(model: nn.Module, settings: Settings) -> nn.Module:
     """`bcosify` without its last step, which gives norms and scales something to start with."""
     with torch.random.fork_rng(devices=[], enabled=settings.keep_weights):  # layers draw in vain
         network = copy.deepcopy(unwrap(model, caller="bcosify"))
+        modes = {module.training for module in network.modules()}
         report = Conversion()
-        _convert_head(network, settings, _head(network, settings.size), report)
-        convert_parts(network, settings, report)
+        head = _head(network, settings.size)
+        _convert_head(network, settings, head, report)
+        convert_parts(network, settings, head.stems, report)
+        if len(modes) == 1:
+            network.train(modes.pop())
     network.conversion = report  # type: ignore[assignment]
     return network
 
@@ -162,7 +166,7 @@ def _convert_head(
                 f"{name} is a {type(old).__name__}: no B-cos classifier is known for it"
             )
             continue
-        bias = _logit_bias(old, settings).to(old.weight)
+        bias = _logit_bias(old, settings).to(old.weight).train(old.training)
         # A norm between is not linear, so the order matters to a network that exists already.
         movable = head.pool is not None and not (head.norms and settings.keep_weights)
         if movable:
@@ -172,7 +176,8 @@ def _convert_head(
         elif pool_after_classifier(model, as_conv(unit), bias):
             report.changes[name] = "pooling, Linear -> BcosConv2d, pooling, LogitBias"
         else:
-            replace(model, name, nn.Sequential(OrderedDict(classifier=unit, logit_bias=bias)))
+            both = nn.Sequential(OrderedDict(classifier=unit, logit_bias=bias))
+            replace(model, name, both.train(old.training))
             report.changes[name] = "Linear -> BcosLinear, LogitBias"
     if not head.classifiers:
         report.left.append("no linear layer returns the logits, so there is no logit bias")
@@ -201,10 +206,16 @@ def _start(model: nn.Module, settings: Settings) -> None:
         if settings.b != 1 and (settings.keep_weights or _vanishes(model, images)):
             match_scales(model, images)
         missing = 0.0 if settings.bias else missing_share(model, images)
-    if not missing < 1e-2:
+        bent = curvature(model, images[:1])
+    tolerance = 1e-4 if images.dtype in (torch.float32, torch.float64) else 0.1
+    if not missing < tolerance:
         conversion(model).left.append(
-            f"maps miss {missing:.0%} of a logit: a function in the forward adds a constant or is "
+            f"maps miss {missing:.2%} of a logit: a function in the forward adds a constant or is "
             "no multiple of its input"
+        )
+    if not bent < 1e-8:  # nothing is left of it where every factor is held
+        conversion(model).left.append(
+            "maps are not exact: a function in the forward is no linear map with constant factors"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainguide.dynamic import Mode, wide
+from explainguide.dynamic import Mode, hold, wide
 
 __all__ = ["times_cosine"]
 
@@ -57,9 +57,10 @@ class _TimesCosine(torch.autograd.Function):
         if grad is None:
             return None, None, None, None, None
         linear, norm = ctx.saved_tensors
-        explained = grad * _factor(linear, norm, ctx.b, ctx.cos_eps)
-        if ctx.mode.explaining:
-            return explained.to(linear.dtype), None, None, None, None
+        factor = _factor(linear, norm, ctx.b, ctx.cos_eps)
+        if ctx.mode.explaining:  # held, so that an explanation differentiated as one is constant
+            return (grad * hold(factor, ctx.mode)).to(linear.dtype), None, None, None, None
+        explained = grad * factor
         # d|c|^(B-1) has the relative size (B-1) |c| / (|c| + eps) dc / c, with c = linear / norm.
         turned = (ctx.b - 1) * explained
         if ctx.b != 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,10 @@ from torchvision.models import DenseNet, MobileNetV2
 from explainguide.logits import find_logits
 
 __all__ = ["Head", "classifier_first", "find_head", "pool_after_classifier", "replace"]
+
+
+# Name, module, input and output of one call.
+_Call = tuple[str, nn.Module, Tensor, Tensor]
 
 
 class Head(NamedTuple):
@@ -24,6 +29,7 @@ class Head(NamedTuple):
         flat: Whether the pool returns ``(N, C)`` rather than ``(N, C, 1, 1)``.
         norms: Names of the norms between pool and classifier.
         dropouts: Names of the dropouts there.
+        stems: Names of the convolutions that see the image, where it has three channels.
     """
 
     classifiers: tuple[str, ...]
@@ -31,6 +37,7 @@ class Head(NamedTuple):
     flat: bool = False
     norms: tuple[str, ...] = ()
     dropouts: tuple[str, ...] = ()
+    stems: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -41,7 +48,7 @@ def find_head(model: nn.Module, size: tuple[int, int, int]) -> Head:
         model: In evaluation mode, so that dropout is not in the way.
         size: (C, H, W) of the images.
     """
-    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    calls: list[_Call] = []
     names = {module: name for name, module in model.named_modules()}
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -51,11 +58,23 @@ def find_head(model: nn.Module, size: tuple[int, int, int]) -> Head:
     hooks = [module.register_forward_hook(note) for module in names if module is not model]
     parameter = next(model.parameters())
     noise = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    images = noise.to(parameter)
     try:
-        logits = find_logits(model(noise.to(parameter)))
+        logits = find_logits(model(images))
     finally:
         for hook in hooks:
             hook.remove()
+    return _read(model, calls, logits)._replace(stems=_find_stems(calls, images))
+
+
+def _find_stems(calls: Sequence[_Call], images: Tensor) -> tuple[str, ...]:
+    """Those that get the image itself; if it was changed before, the first with three channels."""
+    takes_three = [c for c in calls if isinstance(c[1], nn.Conv2d) and c[1].in_channels == 3]
+    found = [name for name, _, given, _ in takes_three if given is images]
+    return tuple(found or [name for name, *_ in takes_three[:1]])
+
+
+def _read(model: nn.Module, calls: Sequence[_Call], logits: Any) -> Head:
     found = [call for call in calls if isinstance(call[1], nn.Linear) and call[3] is logits]
     if not found:  # two heads whose outputs are averaged, or something after the last layer
         config = getattr(model, "pretrained_cfg", None) or {}
@@ -77,9 +96,7 @@ def find_head(model: nn.Module, size: tuple[int, int, int]) -> Head:
     return Head((name,), pool[0], pool[3].ndim == 2, tuple(norms), dropouts)
 
 
-def _find_pool(
-    calls: list[tuple[str, nn.Module, Tensor, Tensor]],
-) -> tuple[str, nn.Module, Tensor, Tensor] | None:
+def _find_pool(calls: Sequence[_Call]) -> _Call | None:
     """The last module that returns the mean over places, with all that it is wrapped in."""
     means = [
         call

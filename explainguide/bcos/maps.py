@@ -188,6 +188,31 @@ def _select(
     return chosen[:, row, column]
 
 
+def curvature(model: nn.Module, images: Tensor) -> float:
+    """How much W(x) changes with x though every dynamic factor is held: 0 for a dynamic linear network.
+
+    Sums alone would not show an operation that is homogeneous and yet not linear.
+
+    Args:
+        model: A B-cos network, in evaluation mode.
+        images: What it takes.
+    """
+    x = images.detach().requires_grad_()
+    with torch.enable_grad(), explanation_mode(model, caller="bcosify"):
+        generator = torch.Generator().manual_seed(0)
+        logits = check_logits(model(x), caller="bcosify")
+        score = (logits * torch.randn(logits.shape, generator=generator).to(logits)).sum()
+        (weights,) = torch.autograd.grad(score, x, create_graph=True)
+        if not weights.requires_grad:
+            return 0.0
+        probe = torch.randn(x.shape, generator=generator).to(x)
+        (bent,) = torch.autograd.grad((weights * probe).sum(), x, allow_unused=True)
+    if bent is None:
+        return 0.0
+    relative = bent.abs().max() * x.abs().max() / weights.abs().max().clamp_min(1e-30)
+    return float(relative.detach())
+
+
 def missing_share(model: nn.Module, images: Tensor) -> float:
     """How much of the logits no map shows, relative to the largest: 0 for an exact network.
 

@@ -167,6 +167,7 @@ _GATES: dict[type[nn.Module], Callable[[nn.Module, Tensor], Tensor]] = {
     nn.GELU: _gelu_gate,
     nn.SiLU: lambda _, x: torch.sigmoid(x),
     nn.Hardswish: lambda _, x: F.relu6(x + 3) / 6,
+    nn.ReLU6: lambda _, x: (x > 0) * 6 / x.clamp_min(6),
     nn.Mish: lambda _, x: torch.tanh(F.softplus(x)),
     timm.layers.GELU: lambda _, x: 0.5 * (1 + torch.erf(x * 0.5**0.5)),
     timm.layers.QuickGELU: lambda _, x: torch.sigmoid(1.702 * x),

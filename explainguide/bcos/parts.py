@@ -61,10 +61,12 @@ def bcos_unit(layer: nn.Module, settings: Settings, *, stem: bool = False) -> nn
         )
     else:
         nn.init.kaiming_normal_(unit.weight, mode="fan_out", nonlinearity="relu")
-    if unit.bias is not None:
-        unit.bias = nn.Parameter(cast(Tensor, layer.bias).clone())
+    if unit.bias is not None and settings.keep_weights:
+        old = cast(nn.Parameter, layer.bias)
+        unit.bias = nn.Parameter(old.clone(), requires_grad=old.requires_grad)
     unit.to(layer.weight)
-    unit.weight.requires_grad_(layer.weight.requires_grad)
+    if settings.keep_weights:  # new weights are there to be trained
+        unit.weight.requires_grad_(layer.weight.requires_grad)
     return unit.train(layer.training)
 
 
@@ -134,10 +136,10 @@ def bcos_norm(layer: nn.Module, settings: Settings) -> nn.Module | None:
     kind = next((kind for known, kind in _NORMS.items() if type(layer) in known), None)
     if kind is None:
         return None
-    new = _new_norm(kind, layer, settings)
+    new = _new_norm(kind, layer, settings).to(_like(layer))
     if settings.keep_weights:
         _copy_norm(new.norm if isinstance(new, norms.ChannelsLast) else new, layer)
-    return new.to(_like(layer)).train(layer.training)
+    return new.train(layer.training)
 
 
 _NORM_THEN_ACTIVATION = (
@@ -211,8 +213,10 @@ def _copy_norm(new: Any, old: Any) -> None:
     if getattr(new, "bias", None) is None:
         return
     if isinstance(new, norms.BatchNormUncentered2d):
-        new.centering = torch.ones(())
-    new.bias = nn.Parameter(torch.zeros_like(new.bias) if old.bias is None else old.bias.clone())
+        new.centering = torch.ones_like(new.bias[0])
+    bias = torch.zeros_like(new.bias) if old.bias is None else old.bias.clone()
+    frozen = old.bias is not None and not old.bias.requires_grad
+    new.bias = nn.Parameter(bias, requires_grad=not frozen)
 
 
 def _like(layer: nn.Module) -> Tensor:

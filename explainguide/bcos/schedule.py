@@ -8,7 +8,7 @@ from torch import nn
 from explainguide.bcos.norms import BatchNormUncentered2d
 from explainguide.bcos.tokens import BcosAttention, BcosMultiheadAttention
 from explainguide.bcos.units import BcosUnit, check_unit
-from explainguide.dynamic import DynamicLinear
+from explainguide.dynamic import DynamicLinear, is_bcos
 from explainguide.errors import OptionError
 
 __all__ = ["scale_biases", "set_b"]
@@ -49,11 +49,16 @@ def scale_biases(model: nn.Module, factor: float) -> None:
         factor: Multiplies the biases; 0 removes them for good.
 
     Raises:
-        OptionError: If the factor is not in [0, 1].
+        OptionError: If the factor is not in [0, 1], or the model no B-cos network.
     """
     if not 0 <= factor <= 1:
         raise OptionError(
             f"scale_biases: factor is {factor}. Use 0 to remove them. Numbers in [0, 1] are allowed."
+        )
+    if not is_bcos(model):
+        raise OptionError(
+            f"scale_biases: {type(model).__name__} is no B-cos network. Convert it with bcosify(model, "
+            "b=1). A B-cos network is allowed."
         )
     for module in model.modules():
         if isinstance(module, BcosAttention):

@@ -98,11 +98,15 @@ def resolve_settings(
 
 
 def _three(value: Numbers, name: str) -> tuple[float, ...]:
-    numbers = (value,) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
-    if len(numbers) != 3 or (name == "std" and not all(number > 0 for number in numbers)):
+    try:
+        numbers = (value,) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
+    except (TypeError, ValueError):
+        numbers = ()
+    low, high = (0.0, 1.0) if name == "mean" else (1e-6, 1e6)
+    if len(numbers) != 3 or not all(low <= number <= high for number in numbers):
         raise OptionError(
             f"bcosify: {name} is {value!r}. Give one number a channel, as for Normalize. Three "
-            "numbers, or one for all, are allowed; std is positive."
+            "numbers, or one for all, are allowed: means in [0, 1], as images are; std is positive."
         )
     return numbers
 

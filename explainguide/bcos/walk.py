@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from explainguide.bcos.modules import LogitBias
+from explainguide.bcos.modules import GatedChannels, LogitBias
 from explainguide.bcos.parts import (
     bcos_activation,
     bcos_norm,
@@ -16,7 +18,13 @@ from explainguide.bcos.parts import (
 )
 from explainguide.bcos.record import Conversion
 from explainguide.bcos.settings import Settings
-from explainguide.bcos.tokens import Positions, separate_positions, to_bcos
+from explainguide.bcos.tokens import (
+    BcosAttention,
+    BcosMultiheadAttention,
+    Positions,
+    separate_positions,
+    to_bcos,
+)
 from explainguide.dynamic import DynamicLinear
 from explainguide.errors import OptionError
 
@@ -39,8 +47,16 @@ _HARMLESS = (
 )
 
 
-def convert_parts(model: nn.Module, settings: Settings, report: Conversion) -> None:
+def convert_parts(
+    model: nn.Module, settings: Settings, stems: Sequence[str], report: Conversion
+) -> None:
     """Convert every layer below `model`, in place, and write down what was done.
+
+    Args:
+        model: The network.
+        settings: How.
+        stems: Names of the convolutions that see the image, and from now on its inverse as well.
+        report: Where it is written down.
 
     Raises:
         OptionError: If layers have no B-cos form; all of them are named.
@@ -48,7 +64,7 @@ def convert_parts(model: nn.Module, settings: Settings, report: Conversion) -> N
     positions = None if settings.bias else separate_positions(model)
     if positions is not None:
         report.changes[""] = f"{type(model).__name__}: positions for queries and keys only"
-    walk = _Walk(model, settings, report, positions)
+    walk = _Walk(model, settings, frozenset(stems), report, positions)
     walk.visit(model, "")
     if walk.refused:
         shown = ", ".join(walk.refused[:4])
@@ -59,6 +75,8 @@ def convert_parts(model: nn.Module, settings: Settings, report: Conversion) -> N
             "attention (timm's Attention, nn.MultiheadAttention), batch, layer and group norms, "
             "squeeze and excitation, elementwise activations and pooling are allowed."
         )
+    if not settings.keep_weights:
+        _draw_the_rest(model)
     _name_constants(model, positions, report)
 
 
@@ -66,19 +84,26 @@ def convert_parts(model: nn.Module, settings: Settings, report: Conversion) -> N
 class _Walk:
     model: nn.Module
     settings: Settings
+    stems: frozenset[str]
     report: Conversion
     positions: Positions | None
 
     def __post_init__(self) -> None:
         self.refused: list[str] = []
-        self.stems = 0
+        self.made: dict[nn.Module, nn.Module] = {}
 
     def visit(self, parent: nn.Module, prefix: str) -> None:
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children leaves out second names
+            if child is None:
+                continue
             full = f"{prefix}{name}"
             if isinstance(child, DynamicLinear | LogitBias):  # the classifier, converted before
                 continue
-            new, inside = self.part(child, full)
+            if child in self.made:  # one module under two names
+                new, inside = self.made[child], False
+            else:
+                new, inside = self.part(child, full)
+                self.made[child] = new.train(child.training) if new is not child else new
             if new is not child:
                 if isinstance(parent, nn.Sequential | nn.ModuleList) and name.isdecimal():
                     parent[int(name)] = new
@@ -105,10 +130,9 @@ class _Walk:
         new = bcos_norm(child, self.settings)
         if new is not None:
             return new, isinstance(new, nn.Sequential)
-        stem = isinstance(child, nn.Conv2d) and child.in_channels == 3 and not self.stems
+        stem = name in self.stems
         new = bcos_unit(child, self.settings, stem=stem)
         if new is not None:
-            self.stems += stem
             return new, False
         new = bcos_activation(child, self.settings)
         if new is not None:
@@ -140,7 +164,8 @@ class _Walk:
         kind = type(leaf).__name__
         multiplies = [n for n, _ in leaf.named_parameters(recurse=False)] in ([], ["gamma"])
         harmless = any(word in kind.lower() for word in _HARMLESS) or kind == "LayerScale"
-        if not (multiplies and harmless) and not _is_container(leaf):
+        adds = bool(getattr(leaf, "value", 0))  # what a constant padding adds
+        if adds or not ((multiplies and harmless) or _is_container(leaf)):
             self.refused.append(f"{name} ({kind})")
 
 
@@ -160,6 +185,23 @@ def _say(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d) and module.in_channels in (3, 6):
         return f"{type(module).__name__}({module.in_channels})"
     return type(module).__name__
+
+
+@torch.no_grad()
+def _draw_the_rest(model: nn.Module) -> None:
+    """New weights for what stays an ordinary layer, and for tokens and positions."""
+    for module in model.modules():
+        if isinstance(module, BcosMultiheadAttention):
+            nn.init.xavier_uniform_(module.in_proj_weight)
+        elif isinstance(module, BcosAttention):
+            module.qkv.reset_parameters()
+        elif isinstance(module, GatedChannels):
+            for part in module.squeeze.modules():
+                if callable(getattr(part, "reset_parameters", None)):
+                    part.reset_parameters()  # type: ignore[operator]
+    for name, parameter in model.named_parameters():
+        if _is_constant(name):
+            nn.init.trunc_normal_(parameter, std=0.02)
 
 
 def _name_constants(model: nn.Module, positions: Positions | None, report: Conversion) -> None:

@@ -171,6 +171,24 @@ def directions(gradient: list[Tensor]) -> Iterator[list[Tensor]]:
         yield single
 
 
+def test_the_reference_by_hand() -> None:
+    """Two pixels, two units with biases: only an open unit counts, at the pixel that is largest."""
+    conv, head = nn.Conv2d(6, 2, 1).double(), nn.Linear(2, 1).double()
+    with torch.no_grad():
+        conv.weight.copy_(torch.arange(12.0).reshape(2, 6, 1, 1) - 3)
+        conv.bias.copy_(torch.tensor([1.0, -1000.0]))
+        head.weight.copy_(torch.tensor([[2.0, 5.0]]))
+    model = nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Flatten(), head)
+    image = torch.ones(1, 6, 1, 2, dtype=torch.float64)
+    image[..., 1] = 2
+    found = contributions(model, image, 0, torch.tensor([[0, 0], [0, 1]]))
+    assert found.tolist() == [0, 0], "both are shut"
+    image = -image  # now one is open, and the maximum takes the second pixel
+    weights = sum(range(-3, 3))
+    found = contributions(model, image, 0, torch.tensor([[0, 0], [0, 1]]))
+    assert found.tolist() == [0, 2 * 2 * -weights]
+
+
 CHECKS = {"sums": check_sums, "pixels": check_pixels, "gradients": check_gradients}
 
 
@@ -263,12 +281,12 @@ def test_hidden_layers_through_which_everything_goes(name: str, setting: str) ->
         torch.testing.assert_close(found.sum((1, 2, 3)), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_with_the_encoding_as_the_first_module() -> None:
-    """1 - x is no multiple of x: its output is explained, in the place of the image."""
+@pytest.mark.parametrize("layer", ["input", "0"])
+def test_with_the_encoding_as_the_first_module(layer: str) -> None:
     name = "tv-resnet"
     model = converted(name, b=2.0)
     both, x = nn.Sequential(AddInverse(), model), images(name)
-    guide = ExplanationGuidance(both, "0", attribution="bcos")
+    guide = ExplanationGuidance(both, layer, attribution="bcos")
     expected = contribution_map(model, x, 2)
     torch.testing.assert_close(guide.attribute(x[:, :3], 2)[:, 0], expected)
 
@@ -393,7 +411,6 @@ def test_the_model_stays_as_it_is(name: str, options: dict[str, Any]) -> None:
     assert not any(p.data_ptr() in shared for p in network.parameters())
 
 
-@pytest.mark.xfail(reason="new gates, identities and biases are in training mode")
 @pytest.mark.parametrize("options", [{"b": 1.0}, {"b": 2.0}, {"keep_weights": False}], ids=str)
 @every_family
 def test_each_layer_stays_in_its_mode(name: str, options: dict[str, Any]) -> None:
@@ -406,17 +423,13 @@ def test_each_layer_stays_in_its_mode(name: str, options: dict[str, Any]) -> Non
     assert not any(m.training for m in bcosify(model.eval(), **options).modules())
 
 
-BIASES = pytest.mark.xfail(reason="biases become trainable")
-
-
-@pytest.mark.parametrize("options", [pytest.param({"b": 1.0}, marks=BIASES), {"b": 2.0}], ids=str)
+@pytest.mark.parametrize("options", [{"b": 1.0}, {"b": 2.0}], ids=str)
 @every_family
 def test_frozen_parameters_stay_frozen(name: str, options: dict[str, Any]) -> None:
     network = bcosify(build(name, torch.float32).requires_grad_(False), **options)
     assert [key for key, p in network.named_parameters() if p.requires_grad] == []
 
 
-@BIASES
 @every_family
 def test_layers_that_are_frozen_in_part(name: str) -> None:
     model = build(name, torch.float32)
@@ -429,7 +442,7 @@ def test_layers_that_are_frozen_in_part(name: str) -> None:
         if old is not None:
             compared += 1
             assert parameter.requires_grad == old.requires_grad, key
-    assert compared > 0.8 * len(before)
+    assert compared > 0.6 * len(before)  # squeezes have other names
 
 
 # Afterwards: schedules, copies, files.
@@ -492,7 +505,6 @@ def test_copies_explain_themselves(name: str) -> None:
             assert not any(mode.explaining for mode in theirs)
 
 
-@pytest.mark.xfail(reason="scales depend on which memory is free", strict=False)
 @pytest.mark.parametrize("setting", [*SETTINGS, "b=1"])
 @every_family
 def test_a_state_dict_goes_into_another_conversion(name: str, setting: str) -> None:

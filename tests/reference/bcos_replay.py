@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from explainguide import bcos
 from explainguide.bcos.units import BcosUnit
 
 aten = torch.ops.aten
@@ -69,6 +70,7 @@ class _Tape(TorchDispatchMode):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Within, the package's factors and torch's choices are the tape's."""
+        theirs = bcos.hold
 
         def times_cosine(unit: BcosUnit, linear: Tensor, norm: Tensor) -> Tensor:
             def power() -> Tensor:
@@ -84,7 +86,7 @@ class _Tape(TorchDispatchMode):
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(BcosUnit, "_times_cosine", times_cosine))
             for name, module in list(sys.modules.items()):
-                if name.startswith("explainguide.bcos") and hasattr(module, "hold"):
+                if name.startswith("explainguide") and vars(module).get("hold") is theirs:
                     stack.enter_context(mock.patch.object(module, "hold", hold))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
