@@ -58,20 +58,16 @@ def main() -> None:
     train, test = Subset(train, range(args.train_images)), Subset(test, range(args.test_images))
     folder = file.with_suffix("")
     study = Study(network, train, test, criterion, layers, args.size, rows, file, folder)
+    runs = [("unguided", None), *((loss, at) for at in layers for loss in ("energy", "l1"))]
     for kind, options in BASES.items():
         options = options | ({"epochs": 1} if args.smoke else {})
-        study.start(kind, options)
-        further = {"epochs": args.epochs, "lr": options["lr"] / 3}
-        if not study.done(kind, "unguided", None):
+        for run, place in runs:
+            if study.done(kind, "base", None) and study.done(kind, run, place):
+                continue
             model = study.start(kind, options)
-            study.fit(kind, model, **further)
-            study.measure(kind, model, "unguided", {})
-        for place, layer in layers.items():
-            for loss in ("energy", "l1"):
-                if not study.done(kind, loss, place):
-                    model = study.start(kind, options)
-                    study.fit(kind, model, layer=layer, loss=loss, lam=args.lam, **further)
-                    study.measure(kind, model, loss, {"layer": place})
+            guided = {"layer": layers[place], "loss": run, "lam": args.lam} if place else {}
+            study.fit(kind, model, epochs=args.epochs, lr=options["lr"] / 3, **guided)
+            study.measure(kind, model, run, {"layer": place} if place else {})
     print(table(study.rows), f"torch {torch.__version__}, {platform.machine()}", sep="\n")
 
 

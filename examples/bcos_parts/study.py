@@ -97,6 +97,8 @@ class Study:
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
+        if rising:
+            raise_b(model, 1)
         if guide is not None:
             guide.remove()
 
