@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import _cur_sdpa_kernel_backends
 from torch.overrides import _get_current_function_mode_stack
+
+# Last, because benchmarks/bcos.py has the name of a package that tests compare with.
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

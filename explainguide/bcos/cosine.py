@@ -28,8 +28,13 @@ def times_cosine(linear: Tensor, norm: Tensor, b: float, cos_eps: float, mode: M
 
 def _factor(linear: Tensor, norm: Tensor, b: float, cos_eps: float) -> Tensor:
     r""":math:`|\cos|^{B-1}`."""
-    cosine = wide(linear).abs() / norm
+    cosine = _cosine(linear, norm)
     return cosine if b == 2 else (cosine + cos_eps).pow(b - 1)
+
+
+def _cosine(linear: Tensor, norm: Tensor) -> Tensor:
+    """Its size. By the inverse, which is small: a quotient's own derivative is ten large tensors."""
+    return wide(linear).abs() * norm.reciprocal()
 
 
 class _TimesCosine(torch.autograd.Function):
@@ -44,7 +49,7 @@ class _TimesCosine(torch.autograd.Function):
 
     @staticmethod
     def forward(linear: Tensor, norm: Tensor, b: float, cos_eps: float, mode: Mode) -> Tensor:
-        return (linear * _factor(linear, norm, b, cos_eps)).to(linear.dtype)
+        return _factor(linear, norm, b, cos_eps).mul_(linear).to(linear.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -62,9 +67,10 @@ class _TimesCosine(torch.autograd.Function):
             return (grad * hold(factor, ctx.mode)).to(linear.dtype), None, None, None, None
         explained = grad * factor
         # d|c|^(B-1) has the relative size (B-1) |c| / (|c| + eps) dc / c, with c = linear / norm.
-        turned = (ctx.b - 1) * explained
-        if ctx.b != 2:
-            cosine = wide(linear).abs() / norm
-            turned = turned * (cosine / (cosine + ctx.cos_eps)) if ctx.cos_eps else turned
+        share: Tensor | float = ctx.b - 1
+        if ctx.b != 2 and ctx.cos_eps:
+            cosine = _cosine(linear, norm)
+            share = share * (cosine / (cosine + ctx.cos_eps))
+        turned = explained if ctx.b == 2 else explained * share
         along = -(turned * linear).sum_to_size(norm.shape) / norm
-        return (explained + turned).to(linear.dtype), along, None, None, None
+        return (explained * (1 + share)).to(linear.dtype), along, None, None, None

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from explainguide.bcos.variance import variance_of
 from explainguide.dynamic import DynamicLinear, Mode, hold, wide
 from explainguide.errors import ShapeError
 
@@ -39,9 +40,9 @@ def _check(given: int, taken: int, shape: Sequence[int], *, caller: str) -> None
 
 
 def _normalise(x: Tensor, dims: Sequence[int], eps: float, mode: Mode, *, centered: bool) -> Tensor:
-    variance, mean = torch.var_mean(wide(x), dim=tuple(dims), correction=0, keepdim=True)
-    scale = hold((variance + eps).rsqrt(), mode)
-    return ((x - mean if centered else x) * scale).to(x.dtype)
+    scale = hold((variance_of(x, tuple(dims)) + eps).rsqrt(), mode)
+    values = x - wide(x).mean(tuple(dims), keepdim=True) if centered else x
+    return (values * scale).to(x.dtype)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, channel: int) -> Tensor:
@@ -137,7 +138,7 @@ class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
 
     @staticmethod
     def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.var_mean(input, (0, 2, 3), correction=0)
+        return variance_of(input, (0, 2, 3)).flatten(), input.mean((0, 2, 3))
 
 
 class AllNormUncentered2d(BatchNormUncentered2d):
@@ -163,8 +164,7 @@ class AllNormUncentered2d(BatchNormUncentered2d):
 
     @staticmethod
     def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
-        variance, mean = torch.var_mean(input, correction=0)
-        return variance[None], mean[None]
+        return variance_of(input, (0, 1, 2, 3)).flatten(), input.mean()[None]
 
 
 class GroupNormUncentered2d(DynamicLinear, nn.GroupNorm):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.bcos.cosine import times_cosine
+from explainguide.bcos.lengths import rescaled
 from explainguide.dynamic import DynamicLinear, wide
 from explainguide.errors import OptionError, ShapeError, did_you_mean
 
@@ -48,10 +49,7 @@ class BcosUnit(DynamicLinear):
         exponent = {"unit": 0.0, "norm": 1 / self.b, "power": 1.0}[self.gain]
         if exponent == 1:
             return self.weight
-        length = torch.linalg.vector_norm(
-            self.weight, dim=tuple(range(1, self.weight.ndim)), keepdim=True
-        )
-        return self.weight * length.clamp_min(1e-12).pow(exponent - 1)
+        return rescaled(self.weight, exponent - 1)
 
     def _times_cosine(self, linear: Tensor, norm: Tensor) -> Tensor:
         output: Tensor = times_cosine(linear, norm, self.b, self.cos_eps, self.mode)
