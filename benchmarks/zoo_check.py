@@ -79,16 +79,16 @@ class Row:
 
 def check_model(row: Row, model: nn.Module) -> Row:
     """Fill in the row of a model; never raises for what the model does."""
+    both = torch.randn(2, 3, row.image, row.image, generator=torch.Generator().manual_seed(1))
+    batches = {"eval": both[:1], "train": both}  # statistics of a batch need two images
     try:
         places = find_layers(model)
+        used = _used(model, both[:1])
+        buffers = {name: b.clone() for name, b in model.named_buffers()}
+        references = {mode: _logits(model, batches[mode], mode, buffers) for mode in MODES}
     except Exception as error:
         row.refused = _line(error)
         return row
-    both = torch.randn(2, 3, row.image, row.image, generator=torch.Generator().manual_seed(1))
-    batches = {"eval": both[:1], "train": both}  # statistics of a batch need two images
-    used = _used(model, both[:1])
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    references = {mode: _logits(model, batches[mode], mode, buffers) for mode in MODES}
     replaced: set[str] = set()
     for kind, info in places.items():
         layer = INPUT if info is None else info.name

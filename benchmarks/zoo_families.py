@@ -141,7 +141,6 @@ SIDES = {
     "timm/vision_transformer_sam": 224,
     "timm/xception": 160,
     "timm/xception_aligned": 160,
-    "torchvision/inception": 192,
     "torchvision/vgg": 128,
 }
 

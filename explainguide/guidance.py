@@ -17,8 +17,8 @@ from explainguide.losses import Loss
 from explainguide.objective import Settings, localize
 from explainguide.options import (
     NAME,
+    check_choices,
     check_model,
-    check_negatives,
     check_option,
     check_weights,
     combine_layers,
@@ -31,10 +31,6 @@ from explainguide.staging import resolve_loss
 from explainguide.tap import ForwardPass, Tap
 
 __all__ = ["ExplanationGuidance"]
-
-_TARGETS = ("sample", "all", "predicted")
-_SCORES = ("logit", "log_prob", "sum_log_probs")
-_REDUCTIONS = ("mean", "sum", "none")
 
 
 class ExplanationGuidance:
@@ -111,10 +107,7 @@ class ExplanationGuidance:
         generator: torch.Generator | None = None,
         layout: Literal["NCHW", "NHWC"] | None = None,
     ) -> None:
-        check_option("target", target, _TARGETS)
-        check_option("score", score, _SCORES)
-        check_option("reduction", reduction, _REDUCTIONS)
-        check_negatives(negatives, target)
+        check_choices(target, score, reduction, negatives)
         self._outer = model
         self._model = unwrap(model, caller=NAME)
         check_model(self._model)

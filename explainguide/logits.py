@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from explainguide.errors import ShapeError
+from explainguide.errors import OptionError, ShapeError
 
-__all__ = ["check_logits", "find_logits"]
+__all__ = ["as_targets", "check_logits", "find_logits"]
 
 
 def find_logits(output: Any) -> Any:
@@ -47,3 +48,47 @@ def check_logits(output: Any, *, caller: str) -> Tensor:
         "class scores before softmax or sigmoid. A tensor (N, K), or a tuple or dict with `logits`, is "
         "allowed."
     )
+
+
+def as_targets(target: Any, output: Tensor, *, caller: str) -> Tensor:
+    """Indices of classes ``(N,)``, or of a layer's channels, on the output's device.
+
+    Args:
+        target: One for all images, or one an image; None where there is one class only.
+        output: Logits ``(N, K)``, or a layer's activation ``(N, C, h, w)``.
+        caller: The public callable that errors name.
+
+    Raises:
+        OptionError: If they are none of the output's (checked where they are on the host).
+        ShapeError: If they are not one an image.
+    """
+    images, count = output.shape[:2]
+    kind, plural, whose = (
+        ("class", "classes", "model") if output.ndim == 2 else ("channel", "channels", "layer")
+    )
+    if target is None:
+        if count != 1:
+            raise OptionError(
+                f"{caller}: target is None, but the {whose} has {count} {plural}. Name the {kind} to "
+                "explain. An int or a tensor (N,) is allowed."
+            )
+        target = 0
+    found = torch.as_tensor(target)
+    if found.is_floating_point() or found.dtype == torch.bool or found.ndim > 1:
+        raise OptionError(
+            f"{caller}: target has shape {tuple(found.shape)} and dtype {found.dtype}. Give one "
+            f"{kind} index an image. An int or an integer tensor (N,) is allowed."
+        )
+    if found.ndim == 1 and len(found) != images:
+        raise ShapeError(
+            f"{caller}: target has {len(found)} {plural} for {images} images. Give one an image. "
+            "(N,) is allowed."
+        )
+    if found.device.type == "cpu" and bool(((found < 0) | (found >= count)).any()):
+        bad = found[(found < 0) | (found >= count)].flatten()[0]
+        fix = "Check the label map. " if kind == "class" else ""
+        raise OptionError(
+            f"{caller}: target holds {kind} {int(bad)}, but the {whose} has {count}. {fix}0 to "
+            f"{count - 1} are allowed."
+        )
+    return found.to(output.device, torch.int64, non_blocking=True).expand(images)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.attr import Evidence, LayerMap
-from explainguide.attr.base import as_targets, read_features, rerun
+from explainguide.attr.base import read_features, rerun
 from explainguide.errors import LayerError, ShapeError
-from explainguide.logits import check_logits
+from explainguide.logits import as_targets, check_logits
 from explainguide.regions import Choice, as_regions, choose_classes
 from explainguide.staging import StagedLoss
 from explainguide.tap import ForwardPass, Tap

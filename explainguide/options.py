@@ -15,8 +15,8 @@ from explainguide.layers import resolve_layers
 
 __all__ = [
     "NAME",
+    "check_choices",
     "check_model",
-    "check_negatives",
     "check_option",
     "check_weights",
     "combine_layers",
@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 NAME = "ExplanationGuidance"
+_TARGETS = ("sample", "all", "predicted")
+_SCORES = ("logit", "log_prob", "sum_log_probs")
+_REDUCTIONS = ("mean", "sum", "none")
 
 
 def resolve_attribution(
@@ -125,8 +128,11 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def check_negatives(negatives: float, target: str) -> None:
-    """A probability, and only where classes are drawn."""
+def check_choices(target: str, score: str, reduction: str, negatives: float) -> None:
+    """What is explained, and how it is averaged: known names, and a probability where it is used."""
+    check_option("target", target, _TARGETS)
+    check_option("score", score, _SCORES)
+    check_option("reduction", reduction, _REDUCTIONS)
     if not 0 <= negatives <= 1 or (negatives > 0 and target != "sample"):
         raise OptionError(
             f"{NAME}: negatives is {negatives} with target={target!r}. Use target='sample' and "

@@ -15,10 +15,10 @@ from explainguide.attention import Weights
 from explainguide.errors import GuidanceError, LayerError, OptionError, ShapeError
 from explainguide.layers import INPUT, resolve_layers, unwrap
 from explainguide.layout import Layout, infer_layout
-from explainguide.logits import check_logits
+from explainguide.logits import as_targets, check_logits
 from explainguide.tap import ForwardPass, Tap
 
-__all__ = ["Evidence", "LayerMap", "as_targets", "check_layout", "read_features", "rerun", "wide"]
+__all__ = ["Evidence", "LayerMap", "check_layout", "read_features", "rerun"]
 
 
 @dataclass(frozen=True)
@@ -158,45 +158,6 @@ def check_layout(layout: str | None, *, caller: str) -> str | None:
         f"{caller}: unknown layout {layout!r}. Leave it out: shapes tell it nearly always. 'NCHW' and "
         "'NHWC' are allowed."
     )
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Half precision to float32: maps are sums over many channels."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def as_targets(target: Any, logits: Tensor, *, caller: str) -> Tensor:
-    """Class indices ``(N,)`` on the logits' device.
-
-    Raises:
-        OptionError: If they are not classes of the model (checked where they are on the host).
-    """
-    count, classes = logits.shape
-    if target is None:
-        if classes != 1:
-            raise OptionError(
-                f"{caller}: target is None, but the model has {classes} classes. Name the class to "
-                "explain. An int or a tensor (N,) is allowed."
-            )
-        target = 0
-    found = torch.as_tensor(target)
-    if found.is_floating_point() or found.dtype == torch.bool or found.ndim > 1:
-        raise OptionError(
-            f"{caller}: target has shape {tuple(found.shape)} and dtype {found.dtype}. Give one "
-            "class index an image. An int or an integer tensor (N,) is allowed."
-        )
-    if found.ndim == 1 and len(found) != count:
-        raise ShapeError(
-            f"{caller}: target has {len(found)} classes for {count} images. Give one an image. "
-            "(N,) is allowed."
-        )
-    if found.device.type == "cpu" and bool(((found < 0) | (found >= classes)).any()):
-        bad = found[(found < 0) | (found >= classes)].flatten()[0]
-        raise OptionError(
-            f"{caller}: target holds class {int(bad)}, but the model has {classes}. Check the "
-            f"label map. 0 to {classes - 1} are allowed."
-        )
-    return found.to(logits.device, torch.int64, non_blocking=True).expand(count)
 
 
 def read_features(

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from explainguide.attr.base import Evidence, LayerMap, wide
+from explainguide.attr.base import Evidence, LayerMap
+from explainguide.dynamic import wide
 from explainguide.errors import GuidanceError, LayerError
 from explainguide.layout import Layout, to_nchw
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from explainguide.attr.base import Evidence, LayerMap, wide
+from explainguide.attr.base import Evidence, LayerMap
 from explainguide.attr.gradients import InputXGradient, dead_layer, layer_gradients
+from explainguide.dynamic import wide
 from explainguide.errors import OptionError
 from explainguide.layers import INPUT
 from explainguide.layout import to_nchw

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.attr.attention_blocks import AttentionBlock, find_attention
-from explainguide.attr.base import Evidence, LayerMap, wide
+from explainguide.attr.base import Evidence, LayerMap
 from explainguide.attr.gradients import dead_layer, layer_gradients
 from explainguide.attr.rollout import mixing_matrix, roll_out
+from explainguide.dynamic import wide
 from explainguide.errors import LayerError, OptionError, did_you_mean
 from explainguide.layers import resolve_layers
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explainguide.bcos.base import BcosUnit
 from explainguide.bcos.norms import (
     BatchNormUncentered2d,
     GroupNormUncentered2d,
     LayerNormUncentered,
 )
-from explainguide.bcos.units import BcosUnit
 from explainguide.dynamic import evaluating
 from explainguide.probe import input_size
 

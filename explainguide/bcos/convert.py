@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from explainguide.bcos.base import Gain
 from explainguide.bcos.calibration import calibrate, match_scales, random_images
 from explainguide.bcos.heads import (
     Head,
@@ -26,7 +27,7 @@ from explainguide.bcos.modules import LogitBias
 from explainguide.bcos.parts import as_conv, bcos_unit
 from explainguide.bcos.record import Conversion, conversion
 from explainguide.bcos.settings import Numbers, Settings, resolve_settings
-from explainguide.bcos.units import BcosLinear, Gain
+from explainguide.bcos.units import BcosLinear
 from explainguide.bcos.walk import convert_parts
 from explainguide.dynamic import evaluating
 from explainguide.errors import OptionError

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from explainguide.bcos.modules import LogitBias
 from explainguide.dynamic import explanation_mode
-from explainguide.errors import LayerError, OptionError, ShapeError
+from explainguide.errors import LayerError, OptionError
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.layout import infer_layout, to_nchw
-from explainguide.logits import check_logits
+from explainguide.logits import as_targets, check_logits
 
-__all__ = ["contribution_map", "dynamic_weights", "logit_bias", "missing_share"]
+__all__ = ["contribution_map", "curvature", "dynamic_weights", "logit_bias", "missing_share"]
 
 
 def dynamic_weights(
@@ -51,7 +51,9 @@ def dynamic_weights(
     with torch.inference_mode(False), torch.enable_grad():
         x = images.clone() if create_graph or images.is_inference() else images.detach()
         x = x if x.requires_grad else x.detach().requires_grad_()
-        output = _neurons(inner, x, layer, caller) if layer else _logits(inner, x, caller)
+        output = (
+            _neurons(inner, x, layer, caller) if layer else check_logits(inner(x), caller=caller)
+        )
         score = _select(output, target, position, caller)
         with explanation_mode(inner, caller=caller):
             (weights,) = torch.autograd.grad(
@@ -122,10 +124,6 @@ def logit_bias(model: nn.Module) -> Tensor:
     return torch.stack(found).mean(0) if found else torch.zeros(())
 
 
-def _logits(model: nn.Module, x: Tensor, caller: str) -> Tensor:
-    return check_logits(model(x), caller=caller)
-
-
 def _neurons(model: nn.Module, x: Tensor, layer: str, caller: str) -> Tensor:
     """A layer's activation, ``(N, C, h, w)``."""
     (module,) = resolve_layers(model, layer, caller=caller).values()
@@ -159,19 +157,7 @@ def _select(
     caller: str,
 ) -> Tensor:
     """One number an image, ``(N,)``."""
-    index = torch.as_tensor(target, device=output.device)
-    what = "classes" if output.ndim == 2 else "channels"
-    if index.is_floating_point() or index.ndim > 1 or index.shape not in ((), (len(output),)):
-        raise ShapeError(
-            f"{caller}: target has shape {tuple(index.shape)} and dtype {index.dtype} for "
-            f"{len(output)} images. Give one index an image. An int or an integer tensor (N,) is "
-            "allowed."
-        )
-    if index.device.type == "cpu" and bool(((index < 0) | (index >= output.shape[1])).any()):
-        raise OptionError(
-            f"{caller}: target is {index.tolist()}, but there are {output.shape[1]} {what}. 0 to "
-            f"{output.shape[1] - 1} are allowed."
-        )
+    index = as_targets(target, output, caller=caller)
     rows = torch.arange(len(output), device=output.device)
     chosen = output[rows, index]
     if output.ndim == 2:

@@ -232,7 +232,7 @@ def bcos_activation(layer: nn.Module, settings: Settings) -> nn.Module | None:
             return nn.Identity()
         return _not_in_place(layer)
     if isinstance(layer, _SMOOTH):
-        return Gated(_not_in_place(layer)) if settings.keep_activations else nn.Identity()
+        return Gated(layer) if settings.keep_activations else nn.Identity()
     return None
 
 

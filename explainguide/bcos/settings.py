@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from explainguide.bcos.units import Gain, check_unit
+from explainguide.bcos.base import Gain, check_unit
 from explainguide.dynamic import is_bcos
 from explainguide.errors import OptionError
 from explainguide.layers import unwrap

@@ -64,7 +64,7 @@ def convert_parts(
     positions = None if settings.bias else separate_positions(model)
     if positions is not None:
         report.changes[""] = f"{type(model).__name__}: positions for queries and keys only"
-    walk = _Walk(model, settings, frozenset(stems), report, positions)
+    walk = _Walk(settings, frozenset(stems), report, positions)
     walk.visit(model, "")
     if walk.refused:
         shown = ", ".join(walk.refused[:4])
@@ -82,7 +82,6 @@ def convert_parts(
 
 @dataclass
 class _Walk:
-    model: nn.Module
     settings: Settings
     stems: frozenset[str]
     report: Conversion

@@ -28,8 +28,8 @@ from explainguide.bcos import (
     scale_biases,
     set_b,
 )
+from explainguide.bcos.base import BcosUnit
 from explainguide.bcos.norms import BatchNormUncentered2d
-from explainguide.bcos.units import BcosUnit
 from explainguide.dynamic import DynamicLinear
 from explainguide.errors import OptionError
 

@@ -206,7 +206,7 @@ def test_a_bcos_network_that_adds_the_inverse_itself(capsys: pytest.CaptureFixtu
         (["--bcos", "--neuron", "stage2"], "--neuron: 'stage2' is no neuron. Use layer3:7 for channel 7"),
         (["--bcos", "--neuron", "stage2:1:2"], "--neuron: 'stage2:1:2' is no neuron."),
         (["--bcos", "--neuron", "staeg2:1"], "explain: unknown layer 'staeg2'. Did you mean 'stage2'"),
-        (["--bcos", "--neuron", "stage2:99"], "explain: target is 99, but there are 4 channels."),
+        (["--bcos", "--neuron", "stage2:99"], "explain: target holds channel 99, but the layer has 4."),
         (["--bcos", "--neuron", "stage2:1:99,0"], "explain: position is (99, 0), but the layer has"),
         (["--bcos", "--neuron", "input:1"], "explain: layer is 'input', which has no neurons."),
         (["--bcos", "--neuron", "head:1"], "explain: the output of layer 'head' has shape (1, 3)"),
