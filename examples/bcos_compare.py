@@ -12,17 +12,18 @@ from pathlib import Path
 
 import torch
 from bcos_parts.networks import mobilenet, small
+from bcos_parts.relearn import read_folder
 from bcos_parts.study import Study, table
 from torch import nn
 from torch.utils.data import Subset
 
 from explainguide.datasets import VOC, DecoyDigits
 
-# Converted networks have more to learn again, and other sizes of weights.
+# Converted networks first learn from unlabelled images what the pretrained one knows.
 BASES = {
-    "vanilla": {"epochs": 3, "lr": 3e-4},
-    "X-DNN": {"epochs": 6, "lr": 3e-4},
-    "B-cos": {"epochs": 6, "lr": 3e-4},
+    "vanilla": {"epochs": 3, "lr": 3e-4, "features": {}},
+    "X-DNN": {"epochs": 6, "lr": 1e-4, "features": {"epochs": 4, "lr": 1e-3}},
+    "B-cos": {"epochs": 3, "lr": 3e-4, "features": {"epochs": 4, "lr": 1e-2}},
 }
 
 
@@ -33,9 +34,10 @@ def main() -> None:
         ("root", "VOC2007", "a VOC year folder"), ("train-set", "train", "a split's name"),
         ("test-set", "val", "a split's name"), ("classes", "", "of VOC, such as cat,dog; all"),
         ("weights", "", "pretrained weights"),
+        ("unlabelled", "", "folder of .jpg files to relearn features from; --root's"),
         ("train-images", 1200, "images for training"), ("test-images", 500, "and for testing"),
-        ("size", 96, "side of the squashed images"), ("epochs", 2, "passes with guidance"),
-        ("lam", 0.3, "weight of the localization loss"), ("json", "", "rows, kept and read again"),
+        ("size", 96, "side of the squashed images"), ("epochs", 3, "passes with guidance"),
+        ("lam", 1.0, "weight of the localization loss"), ("json", "", "rows, kept and read again"),
         ("table", "", "write the table of the rows here and run nothing"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", default=default, type=type(default), help=text)
@@ -49,22 +51,24 @@ def main() -> None:
     if args.smoke:
         args.size, args.epochs, args.train_images, args.test_images = 48, 1, 32, 16
         train, test, criterion = DecoyDigits("train"), DecoyDigits("test"), nn.CrossEntropyLoss()
+        unlabelled = (255 * torch.stack([train[i][0] for i in range(64)])).byte()
         network, layers = partial(small, 10, ""), {"input": "input", "final": "stage3"}
     else:
         chosen = {"classes": args.classes.split(",")} if args.classes else {}
         train, test = (VOC(args.root, part, **chosen) for part in (args.train_set, args.test_set))
         network = partial(mobilenet, train.num_classes, args.weights)
         criterion, layers = nn.BCEWithLogitsLoss(), {"input": "input", "final": "blocks"}
+        unlabelled = read_folder(args.unlabelled or f"{args.root}/JPEGImages", args.size)
     train, test = Subset(train, range(args.train_images)), Subset(test, range(args.test_images))
-    folder = file.with_suffix("")
-    study = Study(network, train, test, criterion, layers, args.size, rows, file, folder)
+    study = Study(network, unlabelled, train, test, criterion, layers, args.size, rows, file)
     runs = [("unguided", None), *((loss, at) for at in layers for loss in ("energy", "l1"))]
     for kind, options in BASES.items():
-        options = options | ({"epochs": 1} if args.smoke else {})
+        if args.smoke:
+            options = options | {"epochs": 1, "features": options["features"] | {"epochs": 1}}
         for run, place in runs:
             if study.done(kind, "base", None) and study.done(kind, run, place):
                 continue
-            model = study.start(kind, options)
+            model = study.start(kind, **options)
             guided = {"layer": layers[place], "loss": run, "lam": args.lam} if place else {}
             study.fit(kind, model, epochs=args.epochs, lr=options["lr"] / 3, **guided)
             study.measure(kind, model, run, {"layer": place} if place else {})

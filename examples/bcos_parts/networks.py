@@ -11,7 +11,7 @@ from explainguide.bcos import AddInverse, bcosify, scale_biases, set_b
 from explainguide.models import load_weights, small_cnn
 from explainguide.xdnn import remove_bias
 
-__all__ = ["ATTRIBUTIONS", "build", "mobilenet", "raise_b", "small", "transforms"]
+__all__ = ["ATTRIBUTIONS", "begin", "fade", "finish", "mobilenet", "norms", "small", "transforms"]
 
 ATTRIBUTIONS = {"vanilla": "ixg", "X-DNN": "intgrad", "B-cos": "bcos"}
 
@@ -35,26 +35,51 @@ def small(num_classes: int, weights: str) -> nn.Module:
     return model
 
 
-def build(kind: str, model: nn.Module, size: int) -> nn.Module:
-    """The network itself, without biases, or as a B-cos network, at first with B = 1 and biases."""
-    if kind == "X-DNN":
-        return remove_bias(model, image_size=(size, size))
+def begin(kind: str, model: nn.Module) -> nn.Module:
+    """A network that answers as the model does, before anything fades."""
     return bcosify(model, b=1, mean=0.5, std=0.5) if kind == "B-cos" else model
 
 
-def raise_b(model: nn.Module, share: float, end: float = 1.1) -> None:
-    """B rises from 1 while the biases shrink; at a share of 1 they are gone.
+def fade(kind: str, model: nn.Module, before: float, share: float, b: float = 2.0) -> float:
+    """Biases fall to 0, linearly, with all that norms subtract; meanwhile B rises from 1.
 
-    Each unit raises contrasts to the power B. MobileNet v1 has 27 in a row, without a skip connection:
-    1.1 to the power of 27 is 13, and 2 would be 10^8.
+    At once is too much: most channels would never again be above 0.
 
     Args:
-        model: What `build` made of B-cos.
-        share: How much of the way is done, from 0 to 1.
-        end: B at the end.
+        kind: Vanilla networks stay as they are.
+        model: What `begin` made.
+        before: How much of the way was done, from 0 to 1.
+        share: How much is done now.
+        b: B at the end.
+
+    Returns:
+        The share, for the next call.
     """
-    set_b(model, 1 + (end - 1) * share)
-    scale_biases(model, 0.97 if share < 1 else 0)
+    factor = (1 - share) / (1 - before) if before < 1 else 0
+    if kind == "B-cos":
+        set_b(model, 1 + (b - 1) * share)
+        scale_biases(model, factor)
+    elif kind == "X-DNN":
+        with torch.no_grad():
+            for module in model.modules():
+                for name in ("bias", "running_mean"):
+                    if isinstance(getattr(module, name, None), torch.Tensor):
+                        getattr(module, name).mul_(factor)
+    return share
+
+
+def finish(kind: str, model: nn.Module, size: int) -> nn.Module:
+    """The network of a kind, when all has faded."""
+    if kind == "X-DNN":
+        model = remove_bias(model, image_size=(size, size))
+        with torch.no_grad():  # no norm is left to bear what a large first loss would do
+            [m for m in model.modules() if isinstance(m, nn.Linear)][-1].weight.mul_(0.02)
+    return model
+
+
+def norms(model: nn.Module) -> list[str]:
+    """The layers at which a network is compared with the one that it was made of."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def transforms(kind: str, size: int, *, flip: bool = False) -> v2.Compose:

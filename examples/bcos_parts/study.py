@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from bcos_parts.networks import ATTRIBUTIONS, build, raise_b, transforms
+from bcos_parts.networks import ATTRIBUTIONS, begin, fade, finish, norms, transforms
+from bcos_parts.relearn import relearn
 from explainguide import ExplanationGuidance, collate
 from explainguide.checkpoints import save_checkpoint, write_whole
 from explainguide.evaluation import evaluate
@@ -28,17 +29,18 @@ class Study:
 
     Attributes:
         network: Makes the untrained, or pretrained, network.
+        unlabelled: Images from which converted networks learn its features again.
         train: Data set for training, without transforms.
         test: And for testing.
         criterion: The classification loss.
         layers: ``{"input": "input", "final": name}``.
         size: Side of the images.
         rows: Done runs; a run whose row is there is not repeated.
-        file: Where rows are kept.
-        folder: Where base networks are kept.
+        file: Where rows are kept; base networks are in the folder of its name without ".json".
     """
 
     network: Callable[[], nn.Module]
+    unlabelled: Tensor
     train: Any
     test: Any
     criterion: nn.Module
@@ -46,22 +48,32 @@ class Study:
     size: int
     rows: list[dict[str, Any]]
     file: Path
-    folder: Path
 
-    def start(self, kind: str, options: dict[str, Any]) -> nn.Module:
+    @property
+    def folder(self) -> Path:
+        """Where base networks are kept."""
+        return self.file.with_suffix("")
+
+    def start(self, kind: str, *, features: dict[str, Any], **options: Any) -> nn.Module:
         """A trained network of a kind without guidance, from its file if there is one."""
+        begun = time.perf_counter()
         torch.manual_seed(0)
-        model = build(kind, self.network(), self.size)
-        kept = self.folder / f"{kind}.pt"
-        if kept.exists():
-            if kind == "B-cos":
-                raise_b(model, 1)
-            model.load_state_dict(torch.load(kept, weights_only=True)["model"])
+        model = begin(kind, self.network())
+        base, taught = (self.folder / f"{kind}{what}.pt" for what in ("", "-features"))
+        if base.exists() or taught.exists():
+            fade(kind, model, 0, 1)
+        elif kind != "vanilla":
+            torch.manual_seed(0)
+            teacher = self.network()
+            relearn(kind, model, teacher, norms(teacher), self.unlabelled, **features)
+        model = finish(kind, model, self.size)
+        if _load(model, base):
             return model
-        begin = time.perf_counter()
-        self.fit(kind, model, rising=kind == "B-cos", **options)
-        self.measure(kind, model, "base", {"seconds": round(time.perf_counter() - begin)})
-        save_checkpoint(kept, {"model": model.state_dict()})
+        if kind != "vanilla" and not _load(model, taught):
+            save_checkpoint(taught, {"model": model.state_dict()})
+        self.fit(kind, model, **options)
+        self.measure(kind, model, "base", {"seconds": round(time.perf_counter() - begun)})
+        save_checkpoint(base, {"model": model.state_dict()})
         return model
 
     def fit(
@@ -75,9 +87,8 @@ class Study:
         layer: str | None = None,
         loss: str = "energy",
         lam: float = 0.0,
-        rising: bool = False,
     ) -> None:
-        """A plain loop; with a layer, a guided one; with B rising over the middle of it, if asked."""
+        """A plain loop; with a layer, a guided one."""
         torch.manual_seed(0)
         data = _with(self.train, transforms(kind, self.size, flip=True))
         optimizer = torch.optim.Adam(model.parameters(), lr)
@@ -85,20 +96,14 @@ class Study:
         if layer is not None:
             guide = ExplanationGuidance(model, layer, attribution=ATTRIBUTIONS[kind], loss=loss)
         loader = DataLoader(data, batch_size, shuffle=True, collate_fn=collate)
-        for epoch in range(epochs):
-            bar = tqdm(loader, desc=f"{kind} {layer or ''}")
-            for step, (images, labels, annotations) in enumerate(bar):
-                done = (epoch + step / len(loader)) / epochs
-                if rising and step % 4 == 0:
-                    raise_b(model, min(max((done - 0.1) / 0.6, 0), 1))
+        for _ in range(epochs):
+            for images, labels, annotations in tqdm(loader, desc=f"{kind} {layer or ''}"):
                 total = self.criterion(model.train()(images), labels)
                 if guide is not None:
                     total = total + lam * guide.loss_loc(annotations)
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
-        if rising:
-            raise_b(model, 1)
         if guide is not None:
             guide.remove()
 
@@ -119,6 +124,13 @@ class Study:
         """Whether a run has its row."""
         key = (kind, run, layer)
         return any((r["network"], r["run"], r.get("layer")) == key for r in self.rows)
+
+
+def _load(model: nn.Module, file: Path) -> bool:
+    """Whether there is a file of weights, which the model then has."""
+    if file.exists():
+        model.load_state_dict(torch.load(file, weights_only=True)["model"])
+    return file.exists()
 
 
 def _with(data: Any, chosen: Any) -> Any:
