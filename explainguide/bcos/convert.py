@@ -133,6 +133,10 @@ def convert(model: nn.Module, settings: Settings) -> nn.Module:
         modes = {module.training for module in network.modules()}
         report = Conversion()
         head = _head(network, settings.size)
+        if not head.stems:
+            report.left.append(
+                "no convolution takes three channels, so images come as they did, without their inverse"
+            )
         _convert_head(network, settings, head, report)
         convert_parts(network, settings, head.stems, report)
         if len(modes) == 1:

@@ -45,6 +45,7 @@ def dynamic_weights(
 
     Raises:
         OptionError: If the model is no B-cos network, or the target is none of its outputs.
+        ShapeError: If there is not one target an image.
         LayerError: If there is no such layer, or it has no places.
     """
     inner = unwrap(model, caller=caller)

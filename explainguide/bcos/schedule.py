@@ -17,6 +17,9 @@ __all__ = ["scale_biases", "set_b"]
 def set_b(model: nn.Module, b: float) -> None:
     """Give every B-cos unit of a network another exponent, as on a schedule while fine-tuning.
 
+    The running variances of batch norms are still those of the exponent before: training finds new
+    ones in a few hundred steps, `calibrate` at once, for a network that is to be evaluated now.
+
     Args:
         model: A B-cos network; it is changed in place.
         b: The exponent B, 1 or more.
@@ -42,7 +45,8 @@ def set_b(model: nn.Module, b: float) -> None:
 def scale_biases(model: nn.Module, factor: float) -> None:
     """Shrink every bias but that of the logits, so that maps become complete while b rises.
 
-    What batch norms subtract is a bias too, and shrinks with them.
+    What batch norms subtract is a bias too, and shrinks with them. Leave biases out of the
+    optimizer meanwhile: trained ones grow while they are shrunk.
 
     Args:
         model: A B-cos network with biases (``bcosify(..., b=1)``); it is changed in place.

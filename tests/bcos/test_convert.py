@@ -362,12 +362,9 @@ class TwoStems(nn.Module):
 
 
 def test_two_stems() -> None:
-    """Both take six channels; or else `bcosify` says that it cannot."""
+    """Both take six channels."""
     model, x = TwoStems().double(), six(dtype=torch.float64)
-    try:
-        network = bcosify(model, 1.0)
-    except OptionError:
-        return
+    network = bcosify(model, 1.0)
     torch.testing.assert_close(network(x), model(x[:, :3]))
     assert missing_share(bcosify(model), x) < 1e-12
 
@@ -472,6 +469,19 @@ def test_what_is_left() -> None:
     (told,) = conversion(bcosify(model)).left
     assert told == "no linear layer returns the logits, so there is no logit bias"
     assert "left: no linear layer" in str(conversion(bcosify(model)))
+
+
+def test_grey_images_have_no_inverse_and_the_conversion_says_so() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    model.image_size = 16  # type: ignore[assignment]
+    network = bcosify(model)
+    (told,) = conversion(network).left
+    assert told == (
+        "no convolution takes three channels, so images come as they did, without their inverse"
+    )
+    assert network(torch.rand(2, 1, 16, 16)).shape == (2, 2)
 
 
 class Functional(nn.Module):
