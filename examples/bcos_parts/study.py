@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from explainguide.evaluation import evaluate
 __all__ = ["Study", "table"]
 
 SHOWN = ("f1", "map", "epg", "iou")
+PACKAGES = ("explainguide", "torch", "torchvision", "timm")
 
 
 @dataclass
@@ -117,7 +119,8 @@ class Study:
             row[place] = {k: round(100 * v, 1) for k, v in scores.items() if k in SHOWN}
         self.rows.append(row)
         print(json.dumps(row), flush=True)
-        content = json.dumps({"rows": self.rows}, indent=1).encode()
+        about = {"versions": {name: version(name) for name in PACKAGES}, "device": "cpu", "seed": 0}
+        content = json.dumps(about | {"rows": self.rows}, indent=1).encode()
         write_whole(self.file, lambda file: file.write(content))
 
     def done(self, kind: str, run: str, layer: str | None) -> bool:
