@@ -6,14 +6,13 @@ python examples/bcos_compare.py --json bcos_compare.json --table bcos_compare_re
 
 import argparse
 import json
-import platform
 from functools import partial
 from pathlib import Path
 
 import torch
 from bcos_parts.networks import mobilenet, small
 from bcos_parts.relearn import read_folder
-from bcos_parts.study import Study, table
+from bcos_parts.study import Study, settings, table
 from torch import nn
 from torch.utils.data import Subset
 
@@ -34,7 +33,7 @@ def main() -> None:
         ("root", "VOC2007", "a VOC year folder"), ("train-set", "train", "a split's name"),
         ("test-set", "val", "a split's name"), ("classes", "", "of VOC, such as cat,dog; all"),
         ("weights", "", "pretrained weights"),
-        ("unlabelled", "", "folder of .jpg files to relearn features from; --root's"),
+        ("unlabelled", "", "folder of .jpg files to relearn features from; --root's, all of them"),
         ("train-images", 1200, "images for training"), ("test-images", 500, "and for testing"),
         ("size", 96, "side of the squashed images"), ("epochs", 3, "passes with guidance"),
         ("lam", 1.0, "weight of the localization loss"), ("json", "", "rows, kept and read again"),
@@ -43,36 +42,37 @@ def main() -> None:
         parser.add_argument(f"--{name}", default=default, type=type(default), help=text)
     parser.add_argument("--smoke", action="store_true", help="embedded digits, a few steps")
     args = parser.parse_args()
-    file = Path(args.json or "bcos_compare.json")
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    file = Path(args.json or f"bcos_compare{'_smoke' if args.smoke else ''}.json")
     if args.table:
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
         Path(args.table).write_text(table(rows), encoding="utf-8")
         return
     if args.smoke:
         args.size, args.epochs, args.train_images, args.test_images = 48, 1, 32, 16
         train, test, criterion = DecoyDigits("train"), DecoyDigits("test"), nn.CrossEntropyLoss()
-        unlabelled = (255 * torch.stack([train[i][0] for i in range(64)])).byte()
-        network, layers = partial(small, 10, ""), {"input": "input", "final": "stage3"}
+        unlabelled = partial(torch.stack, [train[i][0] for i in range(64)])
+        network, layers = partial(small, 10), {"input": "input", "final": "stage3"}
     else:
         chosen = {"classes": args.classes.split(",")} if args.classes else {}
         train, test = (VOC(args.root, part, **chosen) for part in (args.train_set, args.test_set))
         network = partial(mobilenet, train.num_classes, args.weights)
         criterion, layers = nn.BCEWithLogitsLoss(), {"input": "input", "final": "blocks"}
-        unlabelled = read_folder(args.unlabelled or f"{args.root}/JPEGImages", args.size)
+        unlabelled = partial(read_folder, args.unlabelled or train.folder / "JPEGImages", args.size)
     train, test = Subset(train, range(args.train_images)), Subset(test, range(args.test_images))
-    study = Study(network, unlabelled, train, test, criterion, layers, args.size, rows, file)
-    runs = [("unguided", None), *((loss, at) for at in layers for loss in ("energy", "l1"))]
+    study = Study(network, unlabelled, train, test, criterion, layers, file, settings(args))
+    guided = [(loss, at) for at in layers for loss in ("energy", "l1")]
     for kind, options in BASES.items():
         if args.smoke:
             options = options | {"epochs": 1, "features": options["features"] | {"epochs": 1}}
-        for run, place in runs:
-            if study.done(kind, "base", None) and study.done(kind, run, place):
+        for run, place in (("base", None), ("unguided", None), *guided):
+            if study.done(kind, run, place):
                 continue
             model = study.start(kind, **options)
-            guided = {"layer": layers[place], "loss": run, "lam": args.lam} if place else {}
-            study.fit(kind, model, epochs=args.epochs, lr=options["lr"] / 3, **guided)
-            study.measure(kind, model, run, {"layer": place} if place else {})
-    print(table(study.rows), f"torch {torch.__version__}, {platform.machine()}", sep="\n")
+            if run != "base":
+                how = {"layer": layers[place], "loss": run, "lam": args.lam} if place else {}
+                study.fit(kind, model, epochs=args.epochs, lr=options["lr"] / 3, **how)
+            study.measure(kind, model, run, place)
+    print(table(study.rows), f"torch {torch.__version__}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -235,8 +235,7 @@ class ExplanationGuidance:
         """
         name = self.layers[0] if layer is None else layer
         check_option("layer", name, self.layers, caller=f"{NAME}.attribute")
-        found = self._settings.attribution.at(name)
-        maps = found.attribute(inputs, target)
+        maps = self._settings.attribution.at(name).attribute(inputs, target)
         if interpolate and maps.shape[-2:] != inputs.shape[-2:]:
             maps = F.interpolate(maps, inputs.shape[-2:], mode="bilinear", align_corners=False)
         return maps

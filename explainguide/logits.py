@@ -1,4 +1,4 @@
-"""The class scores in what a classifier returns."""
+"""The class scores in what a classifier returns, and which of them are meant."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def as_targets(target: Any, output: Tensor, *, caller: str) -> Tensor:
         )
     if found.device.type == "cpu" and bool(((found < 0) | (found >= count)).any()):
         bad = found[(found < 0) | (found >= count)].flatten()[0]
-        fix = "Check the label map. " if kind == "class" else ""
+        fix = "Check the label map." if kind == "class" else "Count the layer's channels."
         raise OptionError(
-            f"{caller}: target holds {kind} {int(bad)}, but the {whose} has {count}. {fix}0 to "
+            f"{caller}: target holds {kind} {int(bad)}, but the {whose} has {count}. {fix} 0 to "
             f"{count - 1} are allowed."
         )
     return found.to(output.device, torch.int64, non_blocking=True).expand(images)

@@ -600,7 +600,7 @@ BCOSIFY: list[tuple[type, str, Callable[[], Any], list[str]]] = [
     (ShapeError, "AddInverse", lambda: AddInverse()(AddInverse()(IMAGE)), ["shape (6, 4, 4)", "holds the inverse already"]),
     (OptionError, "AddInverse", lambda: AddInverse()(2 * IMAGE + 1), ["1 - x is no inverse", "Leave out Normalize"]),
     (OptionError, "contribution_map", lambda: contribution_map(NETWORK, SIX, 2), ["target holds class 2, but the model has 2.", "0 to 1 are allowed"]),
-    (OptionError, "contribution_map", lambda: contribution_map(NETWORK, SIX, 8, layer="0"), ["target holds channel 8, but the layer has 8. 0 to 7 are allowed"]),
+    (OptionError, "contribution_map", lambda: contribution_map(NETWORK, SIX, 8, layer="0"), ["target holds channel 8, but the layer has 8. Count the layer's channels. 0 to 7 are allowed"]),
     (OptionError, "dynamic_weights", lambda: dynamic_weights(NETWORK, SIX, torch.zeros(2)), ["shape (2,) and dtype torch.float32", "one class index an image"]),
     (ShapeError, "dynamic_weights", lambda: dynamic_weights(NETWORK, SIX, [0, 1]), ["target has 2 classes for 1 images"]),
     (OptionError, "dynamic_weights", lambda: dynamic_weights(plain(), SIX[:, :3], 0), ["has no B-cos module"]),

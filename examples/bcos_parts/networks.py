@@ -25,7 +25,7 @@ def mobilenet(num_classes: int, weights: str) -> nn.Module:
     return model
 
 
-def small(num_classes: int, weights: str) -> nn.Module:
+def small(num_classes: int) -> nn.Module:
     """The embedded example's network, with ReLU, for `--smoke`."""
     model = small_cnn(num_classes)
     for stage in (model.stage1, model.stage2, model.stage3):
@@ -40,7 +40,7 @@ def begin(kind: str, model: nn.Module) -> nn.Module:
     return bcosify(model, b=1, mean=0.5, std=0.5) if kind == "B-cos" else model
 
 
-def fade(kind: str, model: nn.Module, before: float, share: float, b: float = 2.0) -> float:
+def fade(kind: str, model: nn.Module, before: float, share: float) -> float:
     """Biases fall to 0, linearly, with all that norms subtract; meanwhile B rises from 1.
 
     At once is too much: most channels would never again be above 0.
@@ -50,14 +50,13 @@ def fade(kind: str, model: nn.Module, before: float, share: float, b: float = 2.
         model: What `begin` made.
         before: How much of the way was done, from 0 to 1.
         share: How much is done now.
-        b: B at the end.
 
     Returns:
         The share, for the next call.
     """
     factor = (1 - share) / (1 - before) if before < 1 else 0
     if kind == "B-cos":
-        set_b(model, 1 + (b - 1) * share)
+        set_b(model, 1 + share)  # to 2
         scale_biases(model, factor)
     elif kind == "X-DNN":
         with torch.no_grad():
@@ -72,7 +71,7 @@ def finish(kind: str, model: nn.Module, size: int) -> nn.Module:
     """The network of a kind, when all has faded."""
     if kind == "X-DNN":
         model = remove_bias(model, image_size=(size, size))
-        with torch.no_grad():  # no norm is left to bear what a large first loss would do
+        with torch.no_grad():  # without norms a large first loss would throw all weights off
             [m for m in model.modules() if isinstance(m, nn.Linear)][-1].weight.mul_(0.02)
     return model
 

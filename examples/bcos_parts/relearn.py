@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -13,12 +14,18 @@ from bcos_parts.networks import fade, transforms
 
 __all__ = ["read_folder", "relearn"]
 
+BATCH_SIZE = 32
+FADING = 0.5  # the part of all steps over which biases fade
 
-def read_folder(folder: str, size: int) -> Tensor:
+
+def read_folder(folder: str | Path, size: int) -> Tensor:
     """All of a folder's .jpg files, squashed, as ``(N, 3, size, size)`` of bytes."""
     shrink = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), antialias=True)])
-    files = tqdm(sorted(Path(folder).glob("*.jpg")), desc=f"reading {folder}")
-    return torch.stack([shrink(Image.open(file).convert("RGB")) for file in files])
+    files = sorted(Path(folder).glob("*.jpg"))
+    if not files:
+        raise SystemExit(f"--unlabelled: '{folder}' has no .jpg files. Name a folder of images.")
+    bar = tqdm(files, desc=f"reading {folder}")
+    return torch.stack([shrink(Image.open(file).convert("RGB")) for file in bar])
 
 
 def relearn(
@@ -30,34 +37,36 @@ def relearn(
     *,
     epochs: int,
     lr: float,
-    batch_size: int = 32,
-    fading: float = 0.5,
 ) -> None:
-    r"""Let biases fade, and train the network to go on returning its features, at every block.
+    r"""Let biases fade, and train the network to go on returning its features after every norm.
+
+    A norm of timm has the activation in it.
 
     .. math:: L = 1 - \operatorname{mean}_{l, c}\, \operatorname{corr}(f_{l,c}, t_{l,c})
         + \operatorname{mean}_l\, \log^2 (\lVert f_l \rVert / \lVert t_l \rVert)
 
-    with correlations over images and places, which leave a channel's offset free: without biases it
-    could not be the teacher's. The second term keeps features from shrinking with the biases, beside
-    which they would be as large as before.
+    with correlations over images and places, which leave a channel's offset free, since a network
+    without biases cannot have its teacher's. The second term holds the features' size: otherwise
+    they shrink along with the biases, which then matter as much as before.
 
     Args:
         kind: As in `begin`.
         model: What `begin` made: it starts as its teacher, and is changed in place.
         teacher: The network that it was made of.
-        layers: Names of the blocks, the same in both.
-        images: ``(N, 3, H, W)`` of bytes, of any content.
+        layers: Where features are compared; the same names in both.
+        images: ``(N, 3, H, W)``, bytes or in [0, 1], of any content.
         epochs: Passes over them.
         lr: Peak of Adam's learning rate (one cycle).
-        batch_size: Images a step.
-        fading: The part of all steps over which `fade` goes its way.
     """
     torch.manual_seed(0)
     size, flip = images.shape[-1], v2.RandomHorizontalFlip()
     as_teacher, as_model = transforms("vanilla", size), transforms(kind, size)
-    wanted, found = _outputs(teacher, layers), _outputs(model, layers)
-    steps = epochs * (len(images) // batch_size)
+    wanted: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
+    hooks = []
+    for network, outputs in ((teacher, wanted), (model, found)):
+        hooks += [_keep(network, name, outputs) for name in layers]
+    steps = epochs * (len(images) // BATCH_SIZE)
     weights = [p for name, p in model.named_parameters() if not name.endswith("bias")]
     optimizer = torch.optim.Adam(weights, lr)  # trained biases would grow while they fade
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
@@ -65,9 +74,9 @@ def relearn(
     for step in bar:
         if step % (steps // epochs) == 0:
             order = torch.randperm(len(images))
-        picked, order = order[:batch_size], order[batch_size:]
+        picked, order = order[:BATCH_SIZE], order[BATCH_SIZE:]
         batch = flip(images[picked])
-        share = fade(kind, model, share, min((step + 1) / (fading * steps), 1))
+        share = fade(kind, model, share, min((step + 1) / (FADING * steps), 1))
         with torch.no_grad():
             teacher.eval()(as_teacher(batch))
         model.train(kind == "B-cos")(as_model(batch))  # what an X-DNN folds must not move
@@ -78,19 +87,15 @@ def relearn(
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
-    for network in (teacher, model):
-        for name in layers:
-            network.get_submodule(name)._forward_hooks.clear()
+    for hook in hooks:
+        hook.remove()
 
 
-def _outputs(model: nn.Module, layers: list[str]) -> dict[str, Tensor]:
-    """The layers' outputs of the last forward pass."""
-    outputs: dict[str, Tensor] = {}
-    for name in layers:
-        model.get_submodule(name).register_forward_hook(
-            lambda _, __, output, name=name: outputs.update({name: output})
-        )
-    return outputs
+def _keep(model: nn.Module, name: str, outputs: dict[str, Tensor]) -> RemovableHandle:
+    """Put a layer's output of each forward pass under its name."""
+    return model.get_submodule(name).register_forward_hook(
+        lambda _, __, output: outputs.update({name: output})
+    )
 
 
 def _unlike(found: Tensor, wanted: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The runs of the comparison: train, measure, keep a row."""
 
 import json
-import time
+from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from tqdm import tqdm
 from bcos_parts.networks import ATTRIBUTIONS, begin, fade, finish, norms, transforms
 from bcos_parts.relearn import relearn
 from explainguide import ExplanationGuidance, collate
-from explainguide.checkpoints import save_checkpoint, write_whole
+from explainguide.checkpoints import load_checkpoint, save_checkpoint, write_whole
 from explainguide.evaluation import evaluate
 
-__all__ = ["Study", "table"]
+__all__ = ["Study", "settings", "table"]
 
+BATCH_SIZE = 32
 SHOWN = ("f1", "map", "epg", "iou")
 PACKAGES = ("explainguide", "torch", "torchvision", "timm")
 
@@ -31,51 +32,64 @@ class Study:
 
     Attributes:
         network: Makes the untrained, or pretrained, network.
-        unlabelled: Images from which converted networks learn its features again.
-        train: Data set for training, without transforms.
+        unlabelled: Reads the images from which converted networks learn its features again.
+        train: Subset for training, of a data set without transforms.
         test: And for testing.
         criterion: The classification loss.
         layers: ``{"input": "input", "final": name}``.
-        size: Side of the images.
+        file: Where rows are kept; networks are in the folder of its name without ".json".
+        settings: What all rows depend on; a file with others is refused.
         rows: Done runs; a run whose row is there is not repeated.
-        file: Where rows are kept; base networks are in the folder of its name without ".json".
     """
 
     network: Callable[[], nn.Module]
-    unlabelled: Tensor
-    train: Any
-    test: Any
+    unlabelled: Callable[[], Tensor]
+    train: Subset[Any]
+    test: Subset[Any]
     criterion: nn.Module
     layers: dict[str, str]
-    size: int
-    rows: list[dict[str, Any]]
     file: Path
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.file.suffix != ".json":
+            raise SystemExit(f"--json: '{self.file}' must end in .json.")
+        if self.file.exists():
+            kept = json.loads(self.file.read_text(encoding="utf-8"))
+            if kept["settings"] != self.settings:
+                raise SystemExit(
+                    f"--json: '{self.file}' has rows of other settings, {kept['settings']}. Name "
+                    "another file, or repeat those settings to go on."
+                )
+            self.rows = kept["rows"]
 
     @property
-    def folder(self) -> Path:
-        """Where base networks are kept."""
-        return self.file.with_suffix("")
+    def size(self) -> int:
+        """Side of the images."""
+        return int(self.settings["size"])
 
     def start(self, kind: str, *, features: dict[str, Any], **options: Any) -> nn.Module:
         """A trained network of a kind without guidance, from its file if there is one."""
-        begun = time.perf_counter()
         torch.manual_seed(0)
         model = begin(kind, self.network())
-        base, taught = (self.folder / f"{kind}{what}.pt" for what in ("", "-features"))
-        if base.exists() or taught.exists():
+        folder = self.file.with_suffix("")
+        base, taught = (folder / f"{kind}{what}.pt" for what in ("", "-features"))
+        kept = next((file for file in (base, taught) if file.exists()), None)
+        if kept is not None:
             fade(kind, model, 0, 1)
         elif kind != "vanilla":
             torch.manual_seed(0)
             teacher = self.network()
-            relearn(kind, model, teacher, norms(teacher), self.unlabelled, **features)
+            relearn(kind, model, teacher, norms(teacher), self.unlabelled(), **features)
         model = finish(kind, model, self.size)
-        if _load(model, base):
-            return model
-        if kind != "vanilla" and not _load(model, taught):
+        if kept is not None:
+            model.load_state_dict(load_checkpoint(kept)["model"])
+        elif kind != "vanilla":
             save_checkpoint(taught, {"model": model.state_dict()})
-        self.fit(kind, model, **options)
-        self.measure(kind, model, "base", {"seconds": round(time.perf_counter() - begun)})
-        save_checkpoint(base, {"model": model.state_dict()})
+        if kept != base:
+            self.fit(kind, model, **options)
+            save_checkpoint(base, {"model": model.state_dict()})
         return model
 
     def fit(
@@ -85,7 +99,6 @@ class Study:
         *,
         epochs: int,
         lr: float,
-        batch_size: int = 32,
         layer: str | None = None,
         loss: str = "energy",
         lam: float = 0.0,
@@ -97,7 +110,7 @@ class Study:
         guide = None
         if layer is not None:
             guide = ExplanationGuidance(model, layer, attribution=ATTRIBUTIONS[kind], loss=loss)
-        loader = DataLoader(data, batch_size, shuffle=True, collate_fn=collate)
+        loader = DataLoader(data, BATCH_SIZE, shuffle=True, collate_fn=collate)
         for _ in range(epochs):
             for images, labels, annotations in tqdm(loader, desc=f"{kind} {layer or ''}"):
                 total = self.criterion(model.train()(images), labels)
@@ -109,19 +122,19 @@ class Study:
         if guide is not None:
             guide.remove()
 
-    def measure(self, kind: str, model: nn.Module, run: str, extra: dict[str, Any]) -> None:
-        """Scores with the maps of each layer that the run is about, and a row in the file."""
+    def measure(self, kind: str, model: nn.Module, run: str, place: str | None) -> None:
+        """Scores with the maps of the guided layer, or of all, and a row in the file."""
         data = _with(self.test, transforms(kind, self.size))
-        places = [extra["layer"]] if "layer" in extra else list(self.layers)
-        row = {"network": kind, "run": run, **extra}
-        for place in places:
-            scores = evaluate(model, data, layer=self.layers[place], attribution=ATTRIBUTIONS[kind])
-            row[place] = {k: round(100 * v, 1) for k, v in scores.items() if k in SHOWN}
+        row: dict[str, Any] = {"network": kind, "run": run}
+        row |= {"layer": place} if place else {}
+        for at in [place] if place else self.layers:
+            scores = evaluate(model, data, layer=self.layers[at], attribution=ATTRIBUTIONS[kind])
+            row[at] = {k: round(100 * v, 1) for k, v in scores.items() if k in SHOWN}
         self.rows.append(row)
         print(json.dumps(row), flush=True)
         about = {"versions": {name: version(name) for name in PACKAGES}, "device": "cpu", "seed": 0}
-        content = json.dumps(about | {"rows": self.rows}, indent=1).encode()
-        write_whole(self.file, lambda file: file.write(content))
+        about |= {"settings": self.settings, "rows": self.rows}
+        write_whole(self.file, lambda file: file.write(json.dumps(about, indent=1).encode()))
 
     def done(self, kind: str, run: str, layer: str | None) -> bool:
         """Whether a run has its row."""
@@ -129,16 +142,17 @@ class Study:
         return any((r["network"], r["run"], r.get("layer")) == key for r in self.rows)
 
 
-def _load(model: nn.Module, file: Path) -> bool:
-    """Whether there is a file of weights, which the model then has."""
-    if file.exists():
-        model.load_state_dict(torch.load(file, weights_only=True)["model"])
-    return file.exists()
+def settings(args: Namespace) -> dict[str, Any]:
+    """The arguments that rows depend on; of paths, the end."""
+    chosen = {k: v for k, v in vars(args).items() if k not in ("json", "table", "smoke")}
+    for name in ("root", "weights", "unlabelled"):
+        chosen[name] = "/".join(Path(chosen[name]).parts[-2:])
+    return chosen
 
 
-def _with(data: Any, chosen: Any) -> Any:
-    """A data set, or a part of one, with transforms."""
-    (data.dataset if isinstance(data, Subset) else data).transforms = chosen
+def _with(data: Subset[Any], chosen: Any) -> Subset[Any]:
+    """A part of a data set, with transforms."""
+    data.dataset.transforms = chosen  # type: ignore[attr-defined]
     return data
 
 

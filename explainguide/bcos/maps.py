@@ -91,6 +91,7 @@ def contribution_map(
 
     Raises:
         OptionError: As `dynamic_weights`.
+        ShapeError: As `dynamic_weights`.
         LayerError: As `dynamic_weights`.
 
     References:
