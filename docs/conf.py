@@ -18,6 +18,7 @@ version = release = explainguide.__version__
 # Tables that programs write; pages include them.
 FRAGMENTS = (
     "bcos_compare_results.md",
+    "bcos_features_results.md",
     "bcos_speed_results.md",
     "demo_results.md",
     "families_results.md",

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from bcos_parts.networks import mobilenet, small
 from bcos_parts.relearn import read_folder
-from bcos_parts.study import Study, settings, table
+from bcos_parts.study import Study, about, table
 from torch import nn
 from torch.utils.data import Subset
 
@@ -59,7 +59,7 @@ def main() -> None:
         criterion, layers = nn.BCEWithLogitsLoss(), {"input": "input", "final": "blocks"}
         unlabelled = partial(read_folder, args.unlabelled or train.folder / "JPEGImages", args.size)
     train, test = Subset(train, range(args.train_images)), Subset(test, range(args.test_images))
-    study = Study(network, unlabelled, train, test, criterion, layers, file, settings(args))
+    study = Study(network, unlabelled, train, test, criterion, layers, file, about(args))
     guided = [(loss, at) for at in layers for loss in ("energy", "l1")]
     for kind, options in BASES.items():
         if args.smoke:

@@ -72,12 +72,18 @@ def table_of_networks(output: str) -> None:
     assert all(len(cells.split(" | ")) == 4 and "-" not in cells for *_, cells in rows)
 
 
+def table_of_features(output: str) -> None:
+    rows = re.findall(r"^\| (vanilla|X-DNN|B-cos) \| .*\d\.\d.* \|$", output, re.MULTILINE)
+    assert rows == ["vanilla", "X-DNN", "B-cos"]
+
+
 CHECKS = {
     "three_lines.py": both_losses_fall,
     "voc_finetune.py": table_of_maps,
     "own_images.py": table_of_maps,
     "robustvit_run.py": table_of_trainings,
     "bcos_compare.py": table_of_networks,
+    "bcos_features.py": table_of_features,
 }
 
 

@@ -19,7 +19,7 @@ from explainguide import ExplanationGuidance, collate
 from explainguide.checkpoints import load_checkpoint, save_checkpoint, write_whole
 from explainguide.evaluation import evaluate
 
-__all__ = ["Study", "settings", "table"]
+__all__ = ["Study", "about", "table"]
 
 BATCH_SIZE = 32
 SHOWN = ("f1", "map", "epg", "iou")
@@ -38,7 +38,7 @@ class Study:
         criterion: The classification loss.
         layers: ``{"input": "input", "final": name}``.
         file: Where rows are kept; networks are in the folder of its name without ".json".
-        settings: What all rows depend on; a file with others is refused.
+        about: What all rows depend on, of `about`; a file with other settings is refused.
         rows: Done runs; a run whose row is there is not repeated.
     """
 
@@ -49,7 +49,7 @@ class Study:
     criterion: nn.Module
     layers: dict[str, str]
     file: Path
-    settings: dict[str, Any]
+    about: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class Study:
             raise SystemExit(f"--json: '{self.file}' must end in .json.")
         if self.file.exists():
             kept = json.loads(self.file.read_text(encoding="utf-8"))
-            if kept["settings"] != self.settings:
+            if kept["settings"] != self.about["settings"]:
                 raise SystemExit(
                     f"--json: '{self.file}' has rows of other settings, {kept['settings']}. Name "
                     "another file, or repeat those settings to go on."
@@ -67,7 +67,7 @@ class Study:
     @property
     def size(self) -> int:
         """Side of the images."""
-        return int(self.settings["size"])
+        return int(self.about["settings"]["size"])
 
     def start(self, kind: str, *, features: dict[str, Any], **options: Any) -> nn.Module:
         """A trained network of a kind without guidance, from its file if there is one."""
@@ -132,9 +132,8 @@ class Study:
             row[at] = {k: round(100 * v, 1) for k, v in scores.items() if k in SHOWN}
         self.rows.append(row)
         print(json.dumps(row), flush=True)
-        about = {"versions": {name: version(name) for name in PACKAGES}, "device": "cpu", "seed": 0}
-        about |= {"settings": self.settings, "rows": self.rows}
-        write_whole(self.file, lambda file: file.write(json.dumps(about, indent=1).encode()))
+        content = json.dumps(self.about | {"rows": self.rows}, indent=1).encode()
+        write_whole(self.file, lambda file: file.write(content))
 
     def done(self, kind: str, run: str, layer: str | None) -> bool:
         """Whether a run has its row."""
@@ -142,12 +141,13 @@ class Study:
         return any((r["network"], r["run"], r.get("layer")) == key for r in self.rows)
 
 
-def settings(args: Namespace) -> dict[str, Any]:
-    """The arguments that rows depend on; of paths, the end."""
+def about(args: Namespace) -> dict[str, Any]:
+    """What rows depend on: versions, device, and arguments, of paths their end."""
     chosen = {k: v for k, v in vars(args).items() if k not in ("json", "table", "smoke")}
-    for name in ("root", "weights", "unlabelled"):
+    for name in {"root", "weights", "unlabelled", "networks"} & set(chosen):
         chosen[name] = "/".join(Path(chosen[name]).parts[-2:])
-    return chosen
+    versions = {name: version(name) for name in PACKAGES}
+    return {"versions": versions, "device": "cpu", "seed": 0, "settings": chosen}
 
 
 def _with(data: Subset[Any], chosen: Any) -> Subset[Any]:
