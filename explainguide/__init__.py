@@ -7,7 +7,7 @@ from types import ModuleType
 
 from explainguide import attr, losses
 from explainguide.annotations import Annotations, LimitedAnnotations, collate
-from explainguide.errors import ExplainGuideError
+from explainguide.errors import ExplainGuideError, ExplainGuideWarning
 from explainguide.guidance import ExplanationGuidance
 from explainguide.recipes import Recipe, recipe
 
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Annotations",
     "ExplainGuideError",
+    "ExplainGuideWarning",
     "ExplanationGuidance",
     "LimitedAnnotations",
     "Recipe",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
-from explainguide.errors import ExplainGuideError, did_you_mean
+from explainguide.errors import ExplainGuideError, ExplainGuideWarning, did_you_mean
 
 __all__ = ["main"]
 
@@ -73,7 +73,7 @@ def _warnings_in_one_line() -> Iterator[None]:
     usual = warnings.formatwarning
 
     def short(message: Any, category: Any, *where: Any, **line: Any) -> str:
-        if category is not UserWarning:
+        if category not in (UserWarning, ExplainGuideWarning):
             return usual(message, category, *where, **line)
         return f"explainguide: warning: {' '.join(str(message).split())}\n"
 

@@ -1,4 +1,4 @@
-"""The exceptions, and the search for the name that was meant.
+"""The exceptions, the warning, and the search for the name that was meant.
 
 Every message reads ``<public callable>: <what is wrong, with the value>. <nearest fix>. <what is
 allowed>.`` Each exception is also the built-in one that a caller would expect, so that
@@ -14,6 +14,7 @@ __all__ = [
     "AnnotationError",
     "DataError",
     "ExplainGuideError",
+    "ExplainGuideWarning",
     "GuidanceError",
     "LayerError",
     "OptionError",
@@ -24,6 +25,13 @@ __all__ = [
 
 class ExplainGuideError(Exception):
     """Whatever this package refuses; catch it to catch them all."""
+
+
+class ExplainGuideWarning(UserWarning):
+    """Whatever this package assumes, leaves out or replaces, said once.
+
+    ``warnings.simplefilter("ignore", explainguide.ExplainGuideWarning)`` silences it.
+    """
 
 
 class OptionError(ExplainGuideError, ValueError):

@@ -625,10 +625,11 @@ def test_did_you_mean() -> None:
 def test_every_exception_is_the_builtin_that_a_caller_expects() -> None:
     for name in errors.__all__:
         kind = getattr(errors, name)
-        if isinstance(kind, type):
+        if isinstance(kind, type) and not issubclass(kind, Warning):
             assert issubclass(kind, ExplainGuideError)
     assert issubclass(OptionError, ValueError)
     assert issubclass(GuidanceError, RuntimeError)
+    assert issubclass(errors.ExplainGuideWarning, UserWarning)
 
 
 def assert_message(message: str, caller: str, parts: list[str]) -> None:
