@@ -182,7 +182,7 @@ def _step(
         model(images.clone() if images.is_inference() else images)
         passed = cast(ForwardPass, tap.last)
         features, layouts = read_features(
-            model, modules, passed, layout=method.layout, caller=_CALLER
+            model, modules, passed, reading=method.reading, caller=_CALLER
         )
         logits = check_logits(passed.logits, caller=_CALLER)
         annotations = batch.annotations

@@ -26,6 +26,7 @@ from explainguide.options import (
     resolve_attribution,
 )
 from explainguide.probe import find_layer
+from explainguide.reading import Output, check_reading
 from explainguide.selfcheck import Report, as_it_was, on_host, probe_gradients
 from explainguide.staging import resolve_loss
 from explainguide.tap import ForwardPass, Tap
@@ -60,10 +61,20 @@ class ExplanationGuidance:
         negatives: With this probability a class that the image does not show is explained, against
             the objects of all classes; needs target="sample".
         layer_weights: One factor a layer; 1 by default.
-        layout: ``"NCHW"`` or ``"NHWC"``, where a layer's four dimensions can be read both ways.
         reduction: ``"mean"`` over annotated images, ``"sum"`` (what the published lambdas assume) or
             ``"none"``, one value an image.
         generator: For the draw of classes; by default torch's own.
+        output: Which of several things that the model returns are the logits: an index, a key, an
+            attribute, or a callable that takes what the model returned. Where the model returns a
+            tensor (as many do in evaluation mode only), an index or key is not used.
+        layout: ``"NCHW"`` or ``"NHWC"``, where a layer's four dimensions can be read both ways.
+        grid: (h, w) of a layer's tokens, where shape and model do not tell it.
+        prefix_tokens: How many tokens in front belong to no place (class token, registers), or their
+            positions; likewise.
+        image_size: (H, W) of an image that the model takes, for the probe that finds the layer, where
+            the model does not tell it.
+        image_argument: Which argument of the model the images are, a position or a name, where more
+            than one is floating point (N, C, H, W).
 
     Attributes:
         layers: The resolved layer names.
@@ -105,17 +116,31 @@ class ExplanationGuidance:
         layer_weights: Sequence[float] | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
         generator: torch.Generator | None = None,
+        output: Output | None = None,
         layout: Literal["NCHW", "NHWC"] | None = None,
+        grid: Sequence[int] | None = None,
+        prefix_tokens: int | Sequence[int] | None = None,
+        image_size: int | Sequence[int] | None = None,
+        image_argument: int | str | None = None,
     ) -> None:
         check_choices(target, score, reduction, negatives)
         self._outer = model
         self._model = unwrap(model, caller=NAME)
         check_model(self._model)
         staged = resolve_loss(loss, caller=NAME)
-        chosen = resolve_attribution(attribution, self._model, layer, layout)
+        reading = check_reading(
+            output=output,
+            layout=layout,
+            grid=grid,
+            prefix_tokens=prefix_tokens,
+            image_argument=image_argument,
+            image_size=image_size,
+            caller=NAME,
+        )
+        chosen = resolve_attribution(attribution, self._model, layer, reading)
         layer = combine_layers(layer, chosen)
         if layer is None:
-            layer = find_layer(self._model, caller=NAME)
+            layer = find_layer(self._model, reading=chosen.reading, caller=NAME)
         modules = resolve_layers(self._model, layer, caller=NAME)
         self._settings = Settings(
             model=self._model,

@@ -64,7 +64,7 @@ def localize(
         settings.model,
         settings.modules,
         passed,
-        layout=settings.attribution.layout,
+        reading=settings.attribution.reading,
         caller=caller,
     )
     if not logits.requires_grad:

@@ -14,6 +14,7 @@ from explainguide.errors import ExplainGuideError, LayerError
 from explainguide.layers import INPUT, split_index
 from explainguide.layout import Layout, infer_layout, to_nchw
 from explainguide.logits import check_logits
+from explainguide.reading import AS_FOUND, Reading
 from explainguide.tap import ForwardPass, Tap
 
 __all__ = [
@@ -124,7 +125,11 @@ def probe(
 
 
 def probe_layers(
-    model: nn.Module, *, image_size: tuple[int, int] | None = None, caller: str
+    model: nn.Module,
+    *,
+    image_size: tuple[int, int] | None = None,
+    reading: Reading = AS_FOUND,
+    caller: str,
 ) -> list[LayerInfo]:
     """Run one random image through the model and describe every layer, in the order they finish.
 
@@ -134,6 +139,7 @@ def probe_layers(
     Args:
         model: The unwrapped model.
         image_size: (H, W); by default what timm's or torchvision's model says, else 224 x 224.
+        reading: What the user has said of the model.
         caller: The public callable that the error names.
 
     Raises:
@@ -175,6 +181,7 @@ def probe_layers(
                 model=model,
                 module=modules[split_index(name)[0]],
                 batch=1,
+                reading=reading,
                 caller=caller,
             )
         except LayerError:
@@ -214,7 +221,7 @@ def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -
     )
 
 
-def find_layer(model: nn.Module, *, caller: str) -> str:
+def find_layer(model: nn.Module, *, reading: Reading = AS_FOUND, caller: str) -> str:
     """The automatic layer of a model that is going to be guided there.
 
     Costs two forward passes of one image.
@@ -223,7 +230,9 @@ def find_layer(model: nn.Module, *, caller: str) -> str:
         LayerError: If there is none.
         GuidanceError: If an operation above it cannot be differentiated twice.
     """
-    layer = automatic_layer(model, probe_layers(model, caller=caller), caller=caller)
+    layer = automatic_layer(
+        model, probe_layers(model, reading=reading, caller=caller), caller=caller
+    )
     tap = Tap(model, {layer: model.get_submodule(split_index(layer)[0])})
 
     def look(score: Tensor) -> None:

@@ -19,6 +19,7 @@ ROWS = [
         "checks",
         "layers",
         "logits",
+        "reading",
         "second_order",
         "metrics",
         "datasets",

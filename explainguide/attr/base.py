@@ -12,13 +12,14 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from explainguide.attention import Weights
-from explainguide.errors import GuidanceError, LayerError, OptionError, ShapeError
+from explainguide.errors import GuidanceError, LayerError, ShapeError
 from explainguide.layers import INPUT, resolve_layers, unwrap
 from explainguide.layout import Layout, infer_layout
 from explainguide.logits import as_targets, check_logits
+from explainguide.reading import Output, Reading, check_reading
 from explainguide.tap import ForwardPass, Tap
 
-__all__ = ["Evidence", "LayerMap", "check_layout", "read_features", "rerun"]
+__all__ = ["Evidence", "LayerMap", "read_features", "rerun"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,19 @@ class LayerMap(Attribution):
     Args:
         model: Images ``(N, 3, H, W)`` to logits ``(N, K)``.
         layer: Dotted name; None, or ``"input"``, is the image, as in Captum.
+        output: Which of several things that the model returns are the logits: an index, a key, an
+            attribute, or a callable that takes what the model returned.
         layout: ``"NCHW"`` or ``"NHWC"``, for a layer whose four dimensions can be read both ways; by
             default what shape and model say.
+        grid: (h, w) of the layer's tokens; by default what shape and model say.
+        prefix_tokens: How many tokens in front belong to no place, or their positions; likewise.
+        image_argument: Which argument of the model the images are, a position or a name; by default
+            the only one that is floating point (N, C, H, W).
+        image_size: (H, W) of an image that the model takes, for an attribution that runs it on one of
+            its own; by default what the model says.
 
     Attributes:
+        reading: These six, as one object.
         attentions: Modules whose attention weights are part of the evidence; none by default.
         places_itself: Whether the attribution finds its own layer when none is named.
 
@@ -72,14 +82,35 @@ class LayerMap(Attribution):
     places_itself: ClassVar[bool] = False
 
     def __init__(
-        self, model: nn.Module, layer: str | None = None, *, layout: str | None = None
+        self,
+        model: nn.Module,
+        layer: str | None = None,
+        *,
+        output: Output | None = None,
+        layout: str | None = None,
+        grid: Sequence[int] | None = None,
+        prefix_tokens: int | Sequence[int] | None = None,
+        image_argument: int | str | None = None,
+        image_size: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__(model)
         caller = type(self).__name__
-        self.layout = check_layout(layout, caller=caller)
+        self.reading = check_reading(
+            output=output,
+            layout=layout,
+            grid=grid,
+            prefix_tokens=prefix_tokens,
+            image_argument=image_argument,
+            image_size=image_size,
+            caller=caller,
+        )
         self.model = unwrap(model, caller=caller)
         self.layer = layer
         self._modules = resolve_layers(self.model, layer or INPUT, caller=caller)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse a model that the attribution cannot explain, before any forward pass."""
 
     def at(self, layer: str) -> LayerMap:
         """The same attribution, with the same settings, at another layer."""
@@ -128,7 +159,7 @@ class LayerMap(Attribution):
                 self.model(inputs.clone() if inputs.is_inference() else inputs, *extra)
                 passed = cast(ForwardPass, tap.last)
                 features, layouts = read_features(
-                    self.model, self._modules, passed, layout=self.layout, caller=caller
+                    self.model, self._modules, passed, reading=self.reading, caller=caller
                 )
                 logits = check_logits(passed.logits, caller=caller)
                 classes = as_targets(target, logits, caller=caller)
@@ -150,22 +181,12 @@ class LayerMap(Attribution):
         return found if create_graph else found.detach()
 
 
-def check_layout(layout: str | None, *, caller: str) -> str | None:
-    """Refuse what is no layout."""
-    if layout in (None, "NCHW", "NHWC"):
-        return layout
-    raise OptionError(
-        f"{caller}: unknown layout {layout!r}. Leave it out: shapes tell it nearly always. 'NCHW' and "
-        "'NHWC' are allowed."
-    )
-
-
 def read_features(
     model: nn.Module,
     modules: dict[str, nn.Module | None],
     passed: ForwardPass,
     *,
-    layout: str | None = None,
+    reading: Reading,
     caller: str,
 ) -> tuple[dict[str, Tensor], dict[str, Layout]]:
     """The captured activations and how each is read.
@@ -202,7 +223,7 @@ def read_features(
             model=model,
             module=module,
             batch=len(image),
-            choice=layout,
+            reading=reading,
             caller=caller,
         )
         for name, module in modules.items()
