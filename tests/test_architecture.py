@@ -19,6 +19,7 @@ ROWS = [
     [
         "checks",
         "layers",
+        "plain_weights",
         "logits",
         "second_order",
         "metrics",
