@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from explainguide.attr import LayerMap
 from explainguide.derivatives import check_derivatives
 from explainguide.errors import GuidanceError
+from explainguide.labels import FirstLabel, check_first_label
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.losses import Loss
 from explainguide.objective import Settings, localize
@@ -64,6 +65,9 @@ class ExplanationGuidance:
         reduction: ``"mean"`` over annotated images, ``"sum"`` (what the published lambdas assume) or
             ``"none"``, one value an image.
         generator: For the draw of classes; by default torch's own.
+        first_label: The label of the first logit, where the annotations' labels do not count from 0:
+            1 for torchvision's detection data sets. Or a dict from the data set's ids to logits. Not
+            for `target`, and not again for `Annotations` that were built with it.
         output: Which of several things that the model returns are the logits: an index, a key, an
             attribute, or a callable that takes what the model returned. Where the model returns a
             tensor (as many do in evaluation mode only), an index or key is not used.
@@ -116,6 +120,7 @@ class ExplanationGuidance:
         layer_weights: Sequence[float] | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
         generator: torch.Generator | None = None,
+        first_label: FirstLabel = 0,
         output: Output | None = None,
         layout: Literal["NCHW", "NHWC"] | None = None,
         grid: Sequence[int] | None = None,
@@ -153,6 +158,7 @@ class ExplanationGuidance:
             layer_weights=check_weights(layer_weights, list(modules)),
             reduction=reduction,
             generator=generator,
+            first_label=check_first_label(first_label, caller=NAME),
             names=(name_of(attribution), name_of(loss)),
         )
         self._failure: str | None = None
@@ -203,7 +209,8 @@ class ExplanationGuidance:
             annotations: A list of detection-style dicts, `Annotations`, or masks ``(N, H, W)``,
                 ``(N, 1, H, W)`` or ``(N, K, H, W)``; in pixels of the model's input.
             target: Class indices, one for all images or ``(N,)``, or multi-hot labels ``(N, K)`` to
-                draw from. By default the annotated classes.
+                draw from. By default the annotated classes. Soft labels are refused on the host; on
+                a device, where no value is read, their images' loss is NaN.
 
         Returns:
             A scalar, or ``(N,)`` with reduction="none". Images without annotation add nothing; a
@@ -290,7 +297,7 @@ class ExplanationGuidance:
             self._model(images)
             passed = self._tap.last
             assert passed is not None
-            loss = self.loss_loc(on_host(annotations), target)
+            loss = self.loss_loc(on_host(annotations), on_host(target))
             report = probe_gradients(
                 self._model, passed.features, self.attributions, loss, self.replaced
             )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from explainguide.attr import Evidence, LayerMap
 from explainguide.attr.base import read_features, rerun
 from explainguide.errors import LayerError, ShapeError
+from explainguide.labels import FirstLabel, as_labels, check_multi_hot, mark_soft
 from explainguide.logits import as_targets, check_logits
 from explainguide.regions import Choice, as_regions, choose_classes
 from explainguide.staging import StagedLoss
@@ -34,6 +35,7 @@ class Settings:
     layer_weights: list[float]
     reduction: str
     generator: torch.Generator | None
+    first_label: FirstLabel
     names: tuple[str, str]  # attribution and loss, for repr and errors
 
 
@@ -73,12 +75,20 @@ def localize(
             f"{caller}: the logits do not depend on layer {first!r}, or were detached. "
             "Choose a layer between the image and the logits. `check` shows the gradients."
         )
-    regions = as_regions(annotations, logits, passed.image_size, caller=caller)
+    targets = _target_tensor(target, logits, caller)
+    regions = as_regions(
+        annotations,
+        logits,
+        passed.image_size,
+        target=None if settings.target == "predicted" else target,
+        first_label=settings.first_label,
+        caller=caller,
+    )
     choice = choose_classes(
         settings.target,
         regions,
         logits,
-        _target_tensor(target, logits, caller),
+        targets,
         negatives=settings.negatives,
         generator=settings.generator,
         caller=caller,
@@ -104,6 +114,7 @@ def localize(
         detached[name] = (found.detach() * share[..., None, None]).sum(0)
         losses = _compare(settings, found, masks.to(found.dtype), caller)
         total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
+    total = mark_soft(total, targets)
     if settings.reduction == "none":
         return total, detached
     if settings.reduction == "sum":
@@ -143,11 +154,8 @@ def _target_tensor(target: Any, logits: Tensor, caller: str) -> Tensor | None:
     """Class indices ``(N,)`` or multi-hot labels ``(N, K)``."""
     if target is None:
         return None
-    if isinstance(target, Tensor) and target.ndim == 2:
-        if target.shape != logits.shape:
-            raise ShapeError(
-                f"{caller}: target has shape {tuple(target.shape)} but the logits "
-                f"{tuple(logits.shape)}. Give one row an image. (N,) or (N, K) is allowed."
-            )
+    target = as_labels(target, caller=caller)
+    if target.ndim == 2:
+        check_multi_hot(target, (logits.shape[0], logits.shape[1]), caller=caller)
         return target.to(logits.device, non_blocking=True)
     return as_targets(target, logits, caller=caller)

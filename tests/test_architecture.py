@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = [
     ["attention", "errors", "tables"],
     [
-        "checks",
+        "labels",
         "layers",
         "logits",
         "reading",
@@ -25,9 +25,10 @@ ROWS = [
         "datasets",
         "visualization",
         "report",
+        "target_keys",
         "weights",
     ],
-    ["dynamic", "members"],
+    ["checks", "dynamic", "members"],
     ["annotations", "derivatives", "tap", "losses", "models"],
     ["layout"],
     ["probe"],
