@@ -90,7 +90,12 @@ class _Probe(nn.Module):
 
 
 def probe(
-    model: nn.Module, size: tuple[int, int, int], act: Callable[[Tensor], Result], *, caller: str
+    model: nn.Module,
+    size: tuple[int, int, int],
+    act: Callable[[Tensor], Result],
+    *,
+    reading: Reading = AS_FOUND,
+    caller: str,
 ) -> Result:
     """Run one random image of (C, H, W) through the model and act on a random sum of its logits.
 
@@ -111,7 +116,7 @@ def probe(
     }
 
     def finish(output: Any) -> Result:
-        logits = check_logits(output, caller=caller)
+        logits = check_logits(output, reading=reading, images=1, caller=caller)
         return act((logits * torch.randn(logits.shape, generator=generator).to(logits)).sum())
 
     modes = {module: module.training for module in model.modules()}
@@ -160,7 +165,9 @@ def probe_layers(
 
     try:
         with tap.alone():
-            seen, features, by_name = probe(model, (channels, height, width), look, caller=caller)
+            seen, features, by_name = probe(
+                model, (channels, height, width), look, reading=reading, caller=caller
+            )
     except ExplainGuideError:
         raise
     except Exception as error:  # whatever a model does with an image that it was not made for
@@ -238,11 +245,11 @@ def find_layer(model: nn.Module, *, reading: Reading = AS_FOUND, caller: str) ->
     def look(score: Tensor) -> None:
         feature = cast(ForwardPass, tap.last).features[layer]
         (gradient,) = torch.autograd.grad(score, feature, create_graph=True)
-        check_derivatives(gradient, score, [feature], caller=caller)
+        check_derivatives(gradient, score, [feature], model=model, caller=caller)
 
     try:
         with tap.alone():
-            probe(model, input_size(model), look, caller=caller)
+            probe(model, input_size(model), look, reading=reading, caller=caller)
     finally:
         tap.remove()
     return layer

@@ -56,6 +56,8 @@ class IntegratedGradients(LayerMap):
         Sundararajan et al., 2017; Captum's `IntegratedGradients` and `LayerIntegratedGradients`.
     """
 
+    reruns = True
+
     def __init__(
         self,
         model: nn.Module,
