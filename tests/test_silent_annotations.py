@@ -380,6 +380,15 @@ def test_soft_rows_are_not_plausible_where_no_value_is_read() -> None:
         assert mark_soft(losses, other) is losses
 
 
+def test_the_loss_of_a_soft_row_is_nan_where_no_value_is_read(guided, monkeypatch) -> None:
+    model, loss_loc = guided
+    monkeypatch.setattr("explainguide.objective.check_multi_hot", lambda *_, **__: None)
+    loss = loss_loc(MASK.expand(3, -1, -1), torch.cat([HARD[:1], SOFT[1:2], HARD[2:]]))
+    assert loss.isnan().tolist() == [False, True, False]
+    loss.sum().backward()  # and no weight is spoilt
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
 # --- masks as tensors
 
 
