@@ -26,12 +26,12 @@ def check_plain_weights(model: nn.Module, *, caller: str) -> None:
         what, call = found
         raise GuidanceError(
             f"{caller}: {f'module {name!r}' if name else 'the model'} {what}, which a conversion would "
-    """Compiled modules, PEFT's wrappers and layers, adapters by their usual names."""
+            f"not see. Call {call} first. Modules whose weights are parameters of their own are allowed."
         )
 
 
 def _adapter(module: nn.Module) -> tuple[str, str] | None:
-    """Compiled modules, PEFT's wrappers and layers, and adapters by their usual names."""
+    """Compiled modules, PEFT's wrappers and layers, adapters by their usual names."""
     if "_orig_mod" in module._modules:
         return (
             "was compiled by torch.compile",

@@ -17,10 +17,20 @@ from explainguide.layers import INPUT, split_index
 from explainguide.members import find_image, find_member, is_map, with_image, with_member
 from explainguide.second_order import TwiceDifferentiable
 
-__all__ = ["ForwardPass", "Tap"]
+__all__ = ["ForwardPass", "Tap", "unread"]
 
-# The tap that alone reads the forward passes of this thread, while one does.
+# Whoever alone reads the forward passes of this thread, while one does.
 _READER: ContextVar[Any] = ContextVar("explainguide_reader", default=None)
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Within this context no tap reads: the library's own passes are nobody's training step."""
+    token = _READER.set(object())
+    try:
+        yield
+    finally:
+        _READER.reset(token)
 
 
 @dataclass

@@ -33,6 +33,7 @@ from explainguide.dynamic import evaluating
 from explainguide.errors import GuidanceError, OptionError
 from explainguide.layers import unwrap
 from explainguide.logits import check_logits
+from explainguide.tap import unread
 
 __all__ = ["bcosify", "convert"]
 
@@ -229,7 +230,7 @@ def _compare(model: nn.Module, network: nn.Module, settings: Settings) -> None:
         mean, std = (plain.new_tensor(v)[:, None, None] for v in (settings.mean, settings.std))
         plain = (encoded[:, : settings.size[0]] - mean) / std
     original = unwrap(model, caller="bcosify")
-    with torch.no_grad(), evaluating(original), evaluating(network):
+    with unread(), torch.no_grad(), evaluating(original), evaluating(network):
         expected = check_logits(original(plain), caller="bcosify").double()
         found = check_logits(network(encoded), caller="bcosify").double()
     error = float((found - expected).abs().max())
