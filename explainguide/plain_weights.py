@@ -26,7 +26,7 @@ def check_plain_weights(model: nn.Module, *, caller: str) -> None:
         what, call = found
         raise GuidanceError(
             f"{caller}: {f'module {name!r}' if name else 'the model'} {what}, which a conversion would "
-            f"not see. Call {call} first. Modules whose weights are parameters of their own are allowed."
+            f"not see. Call {call} first. Modules whose weights are their own parameters are allowed."
         )
 
 

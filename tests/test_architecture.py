@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import from the rows above its own, never from its own row or below.
 ROWS = [
     ["attention", "errors", "tables"],
-    ["reading"],
+    ["reading", "token_grid"],
     [
         "labels",
         "layers",

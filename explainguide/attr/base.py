@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from explainguide.attention import Weights
-from explainguide.errors import GuidanceError, LayerError, ShapeError
+from explainguide.errors import ExplainGuideWarning, GuidanceError, LayerError, ShapeError
 from explainguide.layers import INPUT, resolve_layers, unwrap
 from explainguide.layout import Layout, infer_layout
 from explainguide.logits import as_targets, check_classifier, check_logits, class_scores
@@ -133,6 +134,7 @@ class LayerMap(Attribution):
         self.model = unwrap(model, caller=caller)
         check_classifier(self.model, self.reading, caller=caller)
         self.layer = layer
+        self._told: set[str] = set()
         self._modules = resolve_layers(self.model, layer or INPUT, caller=caller)
         self._check()
 
@@ -155,6 +157,18 @@ class LayerMap(Attribution):
             reruns=self.reruns,
             image_argument=self.reading.image_argument,
         )
+
+    def tell(self, layouts: dict[str, Layout], *, caller: str) -> None:
+        """Say once, for each layer, what is assumed of the places of its tokens."""
+        for name, layout in layouts.items():
+            if layout.assumed and name not in self._told:
+                self._told.add(name)
+                warnings.warn(
+                    f"{caller}: of layer {name!r} it is assumed that {layout.assumed}, where it "
+                    "is not so.",
+                    ExplainGuideWarning,
+                    stacklevel=6,
+                )
 
     def logits(self, passed: ForwardPass, *, caller: str) -> Tensor:
         """The logits of a forward pass, ``(N, K)``.
@@ -316,13 +330,15 @@ def gather(
             passed.features[name],
             passed.image_size,
             model=method.model,
-            module=module,
+            module=None if name in method.attentions else module,
             batch=len(image),
             reading=method.reading,
+            steps=passed.until.get(name),
             caller=caller,
         )
         for name, module in modules.items()
     }
+    method.tell(layouts, caller=caller)
     return Evidence(
         {name: passed.features[name] for name in modules},
         layouts,
