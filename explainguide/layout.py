@@ -131,8 +131,8 @@ def infer_layout(
         raise LayerError(
             f"{caller}: the output of layer {name!r} has shape {shape}, which has no spatial extent "
             f"for an image of {image_size[0]} x {image_size[1]}. Choose an earlier layer. "
-            "(N, C, h, w), (N, h, w, C) and (N, tokens, C) can be guided; where tokens are dropped, merged or "
-            "added, say grid=(h, w) and prefix_tokens=."
+            "(N, C, h, w), (N, h, w, C) and (N, tokens, C) can be guided; where tokens are dropped, "
+            "merged or added, say grid=(h, w) and prefix_tokens=."
         )
     if len(readings) > 1 and feature.ndim == 3 and readings[0].kind == readings[1].kind:
         raise LayerError(
@@ -207,7 +207,8 @@ def _as_layout(tokens: Tokens, steps: Steps | None) -> Layout:
     assumed = tokens.assumed
     if not assumed and steps is not None and steps.cut:
         assumed = (
-            f"the model {steps.cut}, and the layer's places are spread over the images as given"
+            f"its places are spread over the images as given, though the model {steps.cut}. Pad or crop "
+            "them before the model"
         )
     return Layout(
         "channels" if tokens.channels_first else "tokens",
@@ -260,7 +261,7 @@ def _guessed(
         grids = [(h, patches // h) for h in range(1, patches + 1) if patches % h == 0]
         square = [grid for grid in grids if _same_stride(grid, image_size)]
         if square:
-            told = "{} of {} tokens lie on a grid of {} x {}. Say grid=(h, w)"
+            told = "{} of {} tokens lie on a grid of {} x {}. Say grid=(h, w) where they do not"
             return [Tokens(False, g, others, told.format(patches, count, *g)) for g in square]
     return []
 

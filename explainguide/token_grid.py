@@ -18,7 +18,8 @@ _SIZED = {"conv2d", "max_pool2d", "_max_pool2d", "avg_pool2d", "adaptive_avg_poo
 _SHAPED = {"flatten", "reshape", "view", "unfold", "unflatten"}
 _JOINED = {"cat", "concat", "concatenate"}
 _CUT = {"pad", "__getitem__"}
-_NOTED = _SIZED | _SHAPED | _JOINED | _CUT
+_TURNED = {"transpose", "permute", "swapaxes", "swapdims", "movedim"}
+_NOTED = _SIZED | _SHAPED | _JOINED | _CUT | _TURNED | {"__get__"}
 _MARGIN = 0.04  # of a side: what padding of a convolution adds is less
 _MOST_PREFIX = 16
 
@@ -75,7 +76,13 @@ class Steps:
                 self.joins.append(tuple(int(part.shape[1]) for part in parts))
         elif args and isinstance(args[0], Tensor):
             before = tuple(args[0].shape)
-            if name in _CUT:
+            turned = name in _TURNED or getattr(func, "__self__", None) is Tensor.mT
+            if turned and shape == (before[0], *before[:0:-1]):
+                for i, flat in enumerate(self.flats):
+                    if flat.output() is args[0]:  # tokens and channels changed places
+                        first = not flat.channels_first
+                        self.flats[i] = _Flat(flat.grid, first, shape, weakref.ref(output))
+            elif name in _CUT:
                 self._note_cut(name, before, shape, args)
             elif len(shape) > 4:
                 self.folds.append(shape[1:])
@@ -233,7 +240,8 @@ def _fit(
                 False,
                 grid,
                 tuple(range(extra)),
-                f"{several} of {count} belong to no place. Say prefix_tokens= (a number or positions)",
+                f"{several} of {count} belong to no place. Say prefix_tokens= (a "
+                "number or positions) where they do",
             )
     return None
 

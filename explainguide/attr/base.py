@@ -164,8 +164,7 @@ class LayerMap(Attribution):
             if layout.assumed and name not in self._told:
                 self._told.add(name)
                 warnings.warn(
-                    f"{caller}: of layer {name!r} it is assumed that {layout.assumed}, where it "
-                    "is not so.",
+                    f"{caller}: of layer {name!r} it is assumed that {layout.assumed}.",
                     ExplainGuideWarning,
                     stacklevel=6,
                 )
