@@ -207,8 +207,8 @@ def _as_layout(tokens: Tokens, steps: Steps | None) -> Layout:
     assumed = tokens.assumed
     if not assumed and steps is not None and steps.cut:
         assumed = (
-            f"its places are spread over the images as given, though the model {steps.cut}. Pad or crop "
-            "them before the model"
+            f"its places are spread over the images as given, though the model {steps.cut}. Pad or "
+            "crop them before the model"
         )
     return Layout(
         "channels" if tokens.channels_first else "tokens",

@@ -21,7 +21,7 @@ _CUT = {"pad", "__getitem__"}
 _TURNED = {"transpose", "permute", "swapaxes", "swapdims", "movedim"}
 _NOTED = _SIZED | _SHAPED | _JOINED | _CUT | _TURNED | {"__get__"}
 _MARGIN = 0.04  # of a side: what padding of a convolution adds is less
-_MOST_PREFIX = 16
+_MOST_PREFIX = 5  # a class token and four registers, of which nothing is seen
 
 
 class _Flat(NamedTuple):
@@ -254,8 +254,10 @@ def _grids(steps: Steps, count: int, *, seen_alone: bool = False) -> Iterator[Gr
         # And those of a cut into patches by reshaping, (N, C, h, 16, w, 16).
         seen = []
     else:
-        # The other way round, (N, C, h, w) looks like (N, tokens, heads, channels) of an attention.
-        seen += [flat.grid for flat in reversed(steps.flats) if not flat.channels_first]
+        # Attentions flatten (N, tokens, heads, channels), which looks like (N, C, h, w), and (N, 1,
+        # tokens, channels), which looks like one row.
+        flats = (flat.grid for flat in reversed(steps.flats) if not flat.channels_first)
+        seen += [grid for grid in flats if min(grid) > 1]
         yield from seen
     for dims in reversed(steps.folds):
         yield from _pairs(dims, count)
@@ -263,7 +265,11 @@ def _grids(steps: Steps, count: int, *, seen_alone: bool = False) -> Iterator[Gr
 
 def _pairs(dims: tuple[int, ...], count: int) -> Iterator[Grid]:
     """(h, w) among the dimensions of a tensor, where one pair alone makes that many places."""
-    pairs = {(a, b) for a, b in combinations(dims, 2) if 0 <= count - a * b <= min(2, count // 2)}
+    pairs = {
+        (a, b)
+        for a, b in combinations(dims, 2)
+        if min(a, b) > 1 and 0 <= count - a * b <= min(2, count // 2)
+    }
     if len(pairs) == 1:
         yield from pairs
 
