@@ -116,7 +116,7 @@ def train(
             row = {"epoch": epoch, **losses, **scores, "skipped": skipped}
             row["seconds"] = time.perf_counter() - began
             folder.finish_epoch(row, run.state())
-        folder.finish(run.inner.state_dict())
+        folder.finish(run.inner.state_dict(), layer=_as_list(layer))
     finally:
         folder.close()
         run.close()

@@ -111,13 +111,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build the model, convert it, say what was changed, and save it."""
-    from explainguide.checkpoints import save_checkpoint
-    from explainguide.commands.data import allow_local_modules, choose_normalisation, in_library
+    from explainguide.checkpoints import describe_weights, save_checkpoint
+    from explainguide.commands.data import (
+        allow_local_modules,
+        check_plain,
+        choose_normalisation,
+        in_library,
+    )
     from explainguide.training_config import TrainConfig
 
     _check(args)
     allow_local_modules()
-    said = _said_by(args.weights)
+    said = describe_weights(args.weights)
+    check_plain(said, args.weights)
     classes = said.get("num_classes") if args.num_classes is None else args.num_classes
     model, size = _build(args, classes, said.get("image_size"))
     mean, std = (getattr(args, name) or said.get(name) for name in ("mean", "std"))
@@ -185,17 +191,6 @@ def _check(args: argparse.Namespace) -> None:
         raise OptionError(
             f"--out: '{args.out}' exists. Choose another name, or remove it. Nothing is overwritten."
         )
-
-
-def _said_by(weights: str | None) -> dict[str, Any]:
-    """What weights say of how they were trained, if they are a checkpoint of a training."""
-    from explainguide.checkpoints import load_checkpoint
-    from explainguide.errors import DataError
-
-    try:
-        return {} if weights is None else dict(load_checkpoint(weights)["info"])
-    except DataError:  # plain weights, or what load_weights will tell
-        return {}
 
 
 def _build(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "add_data_arguments",
     "allow_local_modules",
     "build_transforms",
+    "check_plain",
     "choose_normalisation",
     "choose_size",
     "image_encoding",
@@ -166,6 +168,24 @@ def allow_local_modules() -> None:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)
+
+
+def check_plain(said: Mapping[str, Any], weights: str | None) -> None:
+    """Refuse the weights of a network that was converted, which are not those of a name.
+
+    Args:
+        said: What they say of themselves, by `explainguide.checkpoints.describe_weights`.
+        weights: Their file.
+
+    Raises:
+        OptionError: With what to do.
+    """
+    if said.get("bcos") is not None or said.get("xdnn") is not None:
+        kind = "a B-cos network" if said.get("bcos") is not None else "an X-DNN"
+        raise OptionError(
+            f"--weights: '{weights}' is of {kind} made of {said.get('name')!r}. Give it "
+            "with --checkpoint, which converts the model again. Weights of a plain model are allowed."
+        )
 
 
 def in_library(name: str) -> bool:

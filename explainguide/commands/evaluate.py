@@ -32,7 +32,9 @@ explainguide evaluate runs/energy/last.pt --root VOC2007 --image-set test
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument(
-        "checkpoint", nargs="+", help="last.pt or epoch_003.pt of a training; several make a table"
+        "checkpoint",
+        nargs="+",
+        help="last.pt, epoch_003.pt or weights.safetensors of a training; several make a table",
     )
     add_data_arguments(parser, training=False)
     group = parser.add_argument_group("measures")
@@ -114,14 +116,14 @@ def _open(args: argparse.Namespace, info: dict[str, Any]) -> Any:
             f"evaluate it on. {', '.join(KINDS)} are allowed."
         )
     same = kind == info.get("data")
-    root = args.root or (same and (info["val_root"] or info["root"])) or None
+    root = args.root or (same and (info.get("val_root") or info.get("root"))) or None
     boxes = args.boxes
     if boxes is None and args.root is None and same:
-        boxes = info["val_boxes"]
+        boxes = info.get("val_boxes")
     return open_data(
         kind,
         root=root,
-        image_set=args.image_set or (info["val_set"] if same else None),
+        image_set=args.image_set or (info.get("val_set") if same else None),
         boxes=boxes,
         masks=True,
         size=info["image_size"] if kind == "decoy" else None,

@@ -45,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name of timm's (resnet50), torchvision:NAME, or package.module:function",
     )
     model.add_argument("--pretrained", action="store_true", help="download the model's weights")
-    model.add_argument("--weights", metavar="FILE", help="weights for --model, from a file")
+    model.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="weights for --model, from a file; those of a training say their classes, size and "
+        "normalisation too",
+    )
     model.add_argument(
         "--num-classes", type=int, metavar="N", help="logits of --model, where not its own number"
     )

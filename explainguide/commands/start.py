@@ -10,8 +10,13 @@ from torch import nn
 
 from explainguide.bcos import bcosify
 from explainguide.bcos.saved import rebuild
-from explainguide.checkpoints import load_checkpoint, load_model
-from explainguide.commands.data import allow_local_modules, choose_normalisation, choose_size
+from explainguide.checkpoints import describe_weights, load_checkpoint, load_model
+from explainguide.commands.data import (
+    allow_local_modules,
+    check_plain,
+    choose_normalisation,
+    choose_size,
+)
 from explainguide.errors import OptionError
 from explainguide.models import build_model, load_weights, set_image_size
 
@@ -27,7 +32,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="resnet18 or timm:resnet18, torchvision:resnet18, or package.module:function",
     )
     group.add_argument("--pretrained", action="store_true", help="download the model's weights")
-    group.add_argument("--weights", metavar="FILE", help="weights to begin with instead")
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="weights to begin with instead; those of a training say their size and normalisation",
+    )
     group.add_argument(
         "--checkpoint",
         metavar="FILE",
@@ -53,8 +62,14 @@ def begin(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[s
     going_on = args.resume and last.exists()
     if args.checkpoint is not None:
         return _of_checkpoint(args, str(last) if going_on else args.checkpoint, num_classes)
+    said = describe_weights(last if going_on else args.weights)
+    if not going_on:
+        check_plain(said, args.weights)
     model = build_model(
-        args.model, num_classes=num_classes, pretrained=args.pretrained and not going_on
+        args.model,
+        num_classes=num_classes,
+        pretrained=args.pretrained and not going_on,
+        image_size=said.get("image_size"),
     )
     if args.weights and not going_on:
         note = load_weights(model, args.weights)
@@ -63,8 +78,12 @@ def begin(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[s
     if args.size is not None:
         set_image_size(model, args.size)
     own = getattr(model, "pretrained_cfg", None) or {}
-    size = choose_size(args.data, args.size, (own.get("input_size") or (0, 0, None))[-1])
-    mean, std = choose_normalisation(args.data, model, args.mean, args.std)
+    asked = said.get("image_size") if args.size is None else args.size
+    size = choose_size(args.data, asked, (own.get("input_size") or (0, 0, None))[-1])
+    # A B-cos network that goes on has its normalisation in its first layer.
+    kept = said.get("bcos") or said
+    mean, std = (getattr(args, name) or kept.get(name) for name in ("mean", "std"))
+    mean, std = choose_normalisation(args.data, model, mean, std)
     about: dict[str, Any] = {"name": args.model, "num_classes": num_classes}
     if args.bcos:
         options: dict[str, Any] = {"b": 2.0 if args.b is None else args.b}

@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from explainguide.checkpoints import load_model
-from explainguide.commands.data import choose_normalisation, choose_size, image_encoding
+from explainguide.checkpoints import describe_weights, load_model
+from explainguide.commands.data import (
+    check_plain,
+    choose_normalisation,
+    choose_size,
+    image_encoding,
+)
 from explainguide.commands.pictures import parse_size
 from explainguide.errors import OptionError, did_you_mean
 from explainguide.logits import check_logits
@@ -79,10 +84,14 @@ def open_subject(args: argparse.Namespace) -> Subject:
         )
         classes, multilabel = list(info.get("classes") or []), bool(info.get("multilabel"))
         return Subject(model, asked or (side, side), encoding, classes, multilabel)
+    said = describe_weights(args.weights)
+    check_plain(said, args.weights)
+    classes = said.get("num_classes") if args.num_classes is None else args.num_classes
     model = build_model(
         args.model,
-        num_classes=args.num_classes,
+        num_classes=classes,
         pretrained=args.pretrained,
+        image_size=said.get("image_size"),
     ).eval()
     note = load_weights(model, args.weights) if args.weights else ""
     if note:  # a head with random weights explains nothing
@@ -91,11 +100,19 @@ def open_subject(args: argparse.Namespace) -> Subject:
             "--num-classes. The whole model is needed."
         )
     own = getattr(model, "pretrained_cfg", None) or {}
-    side = choose_size("", None, (own.get("input_size") or (0, 0, None))[-1])
+    side = said.get("image_size") or (own.get("input_size") or (0, 0, None))[-1]
+    side = choose_size("", None, side)
     if asked is not None and asked[0] == asked[1]:
         set_image_size(model, asked[0])
-    encoding = image_encoding(model, *choose_normalisation("", model, None, None))
-    return Subject(model, asked or (side, side), encoding, [])
+    mean, std = choose_normalisation("", model, said.get("mean"), said.get("std"))
+    names = list(said.get("classes") or [])
+    return Subject(
+        model,
+        asked or (side, side),
+        image_encoding(model, mean, std),
+        names,
+        bool(said.get("multilabel")),
+    )
 
 
 def ask(target: str | None, image: Tensor, subject: Subject) -> Answer:
