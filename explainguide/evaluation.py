@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from explainguide.attr import Evidence, LayerMap
-from explainguide.attr.base import read_features, rerun
+from explainguide.attr import LayerMap
+from explainguide.attr.base import gather, usable
 from explainguide.batches import Batch, batches, check_data, process
 from explainguide.classification import ClassificationScores, check_labels
 from explainguide.errors import DataError, OptionError
 from explainguide.layers import resolve_layers, unwrap
-from explainguide.logits import check_logits
+from explainguide.logits import check_logits, class_scores
 from explainguide.metrics import EnergyPointingGame, LocalizationIoU, OnObjectEnergy
 from explainguide.options import check_option, named_attribution, place
 from explainguide.probe import automatic_layer, probe_layers
@@ -153,7 +153,7 @@ def _explaining(
 ) -> Iterator[Tap]:
     """Evaluation mode and a tap, both undone on the way out."""
     modes = {module: module.training for module in model.modules()}
-    tap = Tap(model, modules, method.attentions)
+    tap = method.tap(modules)
     try:
         model.eval()
         with tap.alone():
@@ -175,31 +175,32 @@ def _step(
 ) -> tuple[Tensor, int]:
     """The logits of a batch, and of how many pairs the maps were scored."""
     if not batch.annotated:
-        return check_logits(model(batch.images), caller=_CALLER), 0
+        output = model(batch.images)
+        return check_logits(
+            output, reading=method.reading, images=len(batch.images), caller=_CALLER
+        ), 0
     images = batch.images
     size = (int(images.shape[-2]), int(images.shape[-1]))
     with torch.enable_grad():
-        model(images.clone() if images.is_inference() else images)
+        model(usable(images))
         passed = cast(ForwardPass, tap.last)
-        features, layouts = read_features(
-            model, modules, passed, layout=method.layout, caller=_CALLER
-        )
-        logits = check_logits(passed.logits, caller=_CALLER)
+        logits = method.logits(passed, caller=_CALLER)
+        scores_of_classes = class_scores(logits)
         annotations = batch.annotations
-        boxes = as_regions(annotations.without_masks(), logits, size, caller=_CALLER)
+        boxes = as_regions(annotations.without_masks(), scores_of_classes, size, caller=_CALLER)
         choice = choose_classes(
-            "all", boxes, logits, None, negatives=0.0, generator=None, caller=_CALLER
+            "all", boxes, scores_of_classes, None, negatives=0.0, generator=None, caller=_CALLER
         )
-        evidence = Evidence(
-            features,
-            layouts,
-            logits,
-            score=lambda z: torch.where(choice.valid, z.gather(1, choice.classes.T).T, 0),
-            images=passed.images,
-            rerun=lambda substitutes: rerun(model, tap, passed, substitutes),
+        evidence = gather(
+            method,
+            modules,
+            tap,
+            passed,
+            score=lambda z: torch.where(
+                choice.valid, class_scores(z).gather(1, choice.classes.T).T, 0
+            ),
             create_graph=False,
             caller=_CALLER,
-            attentions=passed.attentions,
         )
         maps = method.maps(evidence)
     tap.forget()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -10,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.attr import LayerMap
-from explainguide.derivatives import check_derivatives
-from explainguide.errors import GuidanceError
+from explainguide.attr.base import buffers_aside, usable
 from explainguide.layers import resolve_layers, unwrap
+from explainguide.logits import PREDICTED, check_classifier
 from explainguide.losses import Loss
 from explainguide.objective import Settings, localize
 from explainguide.options import (
@@ -26,9 +27,10 @@ from explainguide.options import (
     resolve_attribution,
 )
 from explainguide.probe import find_layer
+from explainguide.reading import Output, check_reading
 from explainguide.selfcheck import Report, as_it_was, on_host, probe_gradients
 from explainguide.staging import resolve_loss
-from explainguide.tap import ForwardPass, Tap
+from explainguide.waiting import graph_kept, take_pass, tell_dropped
 
 __all__ = ["ExplanationGuidance"]
 
@@ -60,10 +62,24 @@ class ExplanationGuidance:
         negatives: With this probability a class that the image does not show is explained, against
             the objects of all classes; needs target="sample".
         layer_weights: One factor a layer; 1 by default.
-        layout: ``"NCHW"`` or ``"NHWC"``, where a layer's four dimensions can be read both ways.
         reduction: ``"mean"`` over annotated images, ``"sum"`` (what the published lambdas assume) or
             ``"none"``, one value an image.
         generator: For the draw of classes; by default torch's own.
+        sync_dist: Whether, in a distributed run, ``"mean"`` is over the annotated images of all
+            processes: their number is summed in each `loss_loc`, which every process must call then,
+            and each process's loss is scaled so that DistributedDataParallel's average of the
+            gradients is that mean's. Otherwise over each process's own.
+        output: Which of several things that the model returns are the logits: an index, a key, an
+            attribute, or a callable that takes what the model returned. Where the model returns a
+            tensor (as many do in evaluation mode only), an index or key is not used.
+        layout: ``"NCHW"`` or ``"NHWC"``, where a layer's four dimensions can be read both ways.
+        grid: (h, w) of a layer's tokens, where shape and model do not tell it.
+        prefix_tokens: How many tokens in front belong to no place (class token, registers), or their
+            positions; likewise.
+        image_size: (H, W) of an image that the model takes, for the probe that finds the layer, where
+            the model does not tell it.
+        image_argument: Which argument of the model the images are, a position or a name, where more
+            than one is floating point (N, C, H, W).
 
     Attributes:
         layers: The resolved layer names.
@@ -105,18 +121,46 @@ class ExplanationGuidance:
         layer_weights: Sequence[float] | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
         generator: torch.Generator | None = None,
+        sync_dist: bool = True,
+        output: Output | None = None,
         layout: Literal["NCHW", "NHWC"] | None = None,
+        grid: Sequence[int] | None = None,
+        prefix_tokens: int | Sequence[int] | None = None,
+        image_size: int | Sequence[int] | None = None,
+        image_argument: int | str | None = None,
     ) -> None:
         check_choices(target, score, reduction, negatives)
         self._outer = model
         self._model = unwrap(model, caller=NAME)
         check_model(self._model)
         staged = resolve_loss(loss, caller=NAME)
-        chosen = resolve_attribution(attribution, self._model, layer, layout)
+        reading = check_reading(
+            output=output,
+            layout=layout,
+            grid=grid,
+            prefix_tokens=prefix_tokens,
+            image_argument=image_argument,
+            image_size=image_size,
+            caller=NAME,
+        )
+        check_classifier(self._model, reading, caller=NAME)
+        chosen = resolve_attribution(attribution, self._model, layer, reading)
         layer = combine_layers(layer, chosen)
         if layer is None:
-            layer = find_layer(self._model, caller=NAME)
+            layer = find_layer(self._model, reading=chosen.reading, caller=NAME)
         modules = resolve_layers(self._model, layer, caller=NAME)
+        self._arguments = {
+            "attribution": attribution,
+            "loss": loss,
+            "target": target,
+            "score": score,
+            "negatives": negatives,
+            "layer_weights": layer_weights,
+            "reduction": reduction,
+            "generator": generator,
+            "sync_dist": sync_dist,
+            **vars(reading),
+        }
         self._settings = Settings(
             model=self._model,
             modules=modules,
@@ -129,12 +173,14 @@ class ExplanationGuidance:
             reduction=reduction,
             generator=generator,
             names=(name_of(attribution), name_of(loss)),
+            sync_dist=sync_dist,
+            group=getattr(model, "process_group", None),
         )
-        self._failure: str | None = None
         self._examined = False  # whether every operation was seen to have a second derivative
+        self._told = False  # whether it was said that passes were dropped
         self.replaced: set[str] = set()
         self.attributions: dict[str, Tensor] = {}
-        self._tap = Tap(self._model, modules, chosen.attentions)
+        self._tap = chosen.tap(modules)
 
     @property
     def layers(self) -> list[str]:
@@ -165,6 +211,16 @@ class ExplanationGuidance:
         """Take every hook off the model; `loss_loc` cannot be called any more."""
         self._tap.remove()
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Within this context forward passes are not read, and run as they would without the guide.
+
+        For a pass of which no `loss_loc` follows: unlabelled images, another crop, the first step of
+        SAM, evaluation with gradients. A pass that awaits its `loss_loc` goes on waiting.
+        """
+        with self._tap.pause():
+            yield
+
     def loss_loc(
         self, annotations: Any, target: int | Sequence[int] | Tensor | None = None
     ) -> Tensor:
@@ -185,25 +241,35 @@ class ExplanationGuidance:
             batch without any gives a zero that can be backpropagated. Not finite where a map is not.
 
         Raises:
-            GuidanceError: Without a forward pass with gradients, or after one that was used.
-            LayerError, AnnotationError, OptionError, ShapeError: With the reason. The hooks are off
-                the model after an error.
+            GuidanceError: Without a forward pass with gradients, or after one that was used, or after
+                its `backward`.
+            LayerError, AnnotationError, OptionError, ShapeError: With the reason. After an error the
+                forward pass is let go, and the guide reads the next.
+
+        Warns:
+            ExplainGuideWarning: Once, if passes before the last one were recorded for nothing.
         """
+        return self._loss_loc(annotations, target, alone=False)
+
+    def _loss_loc(self, annotations: Any, target: Any, *, alone: bool) -> Tensor:
         caller = f"{NAME}.loss_loc"
-        try:
-            passed = self._take(caller)
-            with torch.autocast(passed.device, enabled=False):
-                loss, maps = localize(
-                    self._settings, self._tap, passed, annotations, target, caller=caller
-                )
-            if not self._examined:
-                found = passed.features.values()
-                check_derivatives(loss, passed.logits, found, caller=caller)
-                self._examined = True
-        except BaseException as error:  # nothing is left on the model, whatever went wrong
-            self._failure = str(error)
-            self.remove()
-            raise
+        dropped = self._tap.dropped
+        passed = take_pass(self._tap, caller=caller)
+        if dropped and not self._told:
+            self._told = True
+            tell_dropped(dropped, caller=caller)
+        with graph_kept(caller=caller), torch.autocast(passed.device, enabled=False):
+            loss, maps = localize(
+                self._settings,
+                self._tap,
+                passed,
+                annotations,
+                target,
+                alone=alone,
+                examine=not self._examined,
+                caller=caller,
+            )
+        self._examined = True
         self.attributions = maps
         self.replaced |= passed.replaced
         return loss
@@ -211,7 +277,7 @@ class ExplanationGuidance:
     def attribute(
         self,
         inputs: Tensor,
-        target: int | Sequence[int] | Tensor | None = None,
+        target: int | str | Sequence[int] | Tensor | None = None,
         *,
         layer: str | None = None,
         interpolate: bool = True,
@@ -219,11 +285,12 @@ class ExplanationGuidance:
         """The map of a class, for evaluation and pictures, in the model's present mode.
 
         Costs one forward and one backward pass; works under ``torch.no_grad``; leaves a forward pass
-        that awaits its `loss_loc` as it is.
+        that awaits its `loss_loc` as it is, and running statistics too.
 
         Args:
             inputs: Images, ``(N, C, H, W)``.
-            target: One class for all images, or one an image, ``(N,)``.
+            target: One class for all images, or one an image, ``(N,)``. By default, or as
+                ``"predicted"``, the predicted class of each image.
             layer: One of the guide's layers; by default the first.
             interpolate: Upsample to the image, bilinearly.
 
@@ -235,7 +302,9 @@ class ExplanationGuidance:
         """
         name = self.layers[0] if layer is None else layer
         check_option("layer", name, self.layers, caller=f"{NAME}.attribute")
-        maps = self._settings.attribution.at(name).attribute(inputs, target)
+        maps = self._settings.attribution.at(name).attribute(
+            inputs, PREDICTED if target is None else target
+        )
         if interpolate and maps.shape[-2:] != inputs.shape[-2:]:
             maps = F.interpolate(maps, inputs.shape[-2:], mode="bilinear", align_corners=False)
         return maps
@@ -255,46 +324,62 @@ class ExplanationGuidance:
             A report that prints itself: for each layer whether the map is finite and alive, the
             gradient's size in the parameters before and after it, and the operations replaced.
         """
-        waiting = self._tap.last
-        with (
-            as_it_was(self._model, self._settings.generator),
-            self._tap.alone(),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):
-            self._model(images)
-            passed = self._tap.last
-            assert passed is not None
-            loss = self.loss_loc(on_host(annotations), target)
-            report = probe_gradients(
-                self._model, passed.features, self.attributions, loss, self.replaced
-            )
-        self._tap.last = waiting
-        return report
+        waiting, dropped = self._tap.last, self._tap.dropped
+        try:
+            with (
+                as_it_was(self._settings.generator),
+                self._tap.alone(),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                buffers_aside(self._model),
+            ):
+                self._tap.forget()
+                self._model(usable(images))
+                passed = self._tap.last
+                loss = self._loss_loc(on_host(annotations), target, alone=True)
+                assert passed is not None
+                return probe_gradients(
+                    self._model, passed.features, self.attributions, loss, self.replaced
+                )
+        finally:
+            self._tap.last, self._tap.dropped = waiting, dropped
 
-    def _take(self, caller: str) -> ForwardPass:
-        """The pass that is waiting, once."""
-        if not self._tap.attached:
-            why = f" after the error: {self._failure}" if self._failure else ""
-            raise GuidanceError(
-                f"{caller}: the guide's hooks were taken off the model{why}. Build a new guide. "
-                "A guide works until `remove` or an error."
-            )
-        if not torch.is_grad_enabled():
-            raise GuidanceError(
-                f"{caller}: gradients are off. Call it outside torch.no_grad and inference_mode. "
-                "For maps in evaluation there is `attribute`."
-            )
-        passed = self._tap.last
-        if passed is None:
-            raise GuidanceError(
-                f"{caller}: no forward pass is waiting. Call the model first. Each forward pass "
-                "serves one loss_loc, and a pass that raised serves none."
-            )
-        if not passed.recorded:
-            raise GuidanceError(
-                f"{caller}: the last forward pass ran without gradients. Run the model outside "
-                "torch.no_grad and inference_mode. The last forward pass is the one explained."
-            )
-        self._tap.forget()
-        return passed
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is built anew on the copy of the model; hooks are never copied."""
+        generator = self._arguments["generator"]
+        state = None if generator is None else (generator.device, generator.get_state())
+        arguments = {**self._arguments, "generator": None}
+        return _rebuild, (self._outer, self.layers, arguments, state, self._tap.attached)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever a copy lacks that was made while its model was: it is built on first use."""
+        if "_late" not in vars(self) or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        _build(self, *vars(self).pop("_late"))
+        return getattr(self, name)
+
+
+def _rebuild(model: nn.Module, *rest: Any) -> ExplanationGuidance:
+    """A guide from its arguments, when it was copied or read from a pickle."""
+    guide = ExplanationGuidance.__new__(ExplanationGuidance)
+    if "_modules" in vars(model):
+        _build(guide, model, *rest)
+    else:  # the model holds the guide, and is being copied itself
+        vars(guide)["_late"] = (model, *rest)
+    return guide
+
+
+def _build(
+    guide: ExplanationGuidance,
+    model: nn.Module,
+    layers: list[str],
+    arguments: dict[str, Any],
+    state: tuple[torch.device, Tensor] | None,
+    attached: bool,
+) -> None:
+    if state is not None:
+        arguments["generator"] = torch.Generator(state[0])
+        arguments["generator"].set_state(state[1])
+    guide.__init__(model, layers, **arguments)  # type: ignore[misc]
+    if not attached:
+        guide.remove()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from explainguide.errors import LayerError
 from explainguide.layers import said_of, split_index
+from explainguide.reading import AS_FOUND, Reading
 
 __all__ = ["Layout", "infer_layout", "to_nchw"]
 
@@ -70,7 +71,7 @@ def infer_layout(
     model: nn.Module,
     module: nn.Module | None,
     batch: int,
-    choice: str | None = None,
+    reading: Reading = AS_FOUND,
     caller: str,
 ) -> Layout:
     """Read the layout of a layer's output from its shape and from what the model says of itself.
@@ -82,7 +83,7 @@ def infer_layout(
         model: The whole model: its `num_prefix_tokens`, class token and `output_fmt` are read.
         module: The layer's module; None for the input.
         batch: Number of images.
-        choice: "NCHW" or "NHWC", where the user has said how four dimensions are read.
+        reading: What the user has said of the model.
         caller: The public callable that the error names.
 
     Raises:
@@ -104,7 +105,7 @@ def infer_layout(
     if feature.ndim == 3:
         readings = _token_readings(name, shape, image_size, model)
     elif feature.ndim == 4:
-        readings = _image_readings(name, shape, image_size, model, module, choice)
+        readings = _image_readings(name, shape, image_size, model, module, reading.layout)
     if not readings or readings[0].grid == (1, 1):
         raise LayerError(
             f"{caller}: the output of layer {name!r} has shape {shape}, which has no spatial extent "

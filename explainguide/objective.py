@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainguide.attr import Evidence, LayerMap
-from explainguide.attr.base import read_features, rerun
-from explainguide.errors import LayerError, ShapeError
-from explainguide.logits import as_targets, check_logits
+from explainguide.attr import LayerMap
+from explainguide.attr.base import gather, usable
+from explainguide.derivatives import check_derivatives
+from explainguide.errors import ExplainGuideWarning, OptionError, ShapeError
+from explainguide.logits import (
+    as_targets,
+    class_scores,
+    count_classes,
+    ends_in_log_softmax,
+    log_probabilities,
+)
 from explainguide.regions import Choice, as_regions, choose_classes
 from explainguide.staging import StagedLoss
 from explainguide.tap import ForwardPass, Tap
@@ -35,6 +43,8 @@ class Settings:
     reduction: str
     generator: torch.Generator | None
     names: tuple[str, str]  # attribution and loss, for repr and errors
+    sync_dist: bool = True  # whether "mean" is over the annotated images of all processes
+    group: Any = None  # of those processes
 
 
 def localize(
@@ -44,6 +54,8 @@ def localize(
     annotations: Any,
     target: Any,
     *,
+    alone: bool = False,
+    examine: bool = False,
     caller: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The localization loss of one forward pass, and the maps that it is made of.
@@ -54,49 +66,39 @@ def localize(
         passed: The forward pass.
         annotations: As `ExplanationGuidance.loss_loc` takes them.
         target: Likewise.
+        alone: Whether the other processes of a distributed run make no such call.
+        examine: Whether to look, without computing anything, for operations that cannot be
+            differentiated twice, and for log-probabilities in place of logits.
         caller: The public callable that errors name.
 
     Returns:
         A scalar, or ``(N,)`` with reduction="none"; and ``{layer: (N, h, w)}``, detached.
     """
-    logits = check_logits(passed.logits, caller=caller)
-    features, layouts = read_features(
-        settings.model,
-        settings.modules,
-        passed,
-        layout=settings.attribution.layout,
-        caller=caller,
-    )
-    if not logits.requires_grad:
-        first = next(iter(settings.modules))
-        raise LayerError(
-            f"{caller}: the logits do not depend on layer {first!r}, or were detached. "
-            "Choose a layer between the image and the logits. `check` shows the gradients."
-        )
-    regions = as_regions(annotations, logits, passed.image_size, caller=caller)
+    method = settings.attribution
+    logits = method.logits(passed, caller=caller)
+    scores = class_scores(logits)
+    regions = as_regions(annotations, scores, passed.image_size, caller=caller)
     choice = choose_classes(
         settings.target,
         regions,
-        logits,
+        scores,
         _target_tensor(target, logits, caller),
         negatives=settings.negatives,
         generator=settings.generator,
         caller=caller,
     )
-    masks = regions.region(choice.regions, passed.image_size)
+    masks = usable(regions.region(choice.regions, passed.image_size))
     annotated = choice.valid & (masks > 0).flatten(2).any(2)
-    evidence = Evidence(
-        features,
-        layouts,
-        logits,
+    evidence = gather(
+        method,
+        settings.modules,
+        tap,
+        passed,
         score=lambda z: _score(z, settings.score, choice, annotated),
-        images=passed.images,
-        rerun=lambda substitutes: rerun(settings.model, tap, passed, substitutes),
         create_graph=True,
         caller=caller,
-        attentions=passed.attentions,
     )
-    maps, detached = settings.attribution.maps(evidence), {}
+    maps, detached = method.maps(evidence), {}
     dtype = next(iter(maps.values())).dtype
     share = annotated.to(dtype) / annotated.sum(0).clamp(min=1)  # of a class in its image
     total = torch.zeros(len(logits), dtype=dtype, device=logits.device)
@@ -104,11 +106,36 @@ def localize(
         detached[name] = (found.detach() * share[..., None, None]).sum(0)
         losses = _compare(settings, found, masks.to(found.dtype), caller)
         total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
-    if settings.reduction == "none":
-        return total, detached
-    if settings.reduction == "sum":
-        return total.sum(), detached
-    return total.sum() / annotated.any(0).sum().clamp(min=1), detached
+    if settings.reduction != "none":
+        total = total.sum()
+    if settings.reduction == "mean":
+        total = total * _per_image(annotated.any(0).sum().to(dtype), settings, alone)
+    if examine:
+        check_derivatives(
+            total, logits, evidence.features.values(), model=settings.model, caller=caller
+        )
+        if settings.score == "logit" and ends_in_log_softmax(logits):
+            warnings.warn(
+                f"{caller}: the model returns log-probabilities, so score='logit' explains log p of "
+                "class k. score='log_prob' says so.",
+                ExplainGuideWarning,
+                stacklevel=4,
+            )
+    return total, detached
+
+
+def _per_image(count: Tensor, settings: Settings, alone: bool) -> Tensor:
+    """What makes a sum over this process's annotated images a mean.
+
+    DistributedDataParallel averages the gradients of W processes, so that a sum times W over the
+    number of annotated images in all of them is the mean over those images.
+    """
+    world = 1
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if together and settings.sync_dist and not alone:
+        world = torch.distributed.get_world_size(settings.group)
+        torch.distributed.all_reduce(count, group=settings.group)
+    return world / count.clamp(min=1)
 
 
 def _compare(settings: Settings, maps: Tensor, masks: Tensor, caller: str) -> Tensor:
@@ -130,8 +157,7 @@ def _compare(settings: Settings, maps: Tensor, masks: Tensor, caller: str) -> Te
 def _score(logits: Tensor, kind: str, choice: Choice, annotated: Tensor) -> Tensor:
     """``(S, N)``, zero where there is nothing to explain."""
     scores = logits if logits.dtype == torch.float64 else logits.float()
-    if kind != "logit":
-        scores = scores.log_softmax(1)
+    scores = class_scores(scores) if kind == "logit" else log_probabilities(scores)
     if kind == "sum_log_probs":
         chosen = scores.sum(1).expand(choice.classes.shape)
     else:
@@ -140,11 +166,22 @@ def _score(logits: Tensor, kind: str, choice: Choice, annotated: Tensor) -> Tens
 
 
 def _target_tensor(target: Any, logits: Tensor, caller: str) -> Tensor | None:
-    """Class indices ``(N,)`` or multi-hot labels ``(N, K)``."""
+    """Class indices ``(N,)`` or multi-hot labels ``(N, K)``; one logit has two classes."""
     if target is None:
         return None
+    if isinstance(target, str):
+        raise OptionError(
+            f"{caller}: target is {target!r}. Give class indices or multi-hot labels; a guide that is "
+            "built with target='predicted' explains the predicted class. (N,) or (N, K) is allowed."
+        )
+    target = usable(target)
+    if logits.shape[1] == 1 and isinstance(target, Tensor):
+        column = target.shape == (len(logits), 1)
+        if column or (target.shape == (len(logits),) and target.is_floating_point()):
+            shown = target.reshape(-1, 1).to(logits.dtype)  # labels as BCEWithLogitsLoss takes them
+            target = torch.cat([1 - shown, shown], 1)
     if isinstance(target, Tensor) and target.ndim == 2:
-        if target.shape != logits.shape:
+        if target.shape != (len(logits), count_classes(logits)):
             raise ShapeError(
                 f"{caller}: target has shape {tuple(target.shape)} but the logits "
                 f"{tuple(logits.shape)}. Give one row an image. (N,) or (N, K) is allowed."

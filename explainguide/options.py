@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from explainguide.attr import ATTRIBUTIONS, LayerMap
-from explainguide.attr.base import check_layout
 from explainguide.errors import GuidanceError, OptionError, did_you_mean
 from explainguide.layers import resolve_layers
+from explainguide.reading import AS_FOUND, Reading
 
 __all__ = [
     "NAME",
@@ -36,38 +37,42 @@ def resolve_attribution(
     attribution: str | LayerMap,
     model: nn.Module,
     layer: str | Sequence[str] | None,
-    layout: str | None,
+    reading: Reading,
 ) -> LayerMap:
     """A name, or an object that was built for this model."""
-    check_layout(layout, caller=NAME)
     if isinstance(attribution, LayerMap):
         if attribution.model is not model:
             raise OptionError(
                 f"{NAME}: the attribution {type(attribution).__name__} was built for another model. "
                 "Build it with the model that is guided. A name is allowed too."
             )
-        if layout not in (None, attribution.layout):
-            raise OptionError(
-                f"{NAME}: layout is {layout!r}, but the attribution was built with "
-                f"{attribution.layout!r}. Leave out one of the two. They must agree."
-            )
+        for field in fields(Reading):
+            said, built = getattr(reading, field.name), getattr(attribution.reading, field.name)
+            if said not in (None, built):
+                raise OptionError(
+                    f"{NAME}: {field.name} is {said!r}, but the attribution was built with "
+                    f"{built!r}. Leave out one of the two. They must agree."
+                )
         return attribution
     if isinstance(attribution, type) and issubclass(attribution, LayerMap):
         raise OptionError(
             f"{NAME}: attribution is the class {attribution.__name__}. Build it: "
             f"{attribution.__name__}(model). A name or an object is allowed."
         )
-    chosen = named_attribution(attribution, model, layer)
-    chosen.layout = layout
-    return chosen
+    return named_attribution(attribution, model, layer, reading=reading)
 
 
 def named_attribution(
-    name: str, model: nn.Module, layer: str | Sequence[str] | None, *, caller: str = NAME
+    name: str,
+    model: nn.Module,
+    layer: str | Sequence[str] | None,
+    *,
+    reading: Reading = AS_FOUND,
+    caller: str = NAME,
 ) -> LayerMap:
     """The attribution of a name, with its defaults, placed at the layer."""
     check_option("attribution", name, ATTRIBUTIONS, caller=caller)
-    return place(ATTRIBUTIONS[name](model), layer, caller=caller)
+    return place(ATTRIBUTIONS[name](model, **vars(reading)), layer, caller=caller)
 
 
 def place(

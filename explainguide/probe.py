@@ -14,6 +14,7 @@ from explainguide.errors import ExplainGuideError, LayerError
 from explainguide.layers import INPUT, split_index
 from explainguide.layout import Layout, infer_layout, to_nchw
 from explainguide.logits import check_logits
+from explainguide.reading import AS_FOUND, Reading
 from explainguide.tap import ForwardPass, Tap
 
 __all__ = [
@@ -89,7 +90,12 @@ class _Probe(nn.Module):
 
 
 def probe(
-    model: nn.Module, size: tuple[int, int, int], act: Callable[[Tensor], Result], *, caller: str
+    model: nn.Module,
+    size: tuple[int, int, int],
+    act: Callable[[Tensor], Result],
+    *,
+    reading: Reading = AS_FOUND,
+    caller: str,
 ) -> Result:
     """Run one random image of (C, H, W) through the model and act on a random sum of its logits.
 
@@ -110,7 +116,7 @@ def probe(
     }
 
     def finish(output: Any) -> Result:
-        logits = check_logits(output, caller=caller)
+        logits = check_logits(output, reading=reading, images=1, caller=caller)
         return act((logits * torch.randn(logits.shape, generator=generator).to(logits)).sum())
 
     modes = {module: module.training for module in model.modules()}
@@ -124,7 +130,11 @@ def probe(
 
 
 def probe_layers(
-    model: nn.Module, *, image_size: tuple[int, int] | None = None, caller: str
+    model: nn.Module,
+    *,
+    image_size: tuple[int, int] | None = None,
+    reading: Reading = AS_FOUND,
+    caller: str,
 ) -> list[LayerInfo]:
     """Run one random image through the model and describe every layer, in the order they finish.
 
@@ -134,6 +144,7 @@ def probe_layers(
     Args:
         model: The unwrapped model.
         image_size: (H, W); by default what timm's or torchvision's model says, else 224 x 224.
+        reading: What the user has said of the model.
         caller: The public callable that the error names.
 
     Raises:
@@ -154,7 +165,9 @@ def probe_layers(
 
     try:
         with tap.alone():
-            seen, features, by_name = probe(model, (channels, height, width), look, caller=caller)
+            seen, features, by_name = probe(
+                model, (channels, height, width), look, reading=reading, caller=caller
+            )
     except ExplainGuideError:
         raise
     except Exception as error:  # whatever a model does with an image that it was not made for
@@ -175,6 +188,7 @@ def probe_layers(
                 model=model,
                 module=modules[split_index(name)[0]],
                 batch=1,
+                reading=reading,
                 caller=caller,
             )
         except LayerError:
@@ -214,7 +228,7 @@ def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -
     )
 
 
-def find_layer(model: nn.Module, *, caller: str) -> str:
+def find_layer(model: nn.Module, *, reading: Reading = AS_FOUND, caller: str) -> str:
     """The automatic layer of a model that is going to be guided there.
 
     Costs two forward passes of one image.
@@ -223,17 +237,19 @@ def find_layer(model: nn.Module, *, caller: str) -> str:
         LayerError: If there is none.
         GuidanceError: If an operation above it cannot be differentiated twice.
     """
-    layer = automatic_layer(model, probe_layers(model, caller=caller), caller=caller)
+    layer = automatic_layer(
+        model, probe_layers(model, reading=reading, caller=caller), caller=caller
+    )
     tap = Tap(model, {layer: model.get_submodule(split_index(layer)[0])})
 
     def look(score: Tensor) -> None:
         feature = cast(ForwardPass, tap.last).features[layer]
         (gradient,) = torch.autograd.grad(score, feature, create_graph=True)
-        check_derivatives(gradient, score, [feature], caller=caller)
+        check_derivatives(gradient, score, [feature], model=model, caller=caller)
 
     try:
         with tap.alone():
-            probe(model, input_size(model), look, caller=caller)
+            probe(model, input_size(model), look, reading=reading, caller=caller)
     finally:
         tap.remove()
     return layer

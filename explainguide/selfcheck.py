@@ -103,9 +103,8 @@ def on_host(annotations: Any) -> Any:
 
 
 @contextmanager
-def as_it_was(model: nn.Module, generator: torch.Generator | None) -> Iterator[None]:
-    """Buffers that change within this context, and random numbers, come back as they were."""
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+def as_it_was(generator: torch.Generator | None) -> Iterator[None]:
+    """Random numbers that are drawn within this context come again after it."""
     state = None if generator is None else generator.get_state()
     try:
         with torch.random.fork_rng():
@@ -113,10 +112,6 @@ def as_it_was(model: nn.Module, generator: torch.Generator | None) -> Iterator[N
     finally:
         if generator is not None and state is not None:
             generator.set_state(state)
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if not torch.equal(buffer, before[name]):
-                    buffer.copy_(before[name])
 
 
 def probe_gradients(

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from explainguide.attention import Weights
 from explainguide.layers import INPUT, split_index
-from explainguide.members import find_member, is_map, with_image, with_member
+from explainguide.members import find_image, find_member, is_map, with_image, with_member
 from explainguide.second_order import TwiceDifferentiable
 
 __all__ = ["ForwardPass", "Tap"]
@@ -30,27 +30,35 @@ class ForwardPass:
     inputs: tuple[Any, ...]
     kwargs: dict[str, Any]
     recorded: bool  # gradients were enabled
+    place: int | str | None = None  # which argument the images are
+    no_image: str = ""  # why there is none
+    training: bool = False  # the model's mode
+    state: dict[str, Tensor] | None = None  # parameters and buffers, where the model may run again
     features: dict[str, Any] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
-    logits: Any = None
+    output: Any = None
     autocast: tuple[bool, torch.dtype | None] = (False, None)
     replaced: set[str] = field(default_factory=set)
     problems: dict[str, str] = field(default_factory=dict)  # of layers that cannot be explained
     attentions: dict[str, list[Weights]] = field(default_factory=dict)
 
     @property
-    def images(self) -> Any:
-        """What the model was called with first, by position or by keyword."""
-        return self.inputs[0] if self.inputs else next(iter(self.kwargs.values()), None)
+    def images(self) -> Tensor | None:
+        """The images that the model was called with; None where they could not be told."""
+        if self.place is None:
+            return None
+        found = self.inputs[self.place] if isinstance(self.place, int) else self.kwargs[self.place]
+        return cast(Tensor, found)
 
     @property
     def device(self) -> str:
         """Type of the images' device."""
-        return self.images.device.type if isinstance(self.images, Tensor) else "cpu"
+        return "cpu" if self.images is None else self.images.device.type
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images that went in."""
+        assert self.images is not None
         height, width = self.images.shape[-2:]
         return int(height), int(width)
 
@@ -67,6 +75,9 @@ class _Hook:
 
     def __call__(self, module: nn.Module, *call: Any) -> Any:
         owner = self._owner()
+        if owner is not None and torch.compiler.is_compiling():
+            owner.compiled = True
+            return None
         return getattr(owner, self._method)(*self._args, *call) if owner is not None else None
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
@@ -86,9 +97,14 @@ class Tap:
         attentions: Names of modules whose attention weights are kept too, in the order in which they
             are computed. The feature of such a layer is its weights, read as one token a key.
         replace: Whether operations above the first layer get a form with a second derivative.
+        reruns: Whether the model may be run again from other features (`substitute`), with the
+            parameters and buffers that the pass saw.
+        image_argument: Which argument of the model the images are, where the user has said it.
 
     Attributes:
         last: The last forward pass, or None before one and after `forget`.
+        dropped: How many recorded passes were followed by another before somebody took them.
+        compiled: Whether the model ran inside torch.compile, where no layer is read.
     """
 
     def __init__(
@@ -98,12 +114,22 @@ class Tap:
         attentions: Sequence[str] = (),
         *,
         replace: bool = True,
+        reruns: bool = False,
+        image_argument: int | str | None = None,
     ) -> None:
         self.last: ForwardPass | None = None
-        self._replace = replace
+        self.dropped = 0
+        self.compiled = False
+        self._replace, self._reruns = replace, reruns
+        self._image_argument = image_argument
+        self._model = weakref.ref(model)
+        self._paused = 0
+        self._waiting: ForwardPass | None = None  # while a checkpointed model is computed again
+        self._recomputing = False
         self._layers = layers
         self._substitute: dict[str, Tensor] | None = None
         self._watched: dict[str, Any] = {}
+        self._place: int | str = 0
         self._mode: TwiceDifferentiable | None = None
         self._context = ExitStack()
         handles = [
@@ -133,7 +159,16 @@ class Tap:
 
     def forget(self) -> None:
         """Let the last pass and its graph go."""
-        self.last = None
+        self.last, self.dropped = None, 0
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Within this context nothing is read; what waits for a loss stays as it is."""
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -146,16 +181,23 @@ class Tap:
 
     @property
     def _silent(self) -> bool:
-        return _READER.get() not in (None, self)
+        return bool(self._paused) or _READER.get() not in (None, self)
 
     @contextmanager
-    def substitute(self, features: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    def substitute(
+        self, features: dict[str, Tensor], passed: ForwardPass
+    ) -> Iterator[dict[str, Any]]:
         """Within this context a forward pass continues from these features instead of its own.
+
+        Args:
+            features: Layer name to what it returns; ``"input"`` to the images.
+            passed: The pass whose arguments the model is called with again.
 
         Yields:
             What the other layers return then, by name. `last` stays as it is.
         """
-        self._substitute, self._watched = features, {}
+        assert passed.place is not None
+        self._substitute, self._watched, self._place = features, {}, passed.place
         try:
             with self.alone():
                 yield self._watched
@@ -168,17 +210,28 @@ class Tap:
         if self._substitute is not None:
             self._enter_mode(activate=True)
             image = self._substitute.get(INPUT)
-            return None if image is None else with_image(args, kwargs, image)
-        self.last = ForwardPass(inputs=args, kwargs=kwargs, recorded=torch.is_grad_enabled())
+            return None if image is None else with_image(args, kwargs, self._place, image)
+        recorded = torch.is_grad_enabled()
+        self._recomputing = _in_backward()
+        if self._recomputing:
+            self._waiting = self.last
+        elif recorded and self.last is not None and self.last.output is not None:
+            self.dropped += 1
+        model = self._model()
+        assert model is not None
+        place, why = find_image(model, args, kwargs, self._image_argument)
+        self.last = ForwardPass(args, kwargs, recorded, place, why, model.training)
+        if recorded and self._reruns:
+            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            self.last.state = {**dict(model.named_parameters()), **buffers}
         device = self.last.device
         self.last.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         if not self.last.recorded:
             return None
         self._enter_mode(activate=INPUT in self._layers)
-        if INPUT not in self._layers:
+        if INPUT not in self._layers or place is None:
             return None
-        onward = self._keep(INPUT, self.last.images)
-        return None if onward is None else with_image(args, kwargs, onward)
+        return with_image(args, kwargs, place, self._keep(INPUT, self.last.images))
 
     def _capture(self, name: str, args: Any, output: Any) -> Any:
         if self._silent:
@@ -232,12 +285,14 @@ class Tap:
         self._mode = None
         if self._substitute is not None or self.last is None:
             return
-        if output is None:  # the forward raised
+        if self._recomputing:
+            self.last, self._waiting, self._recomputing = self._waiting, None, False
+        elif output is None:  # the forward raised
             self.forget()
         elif self.last.recorded:
-            self.last.logits = output
+            self.last.output = output
         else:  # evaluation: keep the fact, not the tensors
-            self.last.inputs, self.last.kwargs = (), {}
+            self.last.inputs, self.last.kwargs, self.last.place = (), {}, None
 
     def _enter_mode(self, *, activate: bool) -> None:
         self._context.close()
@@ -272,6 +327,11 @@ class Tap:
                     output = with_member(output, i, kept.clone())
             return output
         return None
+
+
+def _in_backward() -> bool:
+    """Whether a backward pass runs now: a forward pass inside one computes a checkpoint again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _remove(handles: list[Any], context: ExitStack) -> None:

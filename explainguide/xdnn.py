@@ -184,19 +184,20 @@ def scaling_fault(
         with tap.alone():
             whole = score()
         passed = cast(ForwardPass, tap.last)
+        assert passed.images is not None
         feature, image = passed.features[name].detach(), passed.images.detach()
         limits = torch.finfo(feature.dtype)
         if whole == 0 or not math.isfinite(whole):
             return f"f(x) is {whole:g} for a random x"
         large = 1024 if limits.max > 1e30 else 8  # float16 ends at 65504
         for factor in (0, 1 / large, large):
-            with tap.substitute({name: factor * feature}):
+            with tap.substitute({name: factor * feature}, passed):
                 scaled = score()
             error = abs(scaled - factor * whole)
             if not error <= limits.eps**0.5 * abs((factor or 1) * whole):  # NaN is an error too
                 return f"f({factor:.4g} x) is not {factor:.4g} f(x)" if factor else "f(0) is not 0"
         if name != INPUT:
-            with tap.substitute({INPUT: torch.zeros_like(image)}) as others:
+            with tap.substitute({INPUT: torch.zeros_like(image)}, passed) as others:
                 score()
             if others[name].any():
                 return f"layer {name!r} is not 0 for a black image"

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import from the rows above its own, never from its own row or below.
 ROWS = [
     ["attention", "errors", "tables"],
+    ["reading"],
     [
         "checks",
         "layers",
@@ -32,7 +33,7 @@ ROWS = [
     ["probe"],
     ["bcos", "xdnn"],
     ["attr", "regions", "staging", "selfcheck", "checkpoints", "classification"],
-    ["options", "objective"],
+    ["options", "objective", "waiting"],
     ["guidance"],
     ["training_config", "batches"],
     ["evaluation", "schedules", "run_folder", "recipes"],

@@ -136,7 +136,7 @@ def test_more_arguments_reach_the_model() -> None:
 def test_a_single_logit_needs_no_target() -> None:
     model = SmallCnn(num_classes=1).double().eval()
     assert_near(
-        InputXGradient(model).attribute(images()), InputXGradient(model).attribute(images(), 0)
+        InputXGradient(model).attribute(images()), InputXGradient(model).attribute(images(), 1)
     )
 
 

@@ -36,7 +36,8 @@ class Wrapped(SmallCnn):
         lambda z: {"logits": z},
         lambda z: OrderedDict(out=z, aux=z.mean()),
         lambda z: (z, None),
-        lambda z: [z, 2 * z],
+        lambda z: [z, (2 * z)[..., None, None]],
+        lambda z: (z.mean(), z),
         lambda z: Output(None, z),
     ],
 )

@@ -42,7 +42,13 @@ def test_the_guides_signature() -> None:
         "layer_weights",
         "reduction",
         "generator",
+        "sync_dist",
+        "output",
         "layout",
+        "grid",
+        "prefix_tokens",
+        "image_size",
+        "image_argument",
     ]
     defaults = {n: p.default for n, p in parameters.items() if n != "model"}
     assert defaults == {
@@ -55,7 +61,13 @@ def test_the_guides_signature() -> None:
         "layer_weights": None,
         "reduction": "mean",
         "generator": None,
+        "sync_dist": True,
+        "output": None,
         "layout": None,
+        "grid": None,
+        "prefix_tokens": None,
+        "image_size": None,
+        "image_argument": None,
     }
     keyword_only = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     assert keyword_only == list(parameters)[2:]

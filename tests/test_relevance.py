@@ -313,6 +313,7 @@ def test_tokens_that_are_dropped_are_an_error(vit: Vit) -> None:
     model(torch.randn(2, 3, 64, 64))
     with pytest.raises(LayerError, match=r"computed attention of shapes .* Turn off what drops"):
         guide.loss_loc(torch.ones(2, 64, 64), target=CLASSES)
+    guide.remove()
     assert_no_hooks(model)
 
 

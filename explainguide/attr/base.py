@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -12,13 +13,14 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from explainguide.attention import Weights
-from explainguide.errors import GuidanceError, LayerError, OptionError, ShapeError
+from explainguide.errors import GuidanceError, LayerError, ShapeError
 from explainguide.layers import INPUT, resolve_layers, unwrap
 from explainguide.layout import Layout, infer_layout
-from explainguide.logits import as_targets, check_logits
+from explainguide.logits import as_targets, check_classifier, check_logits, class_scores
+from explainguide.reading import Output, check_reading
 from explainguide.tap import ForwardPass, Tap
 
-__all__ = ["Evidence", "LayerMap", "check_layout", "read_features", "rerun"]
+__all__ = ["Evidence", "LayerMap", "gather"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,21 @@ class LayerMap(Attribution):
     Args:
         model: Images ``(N, 3, H, W)`` to logits ``(N, K)``.
         layer: Dotted name; None, or ``"input"``, is the image, as in Captum.
+        output: Which of several things that the model returns are the logits: an index, a key, an
+            attribute, or a callable that takes what the model returned.
         layout: ``"NCHW"`` or ``"NHWC"``, for a layer whose four dimensions can be read both ways; by
             default what shape and model say.
+        grid: (h, w) of the layer's tokens; by default what shape and model say.
+        prefix_tokens: How many tokens in front belong to no place, or their positions; likewise.
+        image_argument: Which argument of the model the images are, a position or a name; by default
+            the only one that is floating point (N, C, H, W).
+        image_size: (H, W) of an image that the model takes, for an attribution that runs it on one of
+            its own; by default what the model says.
 
     Attributes:
+        reading: These six, as one object.
         attentions: Modules whose attention weights are part of the evidence; none by default.
+        reruns: Whether the attribution runs the model again from other features.
         places_itself: Whether the attribution finds its own layer when none is named.
 
     Raises:
@@ -69,17 +81,40 @@ class LayerMap(Attribution):
     """
 
     attentions: tuple[str, ...] = ()
+    reruns: ClassVar[bool] = False
     places_itself: ClassVar[bool] = False
 
     def __init__(
-        self, model: nn.Module, layer: str | None = None, *, layout: str | None = None
+        self,
+        model: nn.Module,
+        layer: str | None = None,
+        *,
+        output: Output | None = None,
+        layout: str | None = None,
+        grid: Sequence[int] | None = None,
+        prefix_tokens: int | Sequence[int] | None = None,
+        image_argument: int | str | None = None,
+        image_size: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__(model)
         caller = type(self).__name__
-        self.layout = check_layout(layout, caller=caller)
+        self.reading = check_reading(
+            output=output,
+            layout=layout,
+            grid=grid,
+            prefix_tokens=prefix_tokens,
+            image_argument=image_argument,
+            image_size=image_size,
+            caller=caller,
+        )
         self.model = unwrap(model, caller=caller)
+        check_classifier(self.model, self.reading, caller=caller)
         self.layer = layer
         self._modules = resolve_layers(self.model, layer or INPUT, caller=caller)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse a model that the attribution cannot explain, before any forward pass."""
 
     def at(self, layer: str) -> LayerMap:
         """The same attribution, with the same settings, at another layer."""
@@ -88,6 +123,32 @@ class LayerMap(Attribution):
         other._modules = resolve_layers(self.model, layer, caller=type(self).__name__)
         return other
 
+    def tap(self, modules: dict[str, nn.Module | None]) -> Tap:
+        """What reads a forward pass for this attribution at these layers."""
+        return Tap(
+            self.model,
+            modules,
+            self.attentions,
+            reruns=self.reruns,
+            image_argument=self.reading.image_argument,
+        )
+
+    def logits(self, passed: ForwardPass, *, caller: str) -> Tensor:
+        """The logits of a forward pass, ``(N, K)``.
+
+        Raises:
+            ShapeError: If the images or the logits cannot be told.
+        """
+        if passed.images is None:
+            raise ShapeError(
+                f"{caller}: the model was called without images that can be told: {passed.no_image}. "
+                "Call it with a batch of images, or name the argument with image_argument=. Floating "
+                "point (N, C, H, W) is allowed."
+            )
+        return check_logits(
+            passed.output, reading=self.reading, images=len(passed.images), caller=caller
+        )
+
     def maps(self, evidence: Evidence) -> dict[str, Tensor]:
         """The maps of every layer in the evidence, ``{layer: (S, N, h, w)}``; subclasses say how."""
         raise TypeError(f"{type(self).__name__} does not say how its maps are computed")
@@ -95,17 +156,20 @@ class LayerMap(Attribution):
     def attribute(
         self,
         inputs: Tensor,
-        target: int | Sequence[int] | Tensor | None = None,
+        target: int | str | Sequence[int] | Tensor | None = None,
         *,
         additional_forward_args: Any = None,
         create_graph: bool = False,
     ) -> Tensor:
         """Attribute the target's logit.
 
+        Running statistics of the model stay as they are, in training mode too.
+
         Args:
             inputs: Images, ``(N, 3, H, W)``.
-            target: One class for all images, or one an image, ``(N,)``. None where the model has a
-                single logit.
+            target: One class for all images, or one an image, ``(N,)``; or ``"predicted"``, the class
+                of the highest score. None is that too; but where the model has a single logit, it,
+                as in Captum. With a single logit z class 1's score is z and class 0's is -z.
             additional_forward_args: Passed to the model after the images; a tuple is several.
             create_graph: Whether the map can be differentiated with respect to the parameters,
                 so that it can be part of a loss.
@@ -121,27 +185,27 @@ class LayerMap(Attribution):
         caller = f"{type(self).__name__}.attribute"
         extra = additional_forward_args
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
-        tap = Tap(self.model, self._modules, self.attentions)
+        tap = self.tap(self._modules)
         try:
             # Attributing works in evaluation code too, where gradients are off.
-            with tap.alone(), torch.inference_mode(False), torch.enable_grad():
-                self.model(inputs.clone() if inputs.is_inference() else inputs, *extra)
+            with (
+                tap.alone(),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                buffers_aside(self.model),
+            ):
+                self.model(usable(inputs), *map(usable, extra))
                 passed = cast(ForwardPass, tap.last)
-                features, layouts = read_features(
-                    self.model, self._modules, passed, layout=self.layout, caller=caller
-                )
-                logits = check_logits(passed.logits, caller=caller)
+                logits = self.logits(passed, caller=caller)
                 classes = as_targets(target, logits, caller=caller)
-                evidence = Evidence(
-                    features,
-                    layouts,
-                    logits,
-                    score=lambda z: z.gather(1, classes[:, None]).T,
-                    images=passed.images,
-                    rerun=lambda substitutes: rerun(self.model, tap, passed, substitutes),
+                evidence = gather(
+                    self,
+                    self._modules,
+                    tap,
+                    passed,
+                    score=lambda z: class_scores(z).gather(1, classes[:, None]).T,
                     create_graph=create_graph,
                     caller=caller,
-                    attentions=passed.attentions,
                 )
                 (found,) = self.maps(evidence).values()
         finally:
@@ -150,29 +214,51 @@ class LayerMap(Attribution):
         return found if create_graph else found.detach()
 
 
-def check_layout(layout: str | None, *, caller: str) -> str | None:
-    """Refuse what is no layout."""
-    if layout in (None, "NCHW", "NHWC"):
-        return layout
-    raise OptionError(
-        f"{caller}: unknown layout {layout!r}. Leave it out: shapes tell it nearly always. 'NCHW' and "
-        "'NHWC' are allowed."
-    )
+def usable(value: Any) -> Any:
+    """What autograd may save: a tensor made under inference_mode becomes an ordinary one."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def read_features(
-    model: nn.Module,
+@contextmanager
+def buffers_aside(model: nn.Module) -> Iterator[None]:
+    """Within this context a model has copies of its buffers, so that running statistics stay.
+
+    Writing them back afterwards would not do: a pass that waits for its backward may hold them.
+    """
+    copies: dict[int, Tensor] = {}
+    own = [
+        (module._buffers, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        for buffers, name, buffer in own:
+            buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+        yield
+    finally:
+        for buffers, name, buffer in own:
+            buffers[name] = buffer
+
+
+def gather(
+    method: LayerMap,
     modules: dict[str, nn.Module | None],
+    tap: Tap,
     passed: ForwardPass,
     *,
-    layout: str | None = None,
+    score: Callable[[Tensor], Tensor],
+    create_graph: bool,
     caller: str,
-) -> tuple[dict[str, Tensor], dict[str, Layout]]:
-    """The captured activations and how each is read.
+) -> Evidence:
+    """The evidence of one forward pass: captured activations, how each is read, and the logits.
 
     Raises:
         LayerError: If a layer did not run, ran twice, or has no spatial extent.
+        ShapeError: If the images or the logits cannot be told.
     """
+    logits, image = method.logits(passed, caller=caller), passed.images
+    assert image is not None
     for name in modules:
         calls = passed.calls.get(name, 0)
         if calls != 1:
@@ -185,46 +271,52 @@ def read_features(
             )
         if name in passed.problems:
             raise LayerError(f"{caller}: layer {name!r} {passed.problems[name]}")
-    image = passed.images
-    if not isinstance(image, Tensor) or image.ndim != 4 or not image.is_floating_point():
-        got = type(image).__name__
-        if isinstance(image, Tensor):
-            got = f"{image.dtype} of shape {tuple(image.shape)}"
-        raise ShapeError(
-            f"{caller}: the model was called with {got}. Call it with a batch of images. Floating "
-            "point (N, C, H, W) is allowed."
-        )
     layouts = {
         name: infer_layout(
             name,
             passed.features[name],
             passed.image_size,
-            model=model,
+            model=method.model,
             module=module,
             batch=len(image),
-            choice=layout,
+            reading=method.reading,
             caller=caller,
         )
         for name, module in modules.items()
     }
-    return {name: passed.features[name] for name in modules}, layouts
+    return Evidence(
+        {name: passed.features[name] for name in modules},
+        layouts,
+        logits,
+        score,
+        image,
+        rerun=lambda substitutes: _rerun(method, tap, passed, substitutes, caller),
+        create_graph=create_graph,
+        caller=caller,
+        attentions=passed.attentions,
+    )
 
 
-def rerun(
-    model: nn.Module, tap: Tap, passed: ForwardPass, substitutes: dict[str, Tensor]
+def _rerun(
+    method: LayerMap, tap: Tap, passed: ForwardPass, substitutes: dict[str, Tensor], caller: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The logits of the same images from other features, and the other layers' activations.
 
-    Buffers are copies, so that running statistics are not updated a second time.
+    With the parameters and buffers that the pass saw, which under `torch.func.functional_call` are not
+    the model's own. Buffers are copies: running statistics are not updated a second time.
     """
-    if passed.logits is None:
-        raise GuidanceError("rerun: the forward pass did not finish")
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    device = passed.logits.device.type
+    if passed.state is None:
+        raise GuidanceError(
+            f"{caller}: {type(method).__name__} runs the model again without reruns = True."
+        )
+    buffers = {name for name, _ in method.model.named_buffers()}
+    state = {name: v.clone() if name in buffers else v for name, v in passed.state.items()}
     enabled, dtype = passed.autocast
     with (
-        tap.substitute(substitutes) as others,
-        torch.autocast(device, dtype=dtype, enabled=enabled),
+        tap.substitute(substitutes, passed) as others,
+        torch.autocast(passed.device, dtype=dtype, enabled=enabled),
     ):
-        output = torch.func.functional_call(model, buffers, passed.inputs, passed.kwargs)
-    return check_logits(output, caller=type(model).__name__), dict(others)
+        output = torch.func.functional_call(method.model, state, passed.inputs, passed.kwargs)
+    assert passed.images is not None
+    logits = check_logits(output, reading=method.reading, images=len(passed.images), caller=caller)
+    return logits, dict(others)

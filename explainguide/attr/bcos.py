@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from explainguide.attr.base import Evidence
 from explainguide.attr.gradients import InputXGradient
@@ -23,7 +23,7 @@ class BcosContribution(InputXGradient):
     Args:
         model: A network of `explainguide.bcos.bcosify`, or one with modules of `explainguide.bcos`.
         layer: Dotted name; None, or ``"input"``, is the image (and its inverse).
-        layout: As `InputXGradient`.
+        output, layout, grid, prefix_tokens, image_argument, image_size: As `InputXGradient`.
 
     Raises:
         OptionError: If no module of the model has an explanation mode.
@@ -33,10 +33,7 @@ class BcosContribution(InputXGradient):
         Boehle et al., 2022, Eq. 12; Rao et al., 2023, Sec. 3.2 (in training).
     """
 
-    def __init__(
-        self, model: nn.Module, layer: str | None = None, *, layout: str | None = None
-    ) -> None:
-        super().__init__(model, layer, layout=layout)
+    def _check(self) -> None:
         with explanation_mode(self.model, caller="BcosContribution"):
             pass  # says so now, if there is none
 

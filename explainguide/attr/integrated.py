@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from explainguide.dynamic import wide
 from explainguide.errors import OptionError
 from explainguide.layers import INPUT
 from explainguide.layout import to_nchw
+from explainguide.reading import Output
 from explainguide.xdnn import is_homogeneous, scaling_fault
 
 __all__ = ["IntegratedGradients"]
@@ -45,6 +46,7 @@ class IntegratedGradients(LayerMap):
         n_steps: Number of points on the path.
         baselines: The image where the path starts: a number, or a tensor that broadcasts with the
             images. Whether it is zero is read here, once.
+        output, layout, grid, prefix_tokens, image_argument, image_size: As `InputXGradient`.
 
     Raises:
         OptionError: If n_steps is not a positive integer.
@@ -54,6 +56,8 @@ class IntegratedGradients(LayerMap):
         Sundararajan et al., 2017; Captum's `IntegratedGradients` and `LayerIntegratedGradients`.
     """
 
+    reruns = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -61,9 +65,23 @@ class IntegratedGradients(LayerMap):
         *,
         n_steps: int = 50,
         baselines: float | Tensor = 0.0,
+        output: Output | None = None,
         layout: str | None = None,
+        grid: Sequence[int] | None = None,
+        prefix_tokens: int | Sequence[int] | None = None,
+        image_argument: int | str | None = None,
+        image_size: int | Sequence[int] | None = None,
     ) -> None:
-        super().__init__(model, layer, layout=layout)
+        super().__init__(
+            model,
+            layer,
+            output=output,
+            layout=layout,
+            grid=grid,
+            prefix_tokens=prefix_tokens,
+            image_argument=image_argument,
+            image_size=image_size,
+        )
         if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
             raise OptionError(
                 f"IntegratedGradients: n_steps is {n_steps!r}. Use 50, Captum's default, or about 8 "
@@ -77,7 +95,7 @@ class IntegratedGradients(LayerMap):
         # weights, images or classes, so one look serves every later call, which then reads nothing
         # from the device.
         self._at_once: dict[str, bool] = {}
-        self._product = InputXGradient(model, layer, layout=layout)
+        self._product = InputXGradient(model, layer)
 
     def __repr__(self) -> str:
         layer = self.layer or INPUT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from explainguide.attr.rollout import mixing_matrix, roll_out
 from explainguide.dynamic import wide
 from explainguide.errors import LayerError, OptionError, did_you_mean
 from explainguide.layers import resolve_layers
+from explainguide.reading import Output
 
 __all__ = ["AttentionRelevance"]
 
@@ -46,6 +48,7 @@ class AttentionRelevance(LayerMap):
         detach_gradient: Take :math:`\nabla A_b` as a constant when the map is differentiated, as the
             authors' program does. The map is the same; the gradient of a loss on it is another,
             by about a factor of 2. The default differentiates the whole map, as the paper has it.
+        output, layout, grid, prefix_tokens, image_argument, image_size: As `InputXGradient`.
 
     Attributes:
         layer: Where the roll-out starts.
@@ -79,8 +82,22 @@ class AttentionRelevance(LayerMap):
         *,
         last_blocks: int | None = None,
         detach_gradient: bool = False,
+        output: Output | None = None,
+        layout: str | None = None,
+        grid: Sequence[int] | None = None,
+        prefix_tokens: int | Sequence[int] | None = None,
+        image_argument: int | str | None = None,
+        image_size: int | Sequence[int] | None = None,
     ) -> None:
-        super().__init__(model)
+        super().__init__(
+            model,
+            output=output,
+            layout=layout,
+            grid=grid,
+            prefix_tokens=prefix_tokens,
+            image_argument=image_argument,
+            image_size=image_size,
+        )
         caller = type(self).__name__
         if layer is not None and last_blocks is not None:
             raise OptionError(

@@ -12,7 +12,7 @@ from explainguide.dynamic import explanation_mode
 from explainguide.errors import LayerError, OptionError
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.layout import infer_layout, to_nchw
-from explainguide.logits import as_targets, check_logits
+from explainguide.logits import as_targets, check_logits, class_scores
 
 __all__ = ["contribution_map", "curvature", "dynamic_weights", "logit_bias", "missing_share"]
 
@@ -161,9 +161,9 @@ def _select(
     """One number an image, ``(N,)``."""
     index = as_targets(target, output, caller=caller)
     rows = torch.arange(len(output), device=output.device)
-    chosen = output[rows, index]
     if output.ndim == 2:
-        return chosen
+        return class_scores(output)[rows, index]
+    chosen = output[rows, index]
     if position is None:
         return chosen.flatten(1).amax(1)
     height, width = chosen.shape[1:]
