@@ -23,6 +23,7 @@ __all__ = ["History", "RunFolder"]
 _CALLER = "train"
 # What a file of weights says of itself: how the model is built and takes its images, and which
 # images it was evaluated on. No path and no time, so that equal runs make equal files.
+_DESCRIBES: tuple[str, ...]
 _DESCRIBES = ("name", "num_classes", "image_size", "mean", "std", "classes", "multilabel")
 _DESCRIBES += ("bcos", "xdnn", "data", "val_set")
 _MEASURED = ("attribution", "region", "threshold")  # with the layer: how it was evaluated

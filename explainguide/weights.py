@@ -26,7 +26,7 @@ _INSIDE = ("state_dict", "model_state_dict", "model")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
 _COUNT = "n_averaged"  # of torch's AveragedModel, which is no weight
 # What timm's and torchvision's own programs put beside the weights: the options of their command.
-_HARMLESS = [argparse.Namespace]
+_HARMLESS: list[Any] = [argparse.Namespace]
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:

@@ -86,10 +86,10 @@ def open_subject(args: argparse.Namespace) -> Subject:
         return Subject(model, asked or (side, side), encoding, classes, multilabel)
     said = describe_weights(args.weights)
     check_plain(said, args.weights)
-    classes = said.get("num_classes") if args.num_classes is None else args.num_classes
+    count = said.get("num_classes") if args.num_classes is None else args.num_classes
     model = build_model(
         args.model,
-        num_classes=classes,
+        num_classes=count,
         pretrained=args.pretrained,
         image_size=said.get("image_size"),
     ).eval()
@@ -105,14 +105,9 @@ def open_subject(args: argparse.Namespace) -> Subject:
     if asked is not None and asked[0] == asked[1]:
         set_image_size(model, asked[0])
     mean, std = choose_normalisation("", model, said.get("mean"), said.get("std"))
-    names = list(said.get("classes") or [])
-    return Subject(
-        model,
-        asked or (side, side),
-        image_encoding(model, mean, std),
-        names,
-        bool(said.get("multilabel")),
-    )
+    encoding = image_encoding(model, mean, std)
+    classes, multilabel = list(said.get("classes") or []), bool(said.get("multilabel"))
+    return Subject(model, asked or (side, side), encoding, classes, multilabel)
 
 
 def ask(target: str | None, image: Tensor, subject: Subject) -> Answer:
