@@ -211,6 +211,7 @@ class Run:
         class_loss = classification_loss(
             logits, batch.labels, class_loss=config.class_loss, temperature=config.temperature
         )
+        totals = totals.to(class_loss.dtype)
         loss = config.class_weight * class_loss * (len(batch.images) / totals[0])
         loss_loc = None
         if guide is not None and batch.annotated:
