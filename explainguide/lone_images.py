@@ -39,16 +39,19 @@ class LoneImages:
             self._norm = norm_without_values(self._model, batch.images)
         if self._norm is None:
             return True
+        self._say(stacklevel=6)
+        return False
+
+    def _say(self, *, stacklevel: int) -> None:
         if not self._told:
-            self._told = True
             warnings.warn(
                 f"{_CALLER}: a batch of one image is left out, and so are others like it, since "
                 f"BatchNorm {self._norm!r} sees one value a channel of a single image. Another batch "
                 "size may leave none over.",
                 ExplainGuideWarning,
-                stacklevel=5,
+                stacklevel=stacklevel,
             )
-        return False
+        self._told = True
 
     def count_batches(self, data: Any, size: int, device: torch.device) -> int:
         """Batches of an epoch, the same number in every process.
@@ -86,6 +89,7 @@ class LoneImages:
                 f"{_CALLER}: train_data has one image a process, but {why}, which has no variance. "
                 "Use more images, or another norm. Two images a process are allowed."
             )
+        self._say(stacklevel=5)
         return count - 1
 
 

@@ -26,7 +26,7 @@ _CALLER = "train"
 _DESCRIBES: tuple[str, ...]
 _DESCRIBES = ("name", "num_classes", "image_size", "mean", "std", "classes", "multilabel")
 _DESCRIBES += ("bcos", "xdnn", "data", "val_set")
-_MEASURED = ("attribution", "region", "threshold")  # with the layer: how it was evaluated
+_MEASURED = ("attribution", "output", "region", "threshold")  # with the layer: how it was evaluated
 _LOCATION = ("root", "val_root", "boxes", "val_boxes", "weights")  # may move between two runs
 
 

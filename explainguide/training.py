@@ -127,7 +127,7 @@ def train(
                 workers=config.workers,
             )
             if epoch == 1 and config.lam:
-                _say_what_is_missing(losses, scores)
+                _say_what_is_missing(losses, scores, val_data)
             skipped = losses.pop("skipped") + scores.pop("skipped")
             row = {"epoch": epoch, **losses, **scores, "skipped": skipped}
             row["seconds"] = time.perf_counter() - began
@@ -192,14 +192,14 @@ def _check_annotated(config: TrainConfig, train_data: Any, val_data: Any) -> Tra
     return replace(config, lam=lam)
 
 
-def _say_what_is_missing(losses: dict[str, float], scores: dict[str, float]) -> None:
+def _say_what_is_missing(losses: dict[str, float], scores: dict[str, float], val_data: Any) -> None:
     """After the first epoch, of data sets that do not say it before."""
     if math.isnan(losses["loss_loc"]):
         _warn(
             "no training image of the first epoch was annotated, so nothing was guided. Give "
             "annotations, or set lam=0."
         )
-    if not scores["pairs"]:
+    if not scores["pairs"] and count_annotated(val_data) is None:
         _warn("no image of val_data is annotated, so EPG and IoU are not known.")
 
 

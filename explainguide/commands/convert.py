@@ -116,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         allow_local_modules,
         check_plain,
         choose_normalisation,
+        count_logits,
         in_library,
     )
     from explainguide.training_config import TrainConfig
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     if classes == said.get("num_classes"):
         info |= {key: said[key] for key in ("classes", "multilabel") if key in said}
     if classes is None and in_library(args.model):
-        info["num_classes"] = _count_logits(model)
+        info["num_classes"] = count_logits(model, caller=_CALLER)
     if args.bcos:
         options = _bcos_options(args, mean, std) | {"image_size": [size, size]}
         network, told = _to_bcos(model, options)
@@ -212,18 +213,6 @@ def _build(
     if args.size is not None:
         set_image_size(model, size)
     return model, size
-
-
-def _count_logits(model: nn.Module) -> int:
-    import torch
-
-    from explainguide.dynamic import evaluating
-    from explainguide.logits import check_logits
-    from explainguide.probe import input_size
-
-    with torch.no_grad(), evaluating(model):
-        image = torch.zeros(1, *input_size(model))
-        return int(check_logits(model(image), caller=_CALLER).shape[1])
 
 
 def _bcos_options(args: argparse.Namespace, mean: list[float], std: list[float]) -> dict[str, Any]:

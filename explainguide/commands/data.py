@@ -14,9 +14,12 @@ from torchvision.transforms import v2
 
 from explainguide.bcos import AddInverse
 from explainguide.datasets import VOC, DecoyDigits, ImageFolder
-from explainguide.dynamic import is_bcos
+from explainguide.dynamic import evaluating, is_bcos
 from explainguide.errors import OptionError
+from explainguide.logits import check_logits
 from explainguide.options import check_option
+from explainguide.probe import input_size
+from explainguide.reading import Reading
 
 __all__ = [
     "KINDS",
@@ -26,6 +29,8 @@ __all__ = [
     "check_plain",
     "choose_normalisation",
     "choose_size",
+    "count_logits",
+    "fits_classes",
     "image_encoding",
     "in_library",
     "open_data",
@@ -161,6 +166,22 @@ def build_transforms(
         steps.append(v2.RandomHorizontalFlip())
     steps += [v2.ToDtype(torch.float32, scale=True), *encoding]
     return v2.Compose(steps)
+
+
+def count_logits(
+    model: nn.Module, size: int | None = None, *, output: int | str | None = None, caller: str
+) -> int:
+    """How many logits a model has, from one pass; at its own image size, where none is given."""
+    channels, height, width = input_size(model)
+    image = torch.zeros(1, channels, size or height, size or width)
+    reading = Reading(output=output)
+    with torch.no_grad(), evaluating(model):
+        return int(check_logits(model(image), reading=reading, images=1, caller=caller).shape[1])
+
+
+def fits_classes(logits: int | None, classes: int) -> bool:
+    """Whether so many logits tell so many classes apart; one tells two, and None is not known."""
+    return logits in (classes, None) or (logits == 1 and classes == 2)
 
 
 def allow_local_modules() -> None:

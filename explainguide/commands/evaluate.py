@@ -14,9 +14,11 @@ from explainguide.commands.data import (
     add_data_arguments,
     allow_local_modules,
     build_transforms,
+    fits_classes,
     image_encoding,
     open_data,
 )
+from explainguide.commands.output import add_output_argument
 from explainguide.errors import DataError, OptionError
 from explainguide.options import check_option
 from explainguide.tables import format_table
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layer", nargs="+", metavar="NAME", help="layers to explain (default: the training's)"
     )
     group.add_argument("--attribution", metavar="NAME", help="default: the training's")
+    add_output_argument(group)
     group.add_argument("--region", metavar="NAME", help="boxes or masks (default: the training's)")
     group.add_argument(
         "--threshold", metavar="X", help="of the IoU, or fit (default: the training's)"
@@ -87,7 +90,7 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
         )
     config = info["config"]
     data = _open(args, info)
-    if info["num_classes"] not in (len(data.classes), None):
+    if not fits_classes(info["num_classes"], len(data.classes)):
         raise OptionError(
             f"evaluate: the data have {len(data.classes)} classes and '{Path(path)}' "
             f"{info['num_classes']}. Name the data of the training. The classes must agree."
@@ -99,6 +102,7 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
         data,
         layer=args.layer or config["layer"],
         attribution=args.attribution or config["attribution"],
+        output=config.get("output") if args.output is None else args.output,
         region=args.region or config["region"],
         threshold=_threshold(args.threshold, config["threshold"]),
         batch_size=args.batch_size,

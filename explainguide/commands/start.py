@@ -16,7 +16,11 @@ from explainguide.commands.data import (
     check_plain,
     choose_normalisation,
     choose_size,
+    count_logits,
+    fits_classes,
+    in_library,
 )
+from explainguide.commands.output import add_output_argument
 from explainguide.errors import OptionError
 from explainguide.models import build_model, load_weights, set_image_size
 
@@ -42,6 +46,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="begin with the network of `explainguide convert`, or of a training",
     )
+    add_output_argument(group)
     group.add_argument("--bcos", action="store_true", help="make --model a B-cos network first")
     group.add_argument("--b", type=float, metavar="X", help="its exponent B (default: 2)")
     group.add_argument(
@@ -84,6 +89,8 @@ def begin(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[s
     kept = said.get("bcos") or said
     mean, std = (getattr(args, name) or kept.get(name) for name in ("mean", "std"))
     mean, std = choose_normalisation(args.data, model, mean, std)
+    if not in_library(args.model):
+        _check_logits(model, args, num_classes, size)
     about: dict[str, Any] = {"name": args.model, "num_classes": num_classes}
     if args.bcos:
         options: dict[str, Any] = {"b": 2.0 if args.b is None else args.b}
@@ -121,11 +128,22 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
+def _check_logits(model: nn.Module, args: argparse.Namespace, num_classes: int, size: int) -> None:
+    """What a user's function built must tell the classes apart; one logit tells two."""
+    found = count_logits(model, size, output=args.output, caller="train")
+    if not fits_classes(found, num_classes):
+        raise OptionError(
+            f"--model: '{args.model}' has {found} logits and the data {num_classes} classes. Let the "
+            f"function take num_classes, which is {num_classes}. As many logits as classes, or one for "
+            "two classes, are allowed."
+        )
+
+
 def _of_checkpoint(
     args: argparse.Namespace, path: str, num_classes: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     model, before = load_model(path)
-    if before.get("num_classes") not in (num_classes, None):
+    if not fits_classes(before.get("num_classes"), num_classes):
         raise OptionError(
             f"--checkpoint: '{path}' has {before['num_classes']} classes and the data {num_classes}. "
             f"Convert the model with --num-classes {num_classes}. The classes must agree."
