@@ -107,7 +107,7 @@ def test_a_model_with_one_logit_tells_two_folders_apart(
     image, said = str(tmp_path / "images" / "left" / "1.png"), {}
     for target in ("", "left", "right"):
         which = ["--target", target] if target else []
-        out = tmp_path / f"{target}.png"
+        out = tmp_path / f"{target or None}.png"
         assert main(["explain", image, "--checkpoint", str(last), *which, "--out", str(out)]) == 0
         said[target] = capsys.readouterr().out.splitlines()[0].split(": ")[1].split("; ")[0]
     predicted, other = ("left", "right") if "left" in said[""] else ("right", "left")
@@ -115,7 +115,7 @@ def test_a_model_with_one_logit_tells_two_folders_apart(
     assert said[other].startswith(f"{other} (")
     shares = [int(said[name].split("(")[1].split("%")[0]) for name in (predicted, other)]
     assert shares[0] >= 50 and abs(sum(shares) - 100) <= 1
-    pictures = [(tmp_path / f"{name}.png").read_bytes() for name in (predicted, other, "")]
+    pictures = [(tmp_path / f"{name}.png").read_bytes() for name in (predicted, other, None)]
     assert pictures[0] == pictures[2] != pictures[1]
 
 
