@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from explainguide.checks import check_target
 from explainguide.errors import AnnotationError, OptionError
+from explainguide.labels import FirstLabel, check_first_label, warn_if_strangers
 
 __all__ = ["Annotations", "LimitedAnnotations", "collate", "rasterize_boxes"]
 
@@ -25,12 +26,14 @@ class Annotations:
 
     Attributes:
         boxes: ``(N, M, 4)`` float, xyxy; rows without an object are zero.
-        labels: ``(N, M)`` int64; -1 where there is no object.
+        labels: ``(N, M)`` int64, indices of logits; -1 where there is no object.
         masks: ``(N, M, H, W)`` bool, one an object, or None. Where there are masks they are used
             in place of the boxes.
         canvas: (H, W) that the boxes or masks refer to, where it is known.
         most_classes: No image has more distinct classes than this.
         largest_label: The largest label, where the labels were on the host; else None.
+        first_label: What has made the labels indices of logits: the option of `from_targets`. A guide
+            with the same option does not apply it again.
     """
 
     boxes: Tensor
@@ -39,6 +42,7 @@ class Annotations:
     canvas: tuple[int, int] | None = None
     most_classes: int = 0
     largest_label: int | None = None
+    first_label: FirstLabel = 0
 
     def __post_init__(self) -> None:
         if not self.most_classes:  # not counted: as many as there are objects
@@ -50,6 +54,7 @@ class Annotations:
         targets: Sequence[Mapping[str, Any] | None],
         *,
         canvas: tuple[int, int] | None = None,
+        first_label: FirstLabel = 0,
     ) -> Annotations:
         """Pad a list of detection-style dicts.
 
@@ -57,14 +62,23 @@ class Annotations:
         are, because a value costs a synchronisation.
 
         Args:
-            targets: One an image: ``{"boxes": (M, 4), "labels": (M,)}``, optionally
-                ``"masks": (M, H, W)``. Boxes are xyxy in pixels, or `tv_tensors.BoundingBoxes` of
-                any format, which are converted. None, or no boxes: an image without annotation.
+            targets: One an image: ``{"labels": (M,)}`` with ``"boxes": (M, 4)``, ``"masks": (M, H,
+                W)`` or both; other keys beside them are not read. Boxes are xyxy in pixels, or
+                `tv_tensors.BoundingBoxes` of any format, which are converted. Masks are bool, or
+                floating point in [0, 1], where 0.5 counts; without boxes the boxes are those around
+                the masks. None, or no boxes: an image without annotation.
             canvas: (H, W) of the model's input, to check against; read from tv_tensors and masks
                 where it is not given.
+            first_label: The label of the first logit: 1 for torchvision's detection data sets, where
+                0 is the background. Or a dict from the data set's ids to logits, as COCO needs.
 
         Raises:
             AnnotationError: For boxes, labels or masks that cannot be meant; it names the image.
+            OptionError: If `first_label` is no label and no mapping.
+
+        Warns:
+            ExplainGuideWarning: If a mask has no pixel (its object is left out), or a box lies more
+                outside the canvas than in it.
 
         Example:
             >>> car = {"boxes": torch.tensor([[2.0, 3.0, 9.0, 8.0]]), "labels": torch.tensor([1])}
@@ -78,16 +92,17 @@ class Annotations:
                 f"Annotations.from_targets: targets is a {type(targets).__name__}. Pass a list with "
                 "one dict an image. None stands for an image without annotation."
             )
+        first_label = check_first_label(first_label, caller="Annotations.from_targets")
         if not targets:
             empty = torch.zeros(0, 0, dtype=torch.int64)
-            return cls(torch.zeros(0, 0, 4), empty, canvas=canvas)
+            return cls(torch.zeros(0, 0, 4), empty, canvas=canvas, first_label=first_label)
         boxes, labels, masks = [], [], []
         for index, target in enumerate(targets):
-            image_boxes, image_labels, image_masks, size = check_target(target, index, canvas)
-            canvas = canvas or size
-            boxes.append(image_boxes)
-            labels.append(image_labels)
-            masks.append(image_masks)
+            found = check_target(target, index, canvas, first_label=first_label)
+            canvas = canvas or found.size
+            boxes.append(found.boxes)
+            labels.append(found.labels)
+            masks.append(found.masks)
         device = next((b.device for b in boxes if len(b)), torch.device("cpu"))
         padded = pad_sequence([b.to(device) for b in boxes], batch_first=True)
         padded_labels = pad_sequence(
@@ -102,6 +117,7 @@ class Annotations:
             canvas,
             most if on_host else padded_labels.shape[1],
             int(padded_labels.max()) if on_host and padded_labels.numel() else None,
+            first_label,
         )
 
     def __len__(self) -> int:
@@ -131,10 +147,10 @@ class Annotations:
                 side s gets side ``s * (1 + 2 * fraction)``. Clipping is left to the rasterizer.
 
         Raises:
-            OptionError: If the fraction is negative.
+            OptionError: If the fraction is negative, or not finite.
             AnnotationError: If there are masks, which are as exact as they should be.
         """
-        if fraction < 0:
+        if not 0 <= fraction < float("inf"):  # NaN neither
             raise OptionError(
                 f"Annotations.dilate: fraction is {fraction}. Use 0 or more; 0.25 adds a quarter "
                 "of the side on each side."
@@ -222,16 +238,26 @@ def _pad_masks(
     return padded
 
 
-def collate(batch: Sequence[Any]) -> tuple[Tensor, Tensor, Annotations]:
+def collate(
+    batch: Sequence[Any], *, first_label: FirstLabel = 0
+) -> tuple[Tensor, Tensor, Annotations]:
     """A DataLoader's `collate_fn` for items ``(image, labels, annotation)``.
 
     Items that are None (files that could not be read) are left out.
+
+    Args:
+        batch: The items.
+        first_label: Of the annotations, as `Annotations.from_targets` takes it; images' labels stay
+            as they are. ``functools.partial(collate, first_label=1)`` is a `collate_fn`, too.
 
     Returns:
         Images ``(N, 3, H, W)``, labels ``(N,)`` int64 or ``(N, K)`` float32, `Annotations`.
 
     Raises:
-        AnnotationError: If no item is left.
+        AnnotationError: If no item is left, or for an annotation that cannot be meant.
+
+    Warns:
+        ExplainGuideWarning: If boxes in two images or more all have a label one higher than the image.
     """
     items = [item for item in batch if item is not None]
     if not items:
@@ -241,11 +267,11 @@ def collate(batch: Sequence[Any]) -> tuple[Tensor, Tensor, Annotations]:
         )
     images, labels, targets = zip(*items, strict=True)
     stacked = torch.stack([torch.as_tensor(image) for image in images])
-    return (
-        stacked.as_subclass(Tensor),
-        torch.stack([torch.as_tensor(label) for label in labels]),
-        Annotations.from_targets(targets, canvas=(stacked.shape[-2], stacked.shape[-1])),
-    )
+    of_images = torch.stack([torch.as_tensor(label) for label in labels])
+    canvas = (stacked.shape[-2], stacked.shape[-1])
+    annotations = Annotations.from_targets(targets, canvas=canvas, first_label=first_label)
+    warn_if_strangers(annotations.labels, of_images, sure=True, caller="collate")
+    return stacked.as_subclass(Tensor), of_images, annotations
 
 
 class LimitedAnnotations(torch.utils.data.Dataset):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from explainguide.attr import LayerMap
 from explainguide.attr.base import buffers_aside, usable
+from explainguide.labels import FirstLabel, check_first_label
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.logits import PREDICTED, check_classifier
 from explainguide.losses import Loss
@@ -65,6 +66,9 @@ class ExplanationGuidance:
         reduction: ``"mean"`` over annotated images, ``"sum"`` (what the published lambdas assume) or
             ``"none"``, one value an image.
         generator: For the draw of classes; by default torch's own.
+        first_label: The label of the first logit, where the annotations' labels do not count from 0:
+            1 for torchvision's detection data sets. Or a dict from the data set's ids to logits. Not
+            for `target`, and not again for `Annotations` that were built with it.
         sync_dist: Whether, in a distributed run, ``"mean"`` is over the annotated images of all
             processes: their number is summed in each `loss_loc`, which every process must call then,
             and each process's loss is scaled so that DistributedDataParallel's average of the
@@ -121,6 +125,7 @@ class ExplanationGuidance:
         layer_weights: Sequence[float] | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
         generator: torch.Generator | None = None,
+        first_label: FirstLabel = 0,
         sync_dist: bool = True,
         output: Output | None = None,
         layout: Literal["NCHW", "NHWC"] | None = None,
@@ -172,6 +177,7 @@ class ExplanationGuidance:
             layer_weights=check_weights(layer_weights, list(modules)),
             reduction=reduction,
             generator=generator,
+            first_label=check_first_label(first_label, caller=NAME),
             names=(name_of(attribution), name_of(loss)),
             sync_dist=sync_dist,
             group=getattr(model, "process_group", None),
@@ -234,7 +240,8 @@ class ExplanationGuidance:
             annotations: A list of detection-style dicts, `Annotations`, or masks ``(N, H, W)``,
                 ``(N, 1, H, W)`` or ``(N, K, H, W)``; in pixels of the model's input.
             target: Class indices, one for all images or ``(N,)``, or multi-hot labels ``(N, K)`` to
-                draw from. By default the annotated classes.
+                draw from. By default the annotated classes. Soft labels are refused on the host; on
+                a device, where no value is read, their images' loss is NaN.
 
         Returns:
             A scalar, or ``(N,)`` with reduction="none". Images without annotation add nothing; a
@@ -336,7 +343,7 @@ class ExplanationGuidance:
                 self._tap.forget()
                 self._model(usable(images))
                 passed = self._tap.last
-                loss = self._loss_loc(on_host(annotations), target, alone=True)
+                loss = self._loss_loc(on_host(annotations), on_host(target), alone=True)
                 assert passed is not None
                 return probe_gradients(
                     self._model, passed.features, self.attributions, loss, self.replaced

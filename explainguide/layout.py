@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from explainguide.errors import LayerError
 from explainguide.layers import said_of, split_index
 from explainguide.reading import AS_FOUND, Reading
+from explainguide.token_grid import Steps, Tokens, find_tokens
 
-__all__ = ["Layout", "infer_layout", "to_nchw"]
+__all__ = ["Layout", "infer_layout", "places_alone", "to_nchw"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,11 @@ class Layout:
     """How to read an activation as (N, C, h, w).
 
     Attributes:
-        kind: "NCHW", "NHWC" or "tokens" (N, prefix + h*w, C).
+        kind: "NCHW", "NHWC", "tokens" (N, prefix + h*w, C) or "channels" (N, C, prefix + h*w).
         grid: (h, w).
-        prefix: Number of tokens in front that belong to no place (class token, registers).
+        prefix: Number of tokens that belong to no place (class token, registers).
+        others: Their positions, where they are not the first ones.
+        assumed: What is taken for granted, in words; empty where all of it is known.
         reroll: Puts the tokens of a model that keeps them in another order (Hiera) in their places,
             (N, h*w, C) to (N, h, w, C).
     """
@@ -33,12 +37,16 @@ class Layout:
     kind: str
     grid: tuple[int, int]
     prefix: int = 0
+    others: tuple[int, ...] = ()
+    assumed: str = field(default="", compare=False)
     reroll: Callable[[Tensor], Tensor] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         place = f"{self.grid[0]} x {self.grid[1]}"
-        if self.kind == "tokens":
-            return f"{self.prefix} + {place} tokens" if self.prefix else f"{place} tokens"
+        if self.kind in ("tokens", "channels"):
+            among = f"{place} tokens, {self.prefix} among them" if self.others else ""
+            front = f"{self.prefix} + {place} tokens" if self.prefix else f"{place} tokens"
+            return (among or front) + (", channels first" if self.kind == "channels" else "")
         return f"{self.kind} {place}"
 
 
@@ -56,11 +64,22 @@ def to_nchw(feature: Tensor, layout: Layout) -> Tensor:
         return feature
     if layout.kind == "NHWC":
         return rearrange(feature, "... h w c -> ... c h w")
-    patches = feature[..., layout.prefix :, :]
+    if layout.kind == "channels":
+        feature = feature.mT
+    patches = places_alone(feature, layout)
     if layout.reroll is not None:
         placed = layout.reroll(patches.flatten(0, -3)).unflatten(0, patches.shape[:-2])
         return rearrange(placed, "... h w c -> ... c h w")
     return rearrange(patches, "... (h w) c -> ... c h w", h=layout.grid[0])
+
+
+def places_alone(feature: Tensor, layout: Layout, *, dim: int = -2) -> Tensor:
+    """Without the tokens that belong to no place."""
+    count = layout.grid[0] * layout.grid[1]
+    if not layout.others:
+        return feature.narrow(dim, layout.prefix, count)
+    kept = [i for i in range(count + layout.prefix) if i not in layout.others]
+    return feature.index_select(dim, torch.tensor(kept, device=feature.device))
 
 
 def infer_layout(
@@ -72,6 +91,7 @@ def infer_layout(
     module: nn.Module | None,
     batch: int,
     reading: Reading = AS_FOUND,
+    steps: Steps | None = None,
     caller: str,
 ) -> Layout:
     """Read the layout of a layer's output from its shape and from what the model says of itself.
@@ -84,6 +104,7 @@ def infer_layout(
         module: The layer's module; None for the input.
         batch: Number of images.
         reading: What the user has said of the model.
+        steps: What the forward pass has shown until the layer was read.
         caller: The public callable that the error names.
 
     Raises:
@@ -103,17 +124,24 @@ def infer_layout(
         )
     readings: list[Layout] = []
     if feature.ndim == 3:
-        readings = _token_readings(name, shape, image_size, model)
+        readings = _token_readings(name, feature, image_size, model, module, reading, steps, caller)
     elif feature.ndim == 4:
         readings = _image_readings(name, shape, image_size, model, module, reading.layout)
     if not readings or readings[0].grid == (1, 1):
         raise LayerError(
             f"{caller}: the output of layer {name!r} has shape {shape}, which has no spatial extent "
             f"for an image of {image_size[0]} x {image_size[1]}. Choose an earlier layer. "
-            "(N, C, h, w), (N, h, w, C) and (N, tokens, C) can be guided."
+            "(N, C, h, w), (N, h, w, C) and (N, tokens, C) can be guided; where tokens are dropped, merged or "
+            "added, say grid=(h, w) and prefix_tokens=."
+        )
+    if len(readings) > 1 and feature.ndim == 3 and readings[0].kind == readings[1].kind:
+        raise LayerError(
+            f"{caller}: the output of layer {name!r} has shape {shape}, which can be read as "
+            f"{' or '.join(map(str, readings))}. Say grid=(h, w). The reading must be certain."
         )
     if len(readings) > 1:
-        kinds = " or ".join(f"layout={r.kind!r}" for r in readings)
+        names = {"tokens": "NLC", "channels": "NCL"}
+        kinds = " or ".join(f"layout={names.get(r.kind, r.kind)!r}" for r in readings)
         raise LayerError(
             f"{caller}: the output of layer {name!r} has shape {shape}, which can be read as "
             f"{' or '.join(map(str, readings))}. Say {kinds}. The reading must be certain."
@@ -135,32 +163,105 @@ def _members(name: str, feature: object) -> str:
 
 
 def _token_readings(
-    name: str, shape: tuple[int, ...], image_size: tuple[int, int], model: nn.Module
+    name: str,
+    feature: Tensor,
+    image_size: tuple[int, int],
+    model: nn.Module,
+    module: nn.Module | None,
+    reading: Reading,
+    steps: Steps | None,
+    caller: str,
 ) -> list[Layout]:
-    """The grid of the patch embedding, or grids h*w = tokens - prefix of cells that are square."""
+    """What the user, the model's library or the pass says; else a guess, which is told."""
+    # Attention weights, for which there is no module, come as (N, keys, queries).
+    orders = {"NLC": [False], "NCL": [True]}.get(reading.layout or "", [False, True])
+    orders = orders if module is not None else [False]
+    if reading.grid is not None:
+        return [_as_said(name, feature, reading, orders, caller)]
+    shape = tuple(feature.shape)
     order: Any = said_of(model, name, "reroll")
     for block, (_, size) in getattr(order, "schedule", {}).items():
         if math.prod(size) == shape[1]:
             return [Layout("tokens", (size[0], size[1]), reroll=partial(order, block_idx=block))]
-    prefix = said_of(model, name, "num_prefix_tokens")
-    if prefix is None:
-        prefix = 1 if said_of(model, name, "class_token") is not None else None
-    # What the model says of its prefix comes first; CaiT's class token joins only in later blocks.
-    candidates = (0, 1) if prefix is None else (int(prefix), 0)
+    certain = reading.prefix_tokens is not None
+    prefix = reading.prefix_tokens if certain else _said_prefix(model, name)
+    # The model's library knows its own grid, of what it makes of images of this size.
     embedding: Any = said_of(model, name, "patch_embed")
-    if hasattr(embedding, "dynamic_feat_size"):
+    if (
+        hasattr(embedding, "dynamic_feat_size")
+        and not isinstance(prefix, tuple)
+        and False in orders
+    ):
         height, width = embedding.dynamic_feat_size(image_size)
-        for candidate in candidates:
+        for candidate in (0, 1) if prefix is None else (prefix,) if certain else (prefix, 0):
             if candidate + height * width == shape[1]:
                 return [Layout("tokens", (height, width), candidate)]
-    for candidate in candidates:
-        patches = shape[1] - candidate
+    found = find_tokens(feature, steps, prefix=prefix, certain=certain, orders=orders)
+    if not found and False in orders and (steps is None or not steps.shown):
+        found = _guessed(shape[1], image_size, prefix, certain)
+    return [_as_layout(tokens, steps) for tokens in found]
+
+
+def _as_layout(tokens: Tokens, steps: Steps | None) -> Layout:
+    front = tokens.others == tuple(range(len(tokens.others)))
+    assumed = tokens.assumed
+    if not assumed and steps is not None and steps.cut:
+        assumed = (
+            f"the model {steps.cut}, and the layer's places are spread over the images as given"
+        )
+    return Layout(
+        "channels" if tokens.channels_first else "tokens",
+        tokens.grid,
+        len(tokens.others),
+        () if front else tokens.others,
+        assumed,
+    )
+
+
+def _said_prefix(model: nn.Module, name: str) -> int | None:
+    """How many tokens belong to no place, where the model says so."""
+    said = said_of(model, name, "num_prefix_tokens")
+    if said is not None:
+        return int(said)
+    return 1 if said_of(model, name, "class_token") is not None else None
+
+
+def _as_said(
+    name: str, feature: Tensor, reading: Reading, orders: list[bool], caller: str
+) -> Layout:
+    """The user's grid, and the tokens that are left."""
+    assert reading.grid is not None
+    places, said = math.prod(reading.grid), reading.prefix_tokens
+    number = len(said) if isinstance(said, tuple) else said
+    for channels_first in orders:
+        extra = int(feature.shape[2 if channels_first else 1]) - places
+        if extra >= 0 and number in (None, extra):
+            others = said if isinstance(said, tuple) else tuple(range(extra))
+            if others and others[-1] >= places + extra:
+                break
+            return _as_layout(Tokens(channels_first, reading.grid, others), None)
+    raise LayerError(
+        f"{caller}: grid is {reading.grid} and prefix_tokens {said!r}, which do not make the output of "
+        f"layer {name!r}, {tuple(feature.shape)}. Count its tokens. h * w and the others make them all."
+    )
+
+
+def _guessed(
+    count: int, image_size: tuple[int, int], prefix: int | tuple[int, ...] | None, certain: bool
+) -> list[Tokens]:
+    """Grids of cells that are square, for what the pass has not shown; told where it is used."""
+    if isinstance(prefix, tuple):
+        candidates = [(len(prefix), prefix)]
+    else:
+        counts = (0, 1) if prefix is None else (prefix,) if certain else (prefix, 0)
+        candidates = [(n, tuple(range(n))) for n in counts]
+    for number, others in candidates:
+        patches = count - number
         grids = [(h, patches // h) for h in range(1, patches + 1) if patches % h == 0]
-        readings = [
-            Layout("tokens", grid, candidate) for grid in grids if _same_stride(grid, image_size)
-        ]
-        if readings:
-            return readings
+        square = [grid for grid in grids if _same_stride(grid, image_size)]
+        if square:
+            told = "{} of {} tokens lie on a grid of {} x {}. Say grid=(h, w)"
+            return [Tokens(False, g, others, told.format(patches, count, *g)) for g in square]
     return []
 
 

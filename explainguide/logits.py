@@ -307,7 +307,7 @@ def as_targets(target: Any, output: Tensor, *, caller: str) -> Tensor:
             f"{caller}: target has shape {tuple(found.shape)} and dtype {found.dtype}. Give one "
             f"{kind} index an image. An int or an integer tensor (N,) is allowed."
         )
-    if found.ndim == 1 and len(found) != images:
+    if found.ndim == 1 and len(found) not in (1, images):  # one serves all, as in Captum
         raise ShapeError(
             f"{caller}: target has {len(found)} {plural} for {images} images. Give one an image. "
             "(N,) is allowed."

@@ -14,6 +14,7 @@ from explainguide.attr import LayerMap
 from explainguide.attr.base import gather, usable
 from explainguide.derivatives import check_derivatives
 from explainguide.errors import ExplainGuideWarning, OptionError, ShapeError
+from explainguide.labels import FirstLabel, as_labels, check_multi_hot, mark_soft
 from explainguide.logits import (
     as_targets,
     class_scores,
@@ -42,6 +43,7 @@ class Settings:
     layer_weights: list[float]
     reduction: str
     generator: torch.Generator | None
+    first_label: FirstLabel
     names: tuple[str, str]  # attribution and loss, for repr and errors
     sync_dist: bool = True  # whether "mean" is over the annotated images of all processes
     group: Any = None  # of those processes
@@ -77,12 +79,21 @@ def localize(
     method = settings.attribution
     logits = method.logits(passed, caller=caller)
     scores = class_scores(logits)
-    regions = as_regions(annotations, scores, passed.image_size, caller=caller)
+    labels = _labels(target, logits, caller)
+    targets = _target_tensor(labels, logits, caller)
+    regions = as_regions(
+        annotations,
+        scores,
+        passed.image_size,
+        target=None if settings.target == "predicted" else labels,
+        first_label=settings.first_label,
+        caller=caller,
+    )
     choice = choose_classes(
         settings.target,
         regions,
         scores,
-        _target_tensor(target, logits, caller),
+        targets,
         negatives=settings.negatives,
         generator=settings.generator,
         caller=caller,
@@ -106,6 +117,7 @@ def localize(
         detached[name] = (found.detach() * share[..., None, None]).sum(0)
         losses = _compare(settings, found, masks.to(found.dtype), caller)
         total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
+    total = mark_soft(total, targets)
     if settings.reduction != "none":
         total = total.sum()
     if settings.reduction == "mean":
@@ -165,8 +177,8 @@ def _score(logits: Tensor, kind: str, choice: Choice, annotated: Tensor) -> Tens
     return torch.where(annotated, chosen, 0)
 
 
-def _target_tensor(target: Any, logits: Tensor, caller: str) -> Tensor | None:
-    """Class indices ``(N,)`` or multi-hot labels ``(N, K)``; one logit has two classes."""
+def _labels(target: Any, logits: Tensor, caller: str) -> Tensor | None:
+    """Class indices, or multi-hot labels ``(N, K)``; one logit has two classes."""
     if target is None:
         return None
     if isinstance(target, str):
@@ -174,17 +186,19 @@ def _target_tensor(target: Any, logits: Tensor, caller: str) -> Tensor | None:
             f"{caller}: target is {target!r}. Give class indices or multi-hot labels; a guide that is "
             "built with target='predicted' explains the predicted class. (N,) or (N, K) is allowed."
         )
-    target = usable(target)
-    if logits.shape[1] == 1 and isinstance(target, Tensor):
-        column = target.shape == (len(logits), 1)
-        if column or (target.shape == (len(logits),) and target.is_floating_point()):
-            shown = target.reshape(-1, 1).to(logits.dtype)  # labels as BCEWithLogitsLoss takes them
-            target = torch.cat([1 - shown, shown], 1)
-    if isinstance(target, Tensor) and target.ndim == 2:
-        if target.shape != (len(logits), count_classes(logits)):
-            raise ShapeError(
-                f"{caller}: target has shape {tuple(target.shape)} but the logits "
-                f"{tuple(logits.shape)}. Give one row an image. (N,) or (N, K) is allowed."
-            )
-        return target.to(logits.device, non_blocking=True)
-    return as_targets(target, logits, caller=caller)
+    labels: Tensor = usable(as_labels(target, caller=caller))
+    if logits.shape[1] == 1:
+        column = labels.shape == (len(logits), 1)
+        if column or (labels.shape == (len(logits),) and labels.is_floating_point()):
+            shown = labels.reshape(-1, 1).to(logits.dtype)  # labels as BCEWithLogitsLoss takes them
+            labels = torch.cat([1 - shown, shown], 1)
+    if labels.ndim == 2:
+        check_multi_hot(labels, (len(logits), count_classes(logits)), caller=caller)
+    return labels
+
+
+def _target_tensor(labels: Tensor | None, logits: Tensor, caller: str) -> Tensor | None:
+    """The labels on the logits' device."""
+    if labels is None or labels.ndim == 2:
+        return None if labels is None else labels.to(logits.device, non_blocking=True)
+    return as_targets(labels, logits, caller=caller)

@@ -189,6 +189,7 @@ def probe_layers(
                 module=modules[split_index(name)[0]],
                 batch=1,
                 reading=reading,
+                steps=seen.until.get(name, seen.until.get(split_index(name)[0])),
                 caller=caller,
             )
         except LayerError:

@@ -21,7 +21,8 @@ class Reading:
         output: Which of several things that the model returns are the logits: an index, a key or
             attribute, or a callable that takes what the model returned.
         image_argument: Which of the model's arguments are the images: a position or a name.
-        layout: ``"NCHW"`` or ``"NHWC"``, how a layer's four dimensions are read.
+        layout: ``"NCHW"`` or ``"NHWC"``, how a layer's four dimensions are read; ``"NLC"`` or
+            ``"NCL"``, how tokens and channels lie in three.
         grid: (h, w) of a layer's tokens.
         prefix_tokens: How many tokens in front belong to no place, or their positions.
         image_size: (H, W) of an image that the model takes, where it is run on one of our own.
@@ -65,10 +66,10 @@ def check_reading(
             f"{caller}: image_argument is {image_argument!r}. Name the argument of the model's forward "
             "that takes the images. A position from 0 on or a name is allowed."
         )
-    if layout not in (None, "NCHW", "NHWC"):
+    if layout not in (None, "NCHW", "NHWC", "NLC", "NCL"):
         raise OptionError(
             f"{caller}: unknown layout {layout!r}. Leave it out: shapes tell it nearly always. 'NCHW' "
-            "and 'NHWC' are allowed."
+            "and 'NHWC', and for tokens 'NLC' and 'NCL', are allowed."
         )
     return Reading(
         output,

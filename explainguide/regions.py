@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from explainguide.annotations import Annotations
-from explainguide.checks import check_mask_dtype
+from explainguide.checks import check_mask
 from explainguide.errors import AnnotationError, OptionError, ShapeError
+from explainguide.labels import FirstLabel, outside_hint, to_logits, warn_if_strangers
 
 __all__ = ["Choice", "Regions", "as_regions", "choose_classes"]
+
+_PRESENT = 0.5  # a class is annotated where its own mask reaches this
 
 
 class Regions(Protocol):
@@ -56,7 +59,7 @@ class _ClassMasks:
         return self.masks.shape[1]
 
     def presence(self, num_classes: int) -> Tensor | None:
-        return (self.masks > 0).flatten(2).any(2)
+        return (self.masks >= _PRESENT).flatten(2).any(2)
 
     def region(self, classes: Tensor, size: tuple[int, int]) -> Tensor:
         images = torch.arange(self.masks.shape[0], device=classes.device)
@@ -64,18 +67,33 @@ class _ClassMasks:
         return torch.where((classes < 0)[..., None, None], self.masks.amax(1), chosen)
 
 
-def as_regions(annotations: Any, logits: Tensor, size: tuple[int, int], *, caller: str) -> Regions:
+def as_regions(
+    annotations: Any,
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    target: Any = None,
+    first_label: FirstLabel = 0,
+    caller: str,
+) -> Regions:
     """Detection dicts, `Annotations` or a mask tensor, on the logits' device.
 
     Args:
         annotations: As `ExplanationGuidance.loss_loc` takes them.
         logits: ``(N, K)``.
         size: (H, W) of the images.
+        target: The images' labels, where they are known, for a warning.
+        first_label: The label of the first logit, or a mapping from labels to logits; for dicts, and
+            for `Annotations` that were built without.
         caller: The public callable that the error names.
 
     Raises:
-        AnnotationError: If the number of images, the canvas or the labels do not fit.
+        AnnotationError: If the number of images, the canvas, the labels or a mask's values do not fit.
+        OptionError: If `Annotations` were built with another `first_label`.
         ShapeError: If a mask has the wrong size or dtype.
+
+    Warns:
+        ExplainGuideWarning: If labels on the host disagree with the boxes in every image.
     """
     count, num_classes = logits.shape
     if isinstance(annotations, Tensor):
@@ -87,7 +105,7 @@ def as_regions(annotations: Any, logits: Tensor, size: tuple[int, int], *, calle
                 "an image. A list of dicts, explainguide.Annotations or a mask tensor is allowed."
             )
         _check_count(len(annotations), count, caller)
-        annotations = Annotations.from_targets(annotations, canvas=size)
+        annotations = Annotations.from_targets(annotations, canvas=size, first_label=first_label)
     _check_count(len(annotations), count, caller)
     if annotations.canvas is not None and annotations.canvas != size:
         raise AnnotationError(
@@ -95,12 +113,33 @@ def as_regions(annotations: Any, logits: Tensor, size: tuple[int, int], *, calle
             f"{annotations.canvas[1]}, but the model's input is {size[0]} x {size[1]}. Resize image "
             "and annotations together. Boxes are in pixels of the model's input."
         )
-    if annotations.largest_label is not None and annotations.largest_label >= num_classes:
+    annotations = _counted(annotations, first_label, caller)
+    largest = annotations.largest_label
+    if largest is not None and largest >= num_classes:
         raise AnnotationError(
-            f"{caller}: the annotations hold label {annotations.largest_label}, but the model has "
-            f"{num_classes} classes. Labels count from 0. 0 to {num_classes - 1} are allowed."
+            f"{caller}: the annotations hold label {largest}, but the model has {num_classes} classes. "
+            f"{outside_hint(largest, annotations.first_label, num_classes)} 0 to {num_classes - 1} are "
+            "allowed."
         )
+    if target is not None:
+        warn_if_strangers(annotations.labels, target, caller=caller)
     return annotations.to(logits.device, non_blocking=True)
+
+
+def _counted(annotations: Annotations, first_label: FirstLabel, caller: str) -> Annotations:
+    """With indices of logits for labels; nothing is applied twice."""
+    if first_label in (0, annotations.first_label):
+        return annotations
+    if annotations.first_label != 0:
+        raise OptionError(
+            f"{caller}: the Annotations were built with first_label={annotations.first_label}, but the "
+            f"guide with {first_label}. Give it to one of them. The guide applies it to dicts, and to "
+            "Annotations without."
+        )
+    labels = to_logits(annotations.labels, first_label, where=f"{caller}: an object")
+    on_host = annotations.largest_label is not None
+    largest = int(labels.max()) if on_host and labels.numel() else None
+    return replace(annotations, labels=labels, largest_label=largest, first_label=first_label)
 
 
 def _check_count(found: int, count: int, caller: str) -> None:
@@ -113,7 +152,7 @@ def _check_count(found: int, count: int, caller: str) -> None:
 
 def _from_masks(masks: Tensor, logits: Tensor, size: tuple[int, int], *, caller: str) -> Regions:
     count, num_classes = logits.shape
-    check_mask_dtype(masks, caller)
+    check_mask(masks, caller)
     if masks.ndim >= 1:
         _check_count(len(masks), count, caller)
     shape = tuple(masks.shape)
@@ -122,17 +161,35 @@ def _from_masks(masks: Tensor, logits: Tensor, size: tuple[int, int], *, caller:
             f"{caller}: the masks have shape {shape}, but the model's input is {size[0]} x "
             f"{size[1]}. Resize them with mode='nearest'. Masks have the size of the model's input."
         )
-    masks = masks.as_subclass(Tensor).to(logits.device, non_blocking=True).float()
+    plain = masks.as_subclass(Tensor)
+    masks = plain.to(logits.device, non_blocking=True).float()
     if masks.ndim == 3:
         return _SingleMask(masks)
     if masks.ndim == 4 and masks.shape[1] == 1:
         return _SingleMask(masks[:, 0])
     if masks.ndim == 4 and masks.shape[1] == num_classes:
+        _check_hard(plain, caller)
         return _ClassMasks(masks)
     raise ShapeError(
         f"{caller}: the masks have shape {shape} for {count} images of {num_classes} classes. Give "
         f"one mask an image. (N, H, W), (N, 1, H, W) and (N, {num_classes}, H, W) are allowed."
     )
+
+
+def _check_hard(masks: Tensor, caller: str) -> None:
+    """Refuse ``(N, K, H, W)`` in which every class has a little everywhere; on the host only."""
+    if masks.dtype == torch.bool or masks.device.type != "cpu":
+        return
+    highest = masks.flatten(2).amax(2)
+    faint = (highest > 0) & (highest < _PRESENT)
+    if bool(faint.any()):
+        image, label = faint.nonzero()[0].tolist()
+        raise AnnotationError(
+            f"{caller}: the mask of class {label} of image {image} reaches only "
+            f"{float(highest[image, label]):.3g}: soft masks, as a softmax makes them, do not say "
+            "which classes an image shows. Use `masks >= 0.5`. A mask of a class that is there reaches "
+            "0.5, and any other is 0."
+        )
 
 
 class Choice(NamedTuple):

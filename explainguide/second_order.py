@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from explainguide.attention import SHOWN, Weights, as_fused
 from explainguide.errors import GuidanceError
+from explainguide.token_grid import Steps
 
 __all__ = ["TwiceDifferentiable"]
 
@@ -66,12 +67,14 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     Attributes:
         replaced: Names of the operations that ran in another form.
+        steps: Notes what the operations show of the places of tokens.
         record: Takes the weights of an attention that runs while the mode is active; None leaves
             them where they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: Steps | None = None) -> None:
         super().__init__()
+        self.steps = steps or Steps()
         self.replaced: set[str] = set()
         self.record: Callable[[Weights], None] | None = None
         self._active = False
@@ -91,7 +94,9 @@ class TwiceDifferentiable(TorchFunctionMode):
         if self._active and self.record is not None and func in SHOWN:
             return self._show(self.record, func, args, kwargs)
         if not self._active or not (func in _ATTENTION or func in _REPLACEMENTS):
-            return func(*args, **kwargs)
+            output = func(*args, **kwargs)
+            self.steps.note(func, args, kwargs, output)
+            return output
         name = _ATTENTION.get(func) or func.__name__.strip("_")
         _refuse_checkpointing(name)
         self.replaced.add(name)

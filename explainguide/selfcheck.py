@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,12 +86,19 @@ class Report:
 
 
 def on_host(annotations: Any) -> Any:
-    """Annotations whose values `Annotations.from_targets` can check."""
+    """Annotations, or a target, whose values can be checked."""
+    if isinstance(annotations, Tensor):
+        return annotations.cpu()
     if isinstance(annotations, Annotations):
-        if annotations.masks is not None:
-            return annotations
-        pairs = zip(annotations.boxes.cpu(), annotations.labels.cpu(), strict=True)
-        return [{"boxes": b[label >= 0], "labels": label[label >= 0]} for b, label in pairs]
+        moved = annotations.to("cpu")
+        targets: list[dict[str, Tensor]] = []
+        for index, label in enumerate(moved.labels):
+            kept = label >= 0
+            targets.append({"boxes": moved.boxes[index, kept], "labels": label[kept]})
+            if moved.masks is not None:
+                targets[-1]["masks"] = moved.masks[index, kept]
+        checked = Annotations.from_targets(targets, canvas=moved.canvas)
+        return replace(checked, first_label=moved.first_label)  # which the labels have had
     if isinstance(annotations, list | tuple):
         return [
             {k: v.to("cpu") if isinstance(v, Tensor) else v for k, v in target.items()}

@@ -16,11 +16,22 @@ from explainguide.attention import Weights
 from explainguide.layers import INPUT, split_index
 from explainguide.members import find_image, find_member, is_map, with_image, with_member
 from explainguide.second_order import TwiceDifferentiable
+from explainguide.token_grid import Steps
 
-__all__ = ["ForwardPass", "Tap"]
+__all__ = ["ForwardPass", "Tap", "unread"]
 
-# The tap that alone reads the forward passes of this thread, while one does.
+# Whoever alone reads the forward passes of this thread, while one does.
 _READER: ContextVar[Any] = ContextVar("explainguide_reader", default=None)
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Within this context no tap reads: the library's own passes are nobody's training step."""
+    token = _READER.set(object())
+    try:
+        yield
+    finally:
+        _READER.reset(token)
 
 
 @dataclass
@@ -41,6 +52,8 @@ class ForwardPass:
     replaced: set[str] = field(default_factory=set)
     problems: dict[str, str] = field(default_factory=dict)  # of layers that cannot be explained
     attentions: dict[str, list[Weights]] = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps)  # what the pass shows of its tokens' places
+    until: dict[str, Steps] = field(default_factory=dict)  # the same, until a layer was read
 
     @property
     def images(self) -> Tensor | None:
@@ -228,7 +241,9 @@ class Tap:
         self.last.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         if not self.last.recorded:
             return None
-        self._enter_mode(activate=INPUT in self._layers)
+        if place is not None and self.last.images is not None:
+            self.last.steps.images = tuple(self.last.images.shape)
+        self._enter_mode(activate=INPUT in self._layers, steps=self.last.steps)
         if INPUT not in self._layers or place is None:
             return None
         return with_image(args, kwargs, place, self._keep(INPUT, self.last.images))
@@ -246,6 +261,8 @@ class Tap:
             return None
         if self._replace:
             self._mode.activate()
+        if not is_map(feature) or feature.ndim == 3:
+            self.last.until[name] = self.last.steps.copy()
         if place is not None:  # not the paths by which other members were computed from this one
             feature = feature.clone()
         module, index = split_index(name)
@@ -275,6 +292,7 @@ class Tap:
         if name in self._layers:
             self.last.calls[name] = self.last.calls.get(name, 0) + 1
             self.last.features[name] = weights.tensor.view(weights.shape)[:, 0].mT
+            self.last.until[name] = self.last.steps.copy()
 
     def _end(self, args: Any, output: Any) -> None:
         if self._silent:
@@ -294,10 +312,10 @@ class Tap:
         else:  # evaluation: keep the fact, not the tensors
             self.last.inputs, self.last.kwargs, self.last.place = (), {}, None
 
-    def _enter_mode(self, *, activate: bool) -> None:
+    def _enter_mode(self, *, activate: bool, steps: Steps | None = None) -> None:
         self._context.close()
         self._attending.clear()
-        self._mode = self._context.enter_context(TwiceDifferentiable())
+        self._mode = self._context.enter_context(TwiceDifferentiable(steps))
         if activate:
             self._mode.activate()
 

@@ -24,6 +24,7 @@ from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
 from explainguide.errors import GuidanceError, OptionError, did_you_mean
 from explainguide.layers import INPUT, resolve_layers, unwrap
+from explainguide.plain_weights import check_plain_weights
 from explainguide.probe import input_size, probe
 from explainguide.tap import ForwardPass, Tap
 
@@ -98,8 +99,9 @@ def remove_bias(
 
     Raises:
         OptionError: For another normalization.
-        GuidanceError: If modules stay that are not positively homogeneous, each named, or if the
-            result is not, because of an operation that is no module; or if it does not run.
+        GuidanceError: For adapters, and weights that are normalised, pruned or parametrized, with the
+            call that makes them plain. If modules stay that are not positively homogeneous, each named,
+            or if the result is not, because of an operation that is no module; or if it does not run.
 
     Example:
         >>> model = nn.Sequential(
@@ -120,6 +122,7 @@ def remove_bias(
             f"{did_you_mean(str(normalization), ('fold', 'remove'))} 'fold', 'remove' are allowed."
         )
     fold = normalization == "fold"
+    check_plain_weights(unwrap(model, caller=_NAME), caller=_NAME)
     converted = copy.deepcopy(unwrap(model, caller=_NAME))
     told, instead = changes(model), {}
     for name, module in converted.named_modules():

@@ -176,7 +176,7 @@ def test_multi_hot_labels_limit_the_draw() -> None:
 
 
 def test_annotations_move_as_a_whole() -> None:
-    mask = torch.zeros(1, 12, 12).bool()
+    mask = torch.ones(1, 12, 12).bool()
     found = Annotations.from_targets([{**boxes((1, 2, 7, 9), labels=(2,)), "masks": mask}])
     moved = found.to("meta")
     assert {moved.boxes.device.type, moved.labels.device.type, moved.masks.device.type} == {"meta"}

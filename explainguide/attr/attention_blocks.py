@@ -17,6 +17,7 @@ from explainguide.errors import ExplainGuideError, GuidanceError, LayerError
 from explainguide.layout import Layout, infer_layout
 from explainguide.probe import input_size, probe
 from explainguide.tap import Tap
+from explainguide.token_grid import Steps
 
 __all__ = ["AttentionBlock", "find_attention"]
 
@@ -81,11 +82,11 @@ def find_attention(model: nn.Module, *, caller: str) -> tuple[tuple[AttentionBlo
         GuidanceError: If the model has no attention, or one that is not global over its tokens.
         LayerError: If it does not run on a random image.
     """
-    seen, gradients = _probe(model, caller)
+    seen, gradients, steps = _probe(model, caller)
     size = input_size(model)[1:]
     layouts = []
     for index, one in enumerate(seen):
-        problem, layout = _read(one, model, size)
+        problem, layout = _read(one, model, size, steps)
         if problem or layout is None:
             raise _refusal(model, problem, caller)
         if any(one.name == other.name for other in seen[:index]):
@@ -123,8 +124,8 @@ def find_attention(model: nn.Module, *, caller: str) -> tuple[tuple[AttentionBlo
     return tuple(blocks), Readout(tuple(prefix), any(read[last.prefix :]))
 
 
-def _probe(model: nn.Module, caller: str) -> tuple[list[_Seen], list[Tensor | None]]:
-    """Every attention of one forward pass, and the gradient with respect to its weights."""
+def _probe(model: nn.Module, caller: str) -> tuple[list[_Seen], list[Tensor | None], Steps]:
+    """Every attention of a pass, the gradient with respect to its weights, and what the pass shows."""
     size = input_size(model)
     modules = {n: m for n, m in model.named_modules() if n and not isinstance(m, nn.Softmax)}
     outputs: dict[str, Any] = {}
@@ -135,19 +136,21 @@ def _probe(model: nn.Module, caller: str) -> tuple[list[_Seen], list[Tensor | No
     handles = [m.register_forward_hook(partial(keep, n)) for n, m in modules.items()]
     tap = Tap(model, {}, list(modules))
 
-    def look(score: Tensor) -> tuple[list[_Seen], list[Tensor | None]]:
-        found = tap.last.attentions if tap.last is not None else {}
+    def look(score: Tensor) -> tuple[list[_Seen], list[Tensor | None], Steps]:
+        found, steps = {}, Steps()
+        if tap.last is not None:
+            found, steps = tap.last.attentions, tap.last.steps
         named = [(name, weights) for name, several in found.items() for weights in several]
         tensors = [weights.tensor for _, weights in named]
         if not tensors:
-            return [], []
+            return [], [], steps
         gradients = torch.autograd.grad(score, tensors, retain_graph=True, allow_unused=True)
         follows = [True, *(_depends(b, a) for a, b in pairwise(tensors))]
         seen = [
             _Seen(name, weights, outputs[name], after)
             for (name, weights), after in zip(named, follows, strict=True)
         ]
-        return seen, list(gradients)
+        return seen, list(gradients), steps
 
     try:
         with tap.alone():
@@ -173,7 +176,9 @@ def _depends(tensor: Tensor, other: Tensor) -> bool:
     return link is not None
 
 
-def _read(one: _Seen, model: nn.Module, size: tuple[int, int]) -> tuple[str, Layout | None]:
+def _read(
+    one: _Seen, model: nn.Module, size: tuple[int, int], steps: Steps
+) -> tuple[str, Layout | None]:
     """What keeps one attention from being rolled out, or the layout of its keys."""
     shape, where = one.weights.shape, f"in module {one.name!r}"
     if len(shape) == 3:
@@ -188,7 +193,9 @@ def _read(one: _Seen, model: nn.Module, size: tuple[int, int]) -> tuple[str, Lay
         return f"lets {one.queries} tokens attend to only {one.keys} keys {where}", None
     keys = one.weights.tensor.new_empty(1, one.keys, 1)
     try:
-        return "", infer_layout(one.name, keys, size, model=model, module=None, batch=1, caller="")
+        return "", infer_layout(
+            one.name, keys, size, model=model, module=None, batch=1, steps=steps, caller=""
+        )
     except LayerError:
         height, width = size
         return f"attends over {one.keys} positions {where}, no grid of {height} x {width}", None

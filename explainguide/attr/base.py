@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from functools import wraps
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
 from explainguide.attention import Weights
-from explainguide.errors import GuidanceError, LayerError, ShapeError
+from explainguide.errors import ExplainGuideWarning, GuidanceError, LayerError, ShapeError
 from explainguide.layers import INPUT, resolve_layers, unwrap
 from explainguide.layout import Layout, infer_layout
 from explainguide.logits import as_targets, check_classifier, check_logits, class_scores
 from explainguide.reading import Output, check_reading
 from explainguide.tap import ForwardPass, Tap
 
-__all__ = ["Evidence", "LayerMap", "gather"]
+__all__ = [
+    "Evidence",
+    "Inputs",
+    "LayerMap",
+    "buffers_aside",
+    "for_noise_tunnel",
+    "gather",
+    "usable",
+]
+
+Result = TypeVar("Result")
+Method = TypeVar("Method", bound=Callable[..., Any])
+Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,16 @@ class Evidence:
     create_graph: bool
     caller: str
     attentions: Mapping[str, Sequence[Weights]] = field(default_factory=dict)
+
+
+def for_noise_tunnel(method: Method) -> Method:
+    """Captum's `NoiseTunnel` calls ``attribute.__wrapped__``, which its own decorator leaves."""
+
+    @wraps(method)
+    def attribute(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return cast(Method, attribute)
 
 
 class LayerMap(Attribution):
@@ -110,6 +134,7 @@ class LayerMap(Attribution):
         self.model = unwrap(model, caller=caller)
         check_classifier(self.model, self.reading, caller=caller)
         self.layer = layer
+        self._told: set[str] = set()
         self._modules = resolve_layers(self.model, layer or INPUT, caller=caller)
         self._check()
 
@@ -133,6 +158,18 @@ class LayerMap(Attribution):
             image_argument=self.reading.image_argument,
         )
 
+    def tell(self, layouts: dict[str, Layout], *, caller: str) -> None:
+        """Say once, for each layer, what is assumed of the places of its tokens."""
+        for name, layout in layouts.items():
+            if layout.assumed and name not in self._told:
+                self._told.add(name)
+                warnings.warn(
+                    f"{caller}: of layer {name!r} it is assumed that {layout.assumed}, where it "
+                    "is not so.",
+                    ExplainGuideWarning,
+                    stacklevel=6,
+                )
+
     def logits(self, passed: ForwardPass, *, caller: str) -> Tensor:
         """The logits of a forward pass, ``(N, K)``.
 
@@ -153,20 +190,22 @@ class LayerMap(Attribution):
         """The maps of every layer in the evidence, ``{layer: (S, N, h, w)}``; subclasses say how."""
         raise TypeError(f"{type(self).__name__} does not say how its maps are computed")
 
+    @for_noise_tunnel
     def attribute(
         self,
-        inputs: Tensor,
+        inputs: Inputs,
         target: int | str | Sequence[int] | Tensor | None = None,
         *,
         additional_forward_args: Any = None,
         create_graph: bool = False,
-    ) -> Tensor:
+    ) -> Inputs:
         """Attribute the target's logit.
 
         Running statistics of the model stay as they are, in training mode too.
 
         Args:
-            inputs: Images, ``(N, 3, H, W)``.
+            inputs: Images, ``(N, 3, H, W)``; or a tuple of what the model takes, of which one is the
+                images.
             target: One class for all images, or one an image, ``(N,)``; or ``"predicted"``, the class
                 of the highest score. None is that too; but where the model has a single logit, it,
                 as in Captum. With a single logit z class 1's score is z and class 0's is -z.
@@ -176,15 +215,29 @@ class LayerMap(Attribution):
 
         Returns:
             One map an image at the layer's own resolution, ``(N, 1, h, w)``; float32 where the
-            layer computed in half precision.
+            layer computed in half precision. For a tuple of inputs a tuple of that map.
 
         Raises:
             LayerError: If the layer has no spatial extent or does not reach the logits.
             OptionError: If the target is not a class of the model.
         """
+        found = self._explain(
+            inputs, target, additional_forward_args, create_graph, lambda evidence, maps: maps
+        )
+        return (found,) if isinstance(inputs, tuple) else found
+
+    def _explain(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any,
+        extra: Any,
+        create_graph: bool,
+        finish: Callable[[Evidence, Tensor], Result],
+    ) -> Result:
+        """Run the model and attribute; `finish` sees the evidence and the maps, ``(N, 1, h, w)``."""
         caller = f"{type(self).__name__}.attribute"
-        extra = additional_forward_args
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+        given = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *extra)
         tap = self.tap(self._modules)
         try:
             # Attributing works in evaluation code too, where gradients are off.
@@ -194,7 +247,7 @@ class LayerMap(Attribution):
                 torch.enable_grad(),
                 buffers_aside(self.model),
             ):
-                self.model(usable(inputs), *map(usable, extra))
+                self.model(*map(usable, given))
                 passed = cast(ForwardPass, tap.last)
                 logits = self.logits(passed, caller=caller)
                 classes = as_targets(target, logits, caller=caller)
@@ -208,10 +261,10 @@ class LayerMap(Attribution):
                     caller=caller,
                 )
                 (found,) = self.maps(evidence).values()
+                found = found[0, :, None]
+                return finish(evidence, found if create_graph else found.detach())
         finally:
             tap.remove()
-        found = found[0, :, None]
-        return found if create_graph else found.detach()
 
 
 def usable(value: Any) -> Any:
@@ -277,13 +330,15 @@ def gather(
             passed.features[name],
             passed.image_size,
             model=method.model,
-            module=module,
+            module=None if name in method.attentions else module,
             batch=len(image),
             reading=method.reading,
+            steps=passed.until.get(name),
             caller=caller,
         )
         for name, module in modules.items()
     }
+    method.tell(layouts, caller=caller)
     return Evidence(
         {name: passed.features[name] for name in modules},
         layouts,

@@ -197,6 +197,11 @@ class InputXGradient(_GradientMap):
         True
     """
 
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Captum's word for it."""
+        return True
+
     @staticmethod
     def combine(feature: Tensor, gradient: Tensor) -> Tensor:
         """Product summed over channels."""

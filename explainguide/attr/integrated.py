@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from explainguide.attr.base import Evidence, LayerMap
+from explainguide.attr.base import Evidence, Inputs, LayerMap, for_noise_tunnel
 from explainguide.attr.gradients import InputXGradient, dead_layer, layer_gradients
 from explainguide.dynamic import wide
 from explainguide.errors import OptionError
 from explainguide.layers import INPUT
 from explainguide.layout import to_nchw
+from explainguide.members import is_image
 from explainguide.reading import Output
 from explainguide.xdnn import is_homogeneous, scaling_fault
 
@@ -88,14 +91,72 @@ class IntegratedGradients(LayerMap):
                 "in training. A positive integer is allowed."
             )
         self.n_steps = n_steps
-        self.baselines = baselines
-        black = not baselines.any() if isinstance(baselines, Tensor) else baselines == 0
-        self._homogeneous = bool(black) and is_homogeneous(self.model)
+        self._begin_at(baselines)
         # Layer to whether its map takes one backward pass: a property of the architecture, not of
         # weights, images or classes, so one look serves every later call, which then reads nothing
         # from the device.
         self._at_once: dict[str, bool] = {}
         self._product = InputXGradient(model, layer)
+
+    def _begin_at(self, baselines: float | Tensor) -> None:
+        self.baselines = baselines
+        black = not baselines.any() if isinstance(baselines, Tensor) else baselines == 0
+        self._homogeneous = bool(black) and is_homogeneous(self.model)
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Captum's word for it: the path integral is multiplied with the input."""
+        return True
+
+    def has_convergence_delta(self) -> bool:
+        """Whether `attribute` takes ``return_convergence_delta``."""
+        return True
+
+    @for_noise_tunnel
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: int | str | Sequence[int] | Tensor | None = None,
+        *,
+        baselines: float | Tensor | tuple[Any, ...] | None = None,
+        additional_forward_args: Any = None,
+        create_graph: bool = False,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        r"""Attribute the target's logit; see `LayerMap.attribute`.
+
+        Args:
+            inputs: As there.
+            target: As there.
+            baselines: Where the path starts, in this call; for a tuple of inputs a tuple, of which the
+                images' is read.
+            additional_forward_args: As there.
+            create_graph: As there.
+            return_convergence_delta: Whether to return, beside the maps, what they miss:
+                :math:`\sum A - (z_k(f) - z_k(b))`, ``(N,)``, as Captum has it.
+
+        Returns:
+            The maps, ``(N, 1, h, w)``, or the maps and that difference.
+        """
+        method = self
+        if baselines is not None:
+            method = copy.copy(self)
+            method._begin_at(_of_images(baselines, inputs))
+
+        def finish(evidence: Evidence, maps: Tensor) -> tuple[Tensor, Tensor | None]:
+            return maps, method._missing(evidence, maps) if return_convergence_delta else None
+
+        maps, delta = method._explain(inputs, target, additional_forward_args, create_graph, finish)
+        found = (maps,) if isinstance(inputs, tuple) else maps
+        return (found, delta) if return_convergence_delta else found
+
+    def _missing(self, evidence: Evidence, maps: Tensor) -> Tensor:
+        """The sum of each map less the difference of the scores at the ends of the path."""
+        (name,) = evidence.features
+        with torch.no_grad():
+            baseline = self._baseline(name, evidence).expand_as(evidence.features[name])
+            start = evidence.score(evidence.rerun({name: baseline})[0])[0]
+            return maps.detach().sum((1, 2, 3)) - (evidence.score(evidence.logits)[0] - start)
 
     def __repr__(self) -> str:
         layer = self.layer or INPUT
@@ -158,6 +219,23 @@ class IntegratedGradients(LayerMap):
         if name == INPUT:
             return start
         return evidence.rerun({INPUT: start.expand_as(images)})[1][name]
+
+
+def _of_images(baselines: Any, inputs: Any) -> float | Tensor:
+    """The images' baseline, where there is one for each input."""
+    if not isinstance(baselines, tuple):
+        return cast("float | Tensor", baselines)
+    places = (
+        [i for i, value in enumerate(inputs) if is_image(value)]
+        if isinstance(inputs, tuple)
+        else [0]
+    )
+    if len(places) != 1 or places[0] >= len(baselines):
+        raise OptionError(
+            f"IntegratedGradients.attribute: {len(baselines)} baselines, and no telling which is the "
+            "images'. Give the images' alone. A number or a tensor is allowed."
+        )
+    return cast("float | Tensor", baselines[places[0]])
 
 
 def _is_linear(score: Callable[[Tensor], Tensor], logits: Tensor) -> bool:

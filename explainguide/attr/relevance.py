@@ -15,6 +15,7 @@ from explainguide.attr.rollout import mixing_matrix, roll_out
 from explainguide.dynamic import wide
 from explainguide.errors import LayerError, OptionError, did_you_mean
 from explainguide.layers import resolve_layers
+from explainguide.layout import places_alone
 from explainguide.reading import Output
 
 __all__ = ["AttentionRelevance"]
@@ -171,5 +172,5 @@ class AttentionRelevance(LayerMap):
                 attention = wide(one.tensor).view(one.shape)
                 gradient = wide(gradient).reshape(len(gradient), *one.shape)
                 mixing.append(mixing_matrix(attention, gradient))
-            patches = roll_out(mixing, self._readout)[..., layout.prefix :]
+            patches = places_alone(roll_out(mixing, self._readout), layout, dim=-1)
         return {name: patches.unflatten(-1, (height, width))}

@@ -30,9 +30,10 @@ from explainguide.bcos.settings import Numbers, Settings, resolve_settings
 from explainguide.bcos.units import BcosLinear
 from explainguide.bcos.walk import convert_parts
 from explainguide.dynamic import evaluating
-from explainguide.errors import OptionError
+from explainguide.errors import GuidanceError, OptionError
 from explainguide.layers import unwrap
 from explainguide.logits import check_logits
+from explainguide.tap import unread
 
 __all__ = ["bcosify", "convert"]
 
@@ -92,7 +93,11 @@ def bcosify(
         A new network: ``(N, 6, H, W)`` to ``(N, K)``. ``conversion(network)`` says what was
         changed, layer by layer, and what could not be.
 
+    With `keep_weights` a conversion ends with a comparison of logits at b = 1, on four random images.
+
     Raises:
+        GuidanceError: For adapters, and weights that are normalised, pruned or parametrized, with the
+            call that makes them plain; or if that comparison fails.
         OptionError: For options that are not allowed, a model that is a B-cos network already,
             without a convolution or linear layer, or with layers that have no B-cos form, which are
             named.
@@ -122,6 +127,8 @@ def bcosify(
         image_size=image_size,
     )
     network = convert(model, settings)
+    if settings.keep_weights:
+        _compare(model, network, settings)
     _start(network, settings)
     return network
 
@@ -200,6 +207,42 @@ def _logit_bias(old: nn.Linear, settings: Settings) -> LogitBias:
     if asked is not None or old.bias is None:
         return LogitBias(torch.tensor(asked or 0.0, dtype=torch.float64))
     return LogitBias(old.bias, trainable=old.bias.requires_grad)
+
+
+def _compare(model: nn.Module, network: nn.Module, settings: Settings) -> None:
+    """Hold the network against the model at b = 1, where the logits are promised to be the same.
+
+    Another b, or no biases, promise nothing; then a second conversion at b = 1 stands for the first.
+    """
+    as_promised = dataclasses.replace(
+        settings,
+        b=1.0,
+        gain="norm",
+        norm="detached",
+        bias=True,
+        logit_bias=None,
+        keep_activations=True,
+    )
+    if settings != as_promised:
+        network = convert(model, as_promised)
+    encoded = plain = random_images(network, settings.size[1:])
+    if encoded.shape[1] == 2 * settings.size[0]:  # with the inverse, which the stem normalises
+        mean, std = (plain.new_tensor(v)[:, None, None] for v in (settings.mean, settings.std))
+        plain = (encoded[:, : settings.size[0]] - mean) / std
+    original = unwrap(model, caller="bcosify")
+    with unread(), torch.no_grad(), evaluating(original), evaluating(network):
+        expected = check_logits(original(plain), caller="bcosify").double()
+        found = check_logits(network(encoded), caller="bcosify").double()
+    error = float((found - expected).abs().max())
+    size = float(expected.abs().max())
+    slack = 1e-3 if plain.dtype in (torch.float32, torch.float64) else 0.1
+    if not error <= slack * max(size, 1e-3):
+        raise GuidanceError(
+            f"bcosify: at b = 1 the network's logits differ from those of {type(model).__name__} by "
+            f"{error:.3g}, of {size:.3g}, so a part of it computes what no conversion sees. "
+            "Look for hooks, layers with a forward of their own, and weights outside of modules. "
+            "Layers of torch, timm and torchvision are allowed."
+        )
 
 
 def _start(model: nn.Module, settings: Settings) -> None:

@@ -13,6 +13,7 @@ from explainguide.errors import LayerError, OptionError
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.layout import infer_layout, to_nchw
 from explainguide.logits import as_targets, check_logits, class_scores
+from explainguide.tap import unread
 
 __all__ = ["contribution_map", "curvature", "dynamic_weights", "logit_bias", "missing_share"]
 
@@ -49,7 +50,7 @@ def dynamic_weights(
         LayerError: If there is no such layer, or it has no places.
     """
     inner = unwrap(model, caller=caller)
-    with torch.inference_mode(False), torch.enable_grad():
+    with unread(), torch.inference_mode(False), torch.enable_grad():
         x = images.clone() if create_graph or images.is_inference() else images.detach()
         x = x if x.requires_grad else x.detach().requires_grad_()
         output = (

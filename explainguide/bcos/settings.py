@@ -12,6 +12,7 @@ from explainguide.bcos.base import Gain, check_unit
 from explainguide.dynamic import is_bcos
 from explainguide.errors import OptionError
 from explainguide.layers import unwrap
+from explainguide.plain_weights import check_plain_weights
 from explainguide.probe import input_size
 
 __all__ = ["Numbers", "Settings", "resolve_settings"]
@@ -58,6 +59,7 @@ def resolve_settings(
         OptionError: As `bcosify`.
     """
     model = unwrap(model, caller="bcosify")
+    check_plain_weights(model, caller="bcosify")
     if is_bcos(model):
         raise OptionError(
             f"bcosify: this {type(model).__name__} is a B-cos network already. Change its exponent "
