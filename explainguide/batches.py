@@ -9,12 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from explainguide.annotations import Annotations, collate
+from explainguide.annotations import Annotations, LimitedAnnotations, collate
 from explainguide.errors import DataError, OptionError
+from explainguide.processes import process
 
-__all__ = ["Batch", "batches", "check_data", "epoch_order", "process", "seed_all", "stream_seed"]
+__all__ = [
+    "Batch",
+    "batches",
+    "check_data",
+    "count_annotated",
+    "epoch_order",
+    "seed_all",
+    "stream_seed",
+]
 
 
 class Batch(NamedTuple):
@@ -25,7 +34,7 @@ class Batch(NamedTuple):
         labels: ``(N,)`` int64, or ``(N, K)`` float32.
         annotations: Of all N images.
         segmented: ``(N,)`` bool, on the host: which images came with masks.
-        annotated: How many images have an annotation.
+        annotated: How many images have an annotation that covers a pixel.
         skipped: How many items could not be read; they are not among the N.
     """
 
@@ -35,6 +44,11 @@ class Batch(NamedTuple):
     segmented: Tensor
     annotated: int
     skipped: int
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is an image in it."""
+        return len(self.images) > 0
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -54,8 +68,20 @@ def _collate(items: Sequence[Any]) -> Batch:
         return Batch(nothing, nothing, annotations, nothing.bool(), 0, skipped)
     segmented = [annotation is not None and "masks" in annotation for _, _, annotation in found]
     images, labels, annotations = collate(found)
-    annotated = int((annotations.labels >= 0).any(1).sum())
+    size = (int(images.shape[-2]), int(images.shape[-1]))
+    annotated = int(_covering(annotations, size).any(1).sum())
     return Batch(images, labels, annotations, torch.tensor(segmented), annotated, skipped)
+
+
+def _covering(annotations: Annotations, size: tuple[int, int]) -> Tensor:
+    """Which objects cover a pixel, ``(N, M)`` bool: the others are not guided by."""
+    limit = annotations.boxes.new_tensor([size[1], size[0]])
+    low = annotations.boxes[..., :2].floor().clamp(min=0)
+    high = annotations.boxes[..., 2:].ceil().minimum(limit)
+    covers = (low < high).all(-1)
+    if annotations.masks is not None:
+        covers |= annotations.masks.flatten(2).any(2)
+    return covers & (annotations.labels >= 0)
 
 
 def batches(
@@ -90,23 +116,15 @@ def batches(
         yield batch.to(device)
 
 
-def process() -> tuple[int, int]:
-    """This process and their number, ``(0, 1)`` where there is one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """This process's share of an epoch's order, which seed and epoch alone decide.
 
-    Every process gets the same number of items; where that does not come out even, the first items
-    occur twice.
+    The n-th batches of W processes are together the n-th batch of one process with W times the batch
+    size. Where it does not come out even, the last processes get an item less.
     """
     generator = torch.Generator().manual_seed(stream_seed(seed, epoch, 0))
     order = torch.randperm(count, generator=generator).tolist()
     rank, world = process()
-    order += order[: -count % world]
     return order[rank::world]
 
 
@@ -137,3 +155,31 @@ def check_data(data: Any, *, name: str, caller: str) -> int:
     if len(data) == 0:
         raise DataError(f"{caller}: {name} is empty. Check its split. At least one item is needed.")
     return len(data)
+
+
+def count_annotated(data: Any) -> int | None:
+    """How many items have an annotation, where the data set says so without reading them.
+
+    Known are data sets with an attribute ``annotated``, ``(N,)`` bool, also inside `Subset`,
+    `ConcatDataset` and `LimitedAnnotations`.
+    """
+    found = _annotated(data)
+    return None if found is None else int(found.sum())
+
+
+def _annotated(data: Any) -> Tensor | None:
+    if isinstance(data, ConcatDataset):
+        parts = [_annotated(part) for part in data.datasets]
+        known = [part for part in parts if part is not None]
+        return torch.cat(known) if len(known) == len(parts) else None
+    if isinstance(data, Subset | LimitedAnnotations):
+        inner = _annotated(data.dataset)
+        if isinstance(data, Subset):
+            return None if inner is None else inner[torch.as_tensor(data.indices).long()]
+        if not data.kept.any():
+            return data.kept
+        return None if inner is None else inner & data.kept
+    said = getattr(data, "annotated", None)
+    if isinstance(said, Tensor) and said.shape == (len(data),):
+        return said.bool()
+    return None

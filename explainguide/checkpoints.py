@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from explainguide.weights import fit_weights, short_reason
 from explainguide.xdnn import remove_bias
 
 __all__ = [
+    "describe_weights",
     "load_checkpoint",
     "load_model",
     "save_checkpoint",
@@ -28,6 +31,8 @@ __all__ = [
 ]
 
 _FORMAT = "explainguide checkpoint 1"
+# One entry, since a header with two has them in either order, and equal runs make equal files.
+_HEADER = "explainguide"
 
 
 def write_whole(
@@ -128,7 +133,14 @@ def save_checkpoint(path: str | os.PathLike[str], payload: dict[str, Any]) -> Pa
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, on the CPU, without running code from the file.
+    """Read what `save_checkpoint`, or `save_weights` with `about`, wrote, without running code.
+
+    Args:
+        path: A ``.pt`` file, or the ``weights.safetensors`` of a training, which holds less:
+            ``"model"``, ``"info"``, ``"config"``, ``"epoch"``, and no ``"metrics"``.
+
+    Returns:
+        What was saved, on the CPU.
 
     Raises:
         DataError: If the file is missing, damaged, or no checkpoint of this package.
@@ -140,7 +152,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             "Give a file that a training wrote, such as last.pt."
         )
     try:
-        payload = torch.load(file, map_location="cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            payload = _from_safetensors(file)
+        else:
+            payload = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive or pickle can raise anything
         raise DataError(
             f"load_checkpoint: '{file}' ({file.stat().st_size} bytes) is damaged or no checkpoint "
@@ -155,16 +170,52 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return payload
 
 
-def save_weights(path: str | os.PathLike[str], state: dict[str, Tensor]) -> Path:
+def _from_safetensors(file: Path) -> dict[str, Any]:
+    with safetensors.safe_open(str(file), framework="pt") as opened:
+        header = (opened.metadata() or {}).get(_HEADER)
+        if header is None:
+            return {}
+        model = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return {"metrics": {}, **json.loads(header), "model": model}
+
+
+def describe_weights(path: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """What a file of weights says of how they were trained: the ``"info"`` of a training.
+
+    Empty for plain weights, and for what cannot be read, which `load_weights` tells.
+    """
+    try:
+        return {} if path is None else dict(load_checkpoint(path)["info"])
+    except DataError:
+        return {}
+
+
+def save_weights(
+    path: str | os.PathLike[str],
+    state: dict[str, Tensor],
+    *,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
     """Save a state dict as safetensors: equal weights make equal files, byte by byte.
+
+    Args:
+        path: The file.
+        state: The weights.
+        about: What `load_model` needs beside them, as `save_checkpoint` takes it, in values that
+            JSON can hold: ``"info"``, ``"config"`` and ``"epoch"``. It goes into the file's header.
 
     Raises:
         DataError: As `write_whole`.
     """
     # Clones, since safetensors refuses tensors that share memory, as tied weights do.
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    header = None
+    if about is not None:
+        header = {_HEADER: json.dumps({"format": _FORMAT, **about}, sort_keys=True)}
     return write_whole(
-        path, lambda file: file.write(safetensors.torch.save(plain)), caller="save_weights"
+        path,
+        lambda file: file.write(safetensors.torch.save(plain, metadata=header)),
+        caller="save_weights",
     )
 
 
@@ -179,13 +230,15 @@ def load_model(
     `explainguide.xdnn.remove_bias`).
 
     Args:
-        path: A checkpoint of `explainguide.training.train`, or what `explainguide convert` wrote.
+        path: A checkpoint of `explainguide.training.train`, its ``weights.safetensors``, or what
+            `explainguide convert` wrote.
         device: Where the model goes.
 
     Returns:
         The model, and what the checkpoint says of it: ``"name"``, ``"num_classes"``,
         ``"image_size"`` and whatever else the training was given as `info`, ``"config"`` (the
-        `TrainConfig` as a dict), ``"epoch"`` and ``"metrics"``.
+        `TrainConfig` as a dict), ``"epoch"`` and ``"metrics"``. Of ``weights.safetensors`` the
+        config holds what an evaluation needs, and the metrics are empty.
 
     Raises:
         DataError: If the file cannot be read, or does not say how its model was built.

@@ -1,4 +1,4 @@
-"""Single-label and multi-label classification: the labels, and the scores by torchmetrics."""
+"""Single-label, multi-label and binary classification: the labels, and the scores by torchmetrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import (
+    BinaryAveragePrecision,
+    BinaryF1Score,
+    BinaryStatScores,
     MulticlassAccuracy,
     MulticlassStatScores,
     MultilabelAveragePrecision,
@@ -18,13 +21,25 @@ from torchmetrics.classification import (
 from explainguide.errors import DataError, ShapeError
 from explainguide.losses import classification_loss
 
-__all__ = ["ClassificationScores", "check_labels", "classification_loss"]
+__all__ = ["ClassificationScores", "check_labels", "classification_loss", "is_multilabel"]
 
 _TRUE_POSITIVES, _SUPPORT = 0, 4  # columns of torchmetrics' stat scores
 
 
+def is_multilabel(labels: Tensor) -> bool:
+    """Whether labels are multi-hot ``(N, K)`` floats, and not one class an image."""
+    return labels.ndim == 2 and labels.is_floating_point()
+
+
 def check_labels(labels: Tensor, logits: Tensor, *, caller: str, class_loss: str = "task") -> None:
     """Refuse labels that do not fit the logits; values are read only on the host.
+
+    Args:
+        labels: ``(N,)`` integers, or ``(N, K)`` floats; for one logit an image 0 or 1, of any type,
+            ``(N,)`` or ``(N, 1)``.
+        logits: ``(N, K)``.
+        caller: The public callable that errors name.
+        class_loss: Of the training.
 
     Raises:
         ShapeError: For a wrong shape or dtype.
@@ -32,6 +47,9 @@ def check_labels(labels: Tensor, logits: Tensor, *, caller: str, class_loss: str
             that has one answer an image.
     """
     count, classes = logits.shape
+    if classes == 1:
+        _check_binary(labels, count, caller)
+        return
     if labels.ndim == 2 and class_loss == "confidence-boosting":
         raise DataError(
             f"{caller}: class_loss is 'confidence-boosting', which knows one class an image, but "
@@ -58,33 +76,50 @@ def check_labels(labels: Tensor, logits: Tensor, *, caller: str, class_loss: str
         )
 
 
+def _check_binary(labels: Tensor, count: int, caller: str) -> None:
+    """Labels of a classifier with one logit, of class 1 against class 0."""
+    if tuple(labels.shape) not in ((count,), (count, 1)):
+        raise ShapeError(
+            f"{caller}: labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {count} "
+            "images and a model with one logit. Give 0 or 1 an image, or build the model with as many "
+            "logits as there are classes. (N,) and (N, 1) are allowed."
+        )
+    if labels.device.type == "cpu" and bool(((labels < 0) | (labels > 1)).any()):
+        bad = labels[(labels < 0) | (labels > 1)].flatten()[0].item()
+        raise DataError(
+            f"{caller}: an image has class {bad:g}, but the model has one logit, which tells two "
+            "classes apart. Build it with as many logits as there are classes. 0 and 1 are allowed."
+        )
+
+
 class ClassificationScores:
     """F1 and mAP for multi-hot labels, accuracy overall and of the worst class for class indices.
+
+    With one logit z there are two classes, and z from 0 on says class 1.
 
     Args:
         num_classes: Number of logits.
         multilabel: Whether labels are multi-hot.
         device: Where the logits are.
-
-    Raises:
-        DataError: If there is nothing to tell apart.
     """
 
     def __init__(self, num_classes: int, multilabel: bool, device: torch.device) -> None:
-        if num_classes < 2 and not multilabel:
-            raise DataError(
-                f"evaluate: the model has {num_classes} class, so every answer is right. Add the "
-                "images of what it is not. Two classes or more are allowed."
-            )
-        self.multilabel = multilabel
+        self.num_classes, self.multilabel = num_classes, multilabel
         self._metrics: dict[str, Metric]
-        if multilabel:
+        if num_classes == 1 and multilabel:
+            self._metrics = {
+                "f1": BinaryF1Score(),
+                "map": BinaryAveragePrecision(),
+                "each": BinaryStatScores(),
+            }
+        elif multilabel:
             self._metrics = {
                 "f1": MultilabelF1Score(num_classes, average="micro"),
                 "map": MultilabelAveragePrecision(num_classes, average=None),
                 "each": MultilabelStatScores(num_classes, average=None),
             }
         else:
+            num_classes = max(num_classes, 2)
             self._metrics = {
                 "accuracy": MulticlassAccuracy(num_classes, average="micro"),
                 "each": MulticlassStatScores(num_classes, average=None),
@@ -95,15 +130,24 @@ class ClassificationScores:
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch."""
         # A logit of 0 is a yes. Ranks are kept in float64, where fewer sigmoids round to 1.
-        said = (logits >= 0).int() if self.multilabel else logits.argmax(1)
+        yes = self.multilabel or self.num_classes == 1
+        said = (logits >= 0).int() if yes else logits.argmax(1)
+        ranks = logits.double().sigmoid()
+        if self.num_classes == 1:
+            said, ranks, labels = said[:, 0], ranks[:, 0], (labels.reshape(-1) > 0.5)
         labels = labels.long()
         for name, metric in self._metrics.items():
-            metric.update(logits.double().sigmoid() if name == "map" else said, labels)
+            metric.update(ranks if name == "map" else said, labels)
 
     def compute(self) -> dict[str, float]:
         """The scores, in [0, 1]; classes that no image shows are left out of means and minima."""
-        each = self._metrics["each"].compute()
-        shown = each[:, _SUPPORT] > 0
+        with warnings.catch_warnings():
+            # In a distributed run a process may have had nothing to add.
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            each = self._metrics["each"].compute().reshape(-1, _SUPPORT + 1)
+            return self._of_classes(each, shown=each[:, _SUPPORT] > 0)
+
+    def _of_classes(self, each: Tensor, *, shown: Tensor) -> dict[str, float]:
         if not self.multilabel:
             recall = each[:, _TRUE_POSITIVES].double() / each[:, _SUPPORT].clamp(min=1)
             return {
@@ -113,7 +157,7 @@ class ClassificationScores:
         with warnings.catch_warnings():
             # torchmetrics warns of classes without a positive image, which are left out here.
             warnings.filterwarnings("ignore", message="No positive samples found in target")
-            precision = self._metrics["map"].compute()
+            precision = self._metrics["map"].compute().reshape(-1)
         return {
             "f1": float(self._metrics["f1"].compute()),
             "map": float(precision[shown].mean()) if shown.any() else 0.0,

@@ -15,11 +15,21 @@ from tqdm import tqdm
 from explainguide.annotations import Annotations, LimitedAnnotations
 from explainguide.batches import Batch, batches, epoch_order, seed_all, stream_seed
 from explainguide.classification import check_labels
+from explainguide.epoch_means import EpochMeans
 from explainguide.errors import GuidanceError
 from explainguide.guidance import ExplanationGuidance
 from explainguide.layers import unwrap
 from explainguide.logits import check_logits
+from explainguide.lone_images import LoneImages
 from explainguide.losses import classification_loss
+from explainguide.processes import (
+    add_up,
+    add_up_gradients,
+    failed_elsewhere,
+    process,
+    send_buffers,
+)
+from explainguide.reading import Reading
 from explainguide.run_folder import History
 from explainguide.schedules import build_optimizer, build_scheduler
 from explainguide.staging import with_options
@@ -31,7 +41,11 @@ _CALLER = "train"
 
 
 class Run:
-    """A model in training: the pieces that a step needs."""
+    """A model in training: the pieces that a step needs.
+
+    Several processes add up their gradients here rather than in DistributedDataParallel, which
+    averages over processes, not over images, and waits for one that has nothing to do.
+    """
 
     def __init__(
         self,
@@ -45,17 +59,20 @@ class Run:
         self.data = data
         if config.annotated < 1:
             self.data = LimitedAnnotations(data, config.annotated, seed=config.seed)
-        self.plain_optimizer = build_optimizer(model, config)
-        steps = -(-len(epoch_order(len(data), 0, 1)) // config.batch_size)
-        self.batches = steps
+        self.inner = unwrap(model, caller=_CALLER)
+        self.plain_optimizer = build_optimizer(self.inner, config)
+        self.forward = vars(self.inner).get("forward")
+        accelerator.prepare_model(self.inner, evaluation_mode=True)  # its device and precision
+        self.optimizer = accelerator.prepare(self.plain_optimizer)
+        self.parameters = [p for p in self.inner.parameters() if p.requires_grad]
+        send_buffers(self.inner, parameters=True)
+        self.lone = LoneImages(self.inner)
+        self.batches = self.lone.count_batches(self.data, config.batch_size, accelerator.device)
         self.scheduler = build_scheduler(
             self.plain_optimizer,
             config,
-            steps=config.epochs * -(-steps // config.grad_accumulation),
+            steps=config.epochs * -(-self.batches // config.grad_accumulation),
         )
-        self.forward = vars(model).get("forward")
-        self.model, self.optimizer = accelerator.prepare(model, self.plain_optimizer)
-        self.inner = unwrap(self.model, caller=_CALLER)
 
     def close(self) -> None:
         """Give the model back as it came: mixed precision sets a forward on the instance."""
@@ -86,7 +103,7 @@ class Run:
     def epoch(self, epoch: int, history: History, *, progress: bool) -> dict[str, float]:
         """Train for one epoch."""
         config, device = self.config, self.accelerator.device
-        seed_all(stream_seed(config.seed, epoch, 1 + 2 * self.accelerator.process_index))
+        seed_all(stream_seed(config.seed, epoch, 1 + 2 * process()[0]))
         source = batches(
             self.data,
             epoch_order(len(self.data), config.seed, epoch),
@@ -95,16 +112,17 @@ class Run:
             device=device,
         )
         bar = tqdm(total=self.batches, desc=f"epoch {epoch}/{config.epochs}", disable=not progress)
-        means = _Means()
+        means = EpochMeans()
         self.inner.train()
         with bar, self.guide(epoch) as guide:
-            groups = _grouped(source, config.grad_accumulation)
-            for step, group in enumerate(groups, start=1):
-                self._step(group, guide, means, f"epoch {epoch}, step {step}")
-                bar.update(len(group))
+            for step, first in enumerate(range(0, self.batches, config.grad_accumulation), start=1):
+                count = min(config.grad_accumulation, self.batches - first)
+                self._step(source, count, guide, means, f"epoch {epoch}, step {step}")
+                bar.update(count)
                 epg = history.rows[-1]["epg"] if history.rows else math.nan
                 bar.set_postfix(means.shown(epg), refresh=False)
-        means.reduce(self.accelerator)
+        means.reduce(device)
+        send_buffers(self.inner)
         return {**means.compute(), "lr": float(self.scheduler.get_last_lr()[0])}
 
     @contextlib.contextmanager
@@ -114,10 +132,10 @@ class Run:
         if config.lam == 0:
             yield None
             return
-        purpose = 2 + 2 * self.accelerator.process_index
+        purpose = 2 + 2 * process()[0]
         generator = torch.Generator().manual_seed(stream_seed(config.seed, epoch, purpose))
         with ExplanationGuidance(
-            self.model,
+            self.inner,
             self.layer,
             attribution=config.attribution,
             loss=with_options(config.loss, config.loss_options, caller=_CALLER),
@@ -125,49 +143,114 @@ class Run:
             score=config.score,  # type: ignore[arg-type]
             negatives=config.negatives,
             layer_weights=config.layer_weights,
-            reduction=config.reduction,  # type: ignore[arg-type]
+            reduction="sum",  # what it is divided by is known here, of the whole step
             generator=generator,
+            output=config.output,
         ) as guide:
             yield guide
 
     def _step(
-        self, group: list[Batch], guide: ExplanationGuidance | None, means: _Means, where: str
+        self,
+        source: Iterator[Batch],
+        count: int,
+        guide: ExplanationGuidance | None,
+        means: EpochMeans,
+        where: str,
     ) -> None:
         """One step of the optimizer, from one or several batches."""
-        for batch in group:
-            means.skipped += batch.skipped
-        group = [batch for batch in group if len(batch.images)]
-        images = sum(len(batch.images) for batch in group)
-        annotated = sum(batch.annotated for batch in group)
-        for index, batch in enumerate(group):
-            last = index == len(group) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                logits = check_logits(self.model(batch.images), caller=_CALLER)
-                if index == 0:
-                    check_labels(
-                        batch.labels, logits, caller=_CALLER, class_loss=self.config.class_loss
-                    )
-                class_loss = classification_loss(
-                    logits,
-                    batch.labels,
-                    class_loss=self.config.class_loss,
-                    temperature=self.config.temperature,
-                )
-                loss = self.config.class_weight * class_loss * (len(batch.images) / images)
-                loss_loc = None
-                if guide is not None and batch.annotated:
-                    loss_loc = guide.loss_loc(self._regions(batch.annotations))
-                    share = batch.annotated / annotated if self.config.reduction == "mean" else 1.0
-                    loss = loss + self.config.lam * share * loss_loc
-                means.add(self._finite(class_loss, loss_loc, guide, where), batch)
-                self.accelerator.backward(loss)
-        if not group:
+        error: Exception | None = None
+        group: list[Batch] = []
+        try:
+            for _ in range(count):
+                if (batch := next(source, None)) is not None:
+                    means.skipped += batch.skipped
+                    group += [batch] if self.lone.usable(batch) else []
+        except Exception as caught:
+            error = self._alone(caught)
+        own = [sum(len(b.images) for b in group), sum(b.annotated for b in group)]
+        totals = add_up([0, 0] if error else own, self.accelerator.device)
+        try:
+            for index, batch in enumerate([] if error else group):
+                self._backward(batch, totals, guide, means, where, first=index == 0)
+        except Exception as caught:
+            error = self._alone(caught)
+        if not group and process()[1] == 1:
             return
+        self._update(totals, error, where)
+
+    def _alone(self, error: Exception) -> Exception:
+        """An error to raise when the others know of it; at once where there are none."""
+        if process()[1] == 1:
+            raise error
+        return error
+
+    def _backward(
+        self,
+        batch: Batch,
+        totals: Tensor,
+        guide: ExplanationGuidance | None,
+        means: EpochMeans,
+        where: str,
+        *,
+        first: bool,
+    ) -> None:
+        """The gradients of one batch: its share of the means over all images of the step."""
+        config = self.config
+        # Of a pass without annotation no loss is asked for.
+        unread = guide is not None and not batch.annotated
+        with guide.pause() if guide is not None and unread else contextlib.nullcontext():
+            output = self.inner(batch.images)
+        logits = check_logits(
+            output,
+            reading=Reading(output=config.output),
+            images=len(batch.images),
+            caller=_CALLER,
+        )
+        if first:
+            check_labels(batch.labels, logits, caller=_CALLER, class_loss=config.class_loss)
+        class_loss = classification_loss(
+            logits, batch.labels, class_loss=config.class_loss, temperature=config.temperature
+        )
+        totals = totals.to(class_loss.dtype)
+        loss = config.class_weight * class_loss * (len(batch.images) / totals[0])
+        loss_loc = None
+        if guide is not None and batch.annotated:
+            total = guide.loss_loc(self._regions(batch.annotations))
+            mean = config.reduction == "mean"
+            loss = loss + config.lam * total / (totals[1] if mean else 1)  # type: ignore[operator]
+            loss_loc = total / batch.annotated if mean else total
+        means.add(self._finite(class_loss, loss_loc, guide, where), batch)
+        self.accelerator.backward(loss)
+
+    def _update(self, totals: Tensor, error: Exception | None, where: str) -> None:
+        """Move the weights by the gradients of all processes; stop where one of them failed."""
+        scaler, several = self.accelerator.scaler, process()[1] > 1
+        counts = None
+        if several:
+            counts = add_up_gradients(self.parameters, failed=error is not None)
         limit = self.config.clip_grad_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
+        norm = totals.new_zeros(1) if norm is None else norm.detach().float().reshape(1)
+        if counts is not None:
+            failed, images, *used, size = torch.cat(
+                [counts[:1], totals[:1], counts[1:], norm]
+            ).tolist()
+            if error is not None:
+                raise error
+            if failed:
+                raise failed_elsewhere(failed, caller=_CALLER)
+            for parameter, processes in zip(self.parameters, used, strict=True):
+                if not processes:
+                    parameter.grad = None
+            if not images:
+                if scaler is not None:
+                    scaler.update()
+                return
         # Under fp16 the scaler skips such a step and lowers its scale.
-        if self.accelerator.scaler is None and norm is not None and not math.isfinite(norm):
-            raise _not_finite(where, f"the losses are finite, but their gradient is {float(norm)}")
+        elif scaler is None:
+            size = float(norm)
+        if scaler is None and not math.isfinite(size):
+            raise _not_finite(where, f"the losses are finite, but their gradient is {size}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not self.optimizer.step_was_skipped:
@@ -209,53 +292,3 @@ def _not_finite(where: str, said: str) -> GuidanceError:
         "mixed_precision='no'. The training stopped before this step; checkpoints of earlier "
         "epochs are unchanged."
     )
-
-
-def _grouped(source: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    group: list[Batch] = []
-    for batch in source:
-        group.append(batch)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-class _Means:
-    """Losses of an epoch, averaged over the images that they belong to."""
-
-    def __init__(self) -> None:
-        self.skipped = 0
-        self._sums = {"loss": 0.0, "loss_loc": 0.0}
-        self._counts = {"loss": 0, "loss_loc": 0}
-
-    def add(self, values: dict[str, float], batch: Batch) -> None:
-        """Add the losses of a batch."""
-        for name, value in values.items():
-            count = len(batch.images) if name == "loss" else batch.annotated
-            self._sums[name] += value * count
-            self._counts[name] += count
-
-    def reduce(self, accelerator: Accelerator) -> None:
-        """Add up what the processes of a distributed run have seen."""
-        if accelerator.num_processes == 1:
-            return
-        own = [*self._sums.values(), *self._counts.values(), self.skipped]
-        both = accelerator.reduce(torch.tensor(own, device=accelerator.device)).tolist()
-        self._sums = dict(zip(self._sums, both[:2], strict=True))
-        self._counts = {k: round(c) for k, c in zip(self._counts, both[2:4], strict=True)}
-        self.skipped = round(both[4])
-
-    def compute(self) -> dict[str, float]:
-        """The means; NaN for a loss that never occurred."""
-        means = {
-            k: s / self._counts[k] if self._counts[k] else math.nan for k, s in self._sums.items()
-        }
-        return {**means, "skipped": self.skipped}
-
-    def shown(self, epg: float) -> dict[str, str]:
-        """For the progress bar."""
-        values = {**self.compute(), "EPG": epg}
-        del values["skipped"]
-        return {k: f"{v:.3f}" for k, v in values.items() if not math.isnan(v)}

@@ -14,14 +14,16 @@ from tqdm import tqdm
 
 from explainguide.attr import LayerMap
 from explainguide.attr.base import gather, usable
-from explainguide.batches import Batch, batches, check_data, process
-from explainguide.classification import ClassificationScores, check_labels
+from explainguide.batches import Batch, batches, check_data
+from explainguide.classification import ClassificationScores, check_labels, is_multilabel
 from explainguide.errors import DataError, OptionError
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.logits import check_logits, class_scores
 from explainguide.metrics import EnergyPointingGame, LocalizationIoU, OnObjectEnergy
 from explainguide.options import check_option, named_attribution, place
 from explainguide.probe import automatic_layer, probe_layers
+from explainguide.processes import add_up, process, together
+from explainguide.reading import Output, check_reading
 from explainguide.regions import as_regions, choose_classes
 from explainguide.tap import ForwardPass, Tap
 
@@ -36,6 +38,7 @@ def evaluate(
     *,
     layer: str | Sequence[str] | None = None,
     attribution: str | LayerMap = "ixg",
+    output: Output | None = None,
     region: Literal["boxes", "masks"] = "boxes",
     threshold: float | Literal["fit"] = 0.5,
     batch_size: int = 32,
@@ -57,6 +60,8 @@ def evaluate(
             Labels are an int, or multi-hot floats.
         layer: ``"input"``, a dotted name, or several; None finds the last spatial layer.
         attribution: A name, or an object of `explainguide.attr` built with this model.
+        output: Which of several things that the model returns are the logits: an index, a key, an
+            attribute, or a callable that takes what the model returned.
         region: What a class should be found in: its ``"boxes"``, or its ``"masks"`` where there
             are any.
         threshold: Of the IoU, or ``"fit"`` for the best one on these data.
@@ -83,12 +88,14 @@ def evaluate(
     if isinstance(layer, tuple):
         layer = list(layer)
     inner = unwrap(model, caller=_CALLER)
-    method = _method(attribution, inner, layer)
+    method = _method(attribution, inner, layer, output)
     count = check_data(data, name="data", caller=_CALLER)
     if layer is None and method.layer is not None:
         layer = method.layer
     if layer is None:
-        layer = automatic_layer(inner, probe_layers(inner, caller=_CALLER), caller=_CALLER)
+        layer = automatic_layer(
+            inner, probe_layers(inner, reading=method.reading, caller=_CALLER), caller=_CALLER
+        )
     modules = resolve_layers(inner, layer, caller=_CALLER)
     if device is not None:
         inner.to(device)
@@ -105,32 +112,48 @@ def evaluate(
     with _explaining(inner, modules, method) as tap, torch.inference_mode(False), torch.no_grad():
         found: ClassificationScores | None = None
         maps = {name: _MapScores(threshold, place) for name in modules}
-        totals = torch.zeros(3, dtype=torch.float64)
-        for batch in tqdm(source, "evaluate", steps, disable=not progress, leave=False):
-            totals += torch.tensor([len(batch.images), 0, batch.skipped])
-            if not len(batch.images):
-                continue
-            logits, pairs = _step(inner, modules, tap, method, batch, region, maps)
-            check_labels(batch.labels, logits, caller=_CALLER)
-            if found is None:
-                found = ClassificationScores(logits.shape[1], batch.labels.ndim == 2, place)
-            found.update(logits, batch.labels)
-            totals[1] += pairs
+        totals = [0, 0, 0]
+        with together(place, caller=_CALLER):
+            for batch in tqdm(source, "evaluate", steps, disable=not progress, leave=False):
+                totals[0] += len(batch.images)
+                totals[2] += batch.skipped
+                if not batch.readable:
+                    continue
+                logits, pairs = _step(inner, modules, tap, method, batch, region, maps)
+                check_labels(batch.labels, logits, caller=_CALLER)
+                if found is None:
+                    found = ClassificationScores(
+                        logits.shape[1], is_multilabel(batch.labels), place
+                    )
+                found.update(logits, batch.labels)
+                totals[1] += pairs
+    found = _of_all(found, place)
     if found is None:
         raise DataError(
             f"{_CALLER}: none of the {count} images could be read. See the warnings for their "
             "names. At least one must be readable."
         )
-    if world > 1:
-        shared = totals.to(place, torch.float32)
-        torch.distributed.all_reduce(shared)
-        totals = shared.cpu()
-    counts = {n: int(t) for n, t in zip(("images", "pairs", "skipped"), totals, strict=True)}
+    shared = [int(total) for total in add_up(totals, place).tolist()]
+    counts = dict(zip(("images", "pairs", "skipped"), shared, strict=True))
     return {**found.compute(), **_map_results(maps, threshold), **counts}
 
 
+def _of_all(
+    found: ClassificationScores | None, device: torch.device
+) -> ClassificationScores | None:
+    """Scores in every process that has none of its own, where another process has some."""
+    own = [0, 0] if found is None else [found.num_classes, found.multilabel]
+    num_classes, multilabel = add_up(own, device, most=True).tolist()
+    if found is None and num_classes:
+        return ClassificationScores(int(num_classes), bool(multilabel), device)
+    return found
+
+
 def _method(
-    attribution: str | LayerMap, model: nn.Module, layer: str | Sequence[str] | None
+    attribution: str | LayerMap,
+    model: nn.Module,
+    layer: str | Sequence[str] | None,
+    output: Output | None,
 ) -> LayerMap:
     if isinstance(attribution, LayerMap):
         if attribution.model is not model:
@@ -138,8 +161,14 @@ def _method(
                 f"{_CALLER}: the attribution {type(attribution).__name__} was built for another "
                 "model. Build it with the model that is evaluated. A name is allowed too."
             )
+        if output not in (None, attribution.reading.output):
+            raise OptionError(
+                f"{_CALLER}: output is {output!r}, but the attribution was built with "
+                f"{attribution.reading.output!r}. Leave out one of the two. They must agree."
+            )
         return place(attribution, layer, caller=_CALLER)
-    return named_attribution(attribution, model, layer, caller=_CALLER)
+    reading = check_reading(output=output, caller=_CALLER)
+    return named_attribution(attribution, model, layer, reading=reading, caller=_CALLER)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -174,7 +203,7 @@ def _step(
     scores: dict[str, _MapScores],
 ) -> tuple[Tensor, int]:
     """The logits of a batch, and of how many pairs the maps were scored."""
-    if not batch.annotated:
+    if not batch.annotations.most_classes:
         output = model(batch.images)
         return check_logits(
             output, reading=method.reading, images=len(batch.images), caller=_CALLER

@@ -34,8 +34,8 @@ def build_model(
     Args:
         name: ``"resnet18"`` or ``"timm:resnet18"`` is timm's, ``"torchvision:resnet18"``, or a name
             that only torchvision has (``"swin_t"``), torchvision's. ``"package.module:function"``
-            calls a function with ``num_classes=...`` (without it where `num_classes` is None), which
-            returns the model.
+            calls a function with ``num_classes=...`` (without it where `num_classes` is None, or
+            where the function does not take it), which returns the model.
         num_classes: Number of logits; None leaves the model's own.
         pretrained: Download the library's weights for this name.
         weights: A file to load instead; see `load_weights`. A head for another number of classes
@@ -148,7 +148,7 @@ def _from_function(
             "give a file. Names of timm and torchvision can be pretrained."
         )
     if num_classes is not None:
-        return factory(num_classes=num_classes)
+        return factory(num_classes=num_classes) if _takes_classes(factory) else factory()
     if _must_know_classes(factory):
         raise OptionError(
             f"build_model: {name!r} needs to know the number of classes, and num_classes is None. "
@@ -171,6 +171,14 @@ def _must_know_classes(factory: Callable[..., Any]) -> bool:
     except ValueError:  # written in C
         return False
     return parameter is not None and parameter.default is parameter.empty
+
+
+def _takes_classes(factory: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # written in C
+        return True
+    return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _find_function(module: str, function: str, name: str) -> Callable[..., Any]:

@@ -21,6 +21,12 @@ from explainguide.training_config import TrainConfig
 __all__ = ["History", "RunFolder"]
 
 _CALLER = "train"
+# What a file of weights says of itself: how the model is built and takes its images, and which
+# images it was evaluated on. No path and no time, so that equal runs make equal files.
+_DESCRIBES: tuple[str, ...]
+_DESCRIBES = ("name", "num_classes", "image_size", "mean", "std", "classes", "multilabel")
+_DESCRIBES += ("bcos", "xdnn", "data", "val_set")
+_MEASURED = ("attribution", "output", "region", "threshold")  # with the layer: how it was evaluated
 _LOCATION = ("root", "val_root", "boxes", "val_boxes", "weights")  # may move between two runs
 
 
@@ -174,11 +180,22 @@ class RunFolder:
                 self._board.add_scalar(name, value, len(self.history.rows))
             self._board.flush()
 
-    def finish(self, weights: dict[str, Tensor]) -> None:
-        """Save the final weights, in a form that can be compared between runs."""
+    def finish(self, weights: dict[str, Tensor], *, layer: str | list[str]) -> None:
+        """Save the final weights, in a form that can be compared between runs.
+
+        Args:
+            weights: A state dict.
+            layer: What was guided, also where the settings leave it to be found.
+        """
         if self._writes:
             assert self._path is not None
-            save_weights(self._path / "weights.safetensors", weights)
+            found = self._config.to_dict()
+            about = {
+                "info": {key: self._info[key] for key in _DESCRIBES if key in self._info},
+                "config": {"layer": layer} | {key: found[key] for key in _MEASURED},
+                "epoch": len(self.history.rows),
+            }
+            save_weights(self._path / "weights.safetensors", weights, about=about)
 
     def close(self) -> None:
         """Close the TensorBoard log."""

@@ -35,7 +35,6 @@ _LEAST: dict[str, float] = {
     "grad_accumulation": 1,
     "workers": 0,
     "seed": 0,
-    "lam": 0,
     "class_weight": 0,
     "weight_decay": 0,
     "dilate": 0,
@@ -60,11 +59,16 @@ class TrainConfig:
         optimizer: ``"adamw"``, ``"adam"``, or ``"sgd"`` (with momentum 0.9).
         weight_decay: Of the optimizer.
         clip_grad_norm: Largest norm of the gradient; None leaves it.
-        lam: Weight of the localization loss; 0 trains without guidance, at no extra cost.
+        lam: Weight of the localization loss; 0 trains without guidance, at no extra cost. None is
+            1, or, where no training image is annotated, 0, which a warning says; a weight that is
+            given is refused there.
         layer: ``"input"``, a dotted name, or several; None finds the last spatial layer.
         layer_weights: One factor a layer.
         attribution, loss, target, score, negatives, reduction: As
-            `explainguide.ExplanationGuidance` takes them; names only.
+            `explainguide.ExplanationGuidance` takes them; names only. A mean is over all annotated
+            images of a step: of all its batches, and of all processes.
+        output: Which of several things that the model returns are the logits: an index, a key or an
+            attribute.
         loss_options: Keyword arguments of the loss, such as ``{"normalize": False}``.
         class_loss: ``"task"`` is what the labels ask for, cross-entropy or, for multi-hot labels,
             binary cross-entropy; ``"confidence-boosting"`` asks a trained model to stay sure of its
@@ -100,7 +104,7 @@ class TrainConfig:
     optimizer: str = "adamw"
     weight_decay: float = 0.01
     clip_grad_norm: float | None = None
-    lam: float = 1.0
+    lam: float | None = None
     layer: str | tuple[str, ...] | None = None
     layer_weights: tuple[float, ...] | None = None
     attribution: str = "ixg"
@@ -110,6 +114,7 @@ class TrainConfig:
     score: str = "logit"
     negatives: float = 0.0
     reduction: str = "mean"
+    output: int | str | None = None
     class_loss: str = "task"
     class_weight: float = 1.0
     temperature: float = 1.0
@@ -140,6 +145,13 @@ class TrainConfig:
             _check_number(name, getattr(self, name), 0, above=True)
         if self.clip_grad_norm is not None:
             _check_number("clip_grad_norm", self.clip_grad_norm, 0, above=True)
+        if self.lam is not None:
+            _check_number("lam", self.lam, 0)
+        if isinstance(self.output, bool) or not isinstance(self.output, int | str | None):
+            raise OptionError(
+                f"TrainConfig: output is {self.output!r}. Say which of the model's outputs are the "
+                "logits, such as 1 or 'logits'. An index, a key or an attribute is allowed."
+            )
         for name in ("annotated", "negatives", "threshold"):
             _check_number(name, getattr(self, name), 0, most=1)
         if self.temperature != 1 and self.class_loss != "confidence-boosting":

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from explainguide.errors import DataError
+from explainguide.errors import DataError, ExplainGuideWarning
 
 __all__ = ["fit_weights", "load_weights", "name_some", "read_weights", "short_reason"]
 
 _CALLER = "load_weights"
 _PREFIXES = ("module.", "_orig_mod.")
 _INSIDE = ("state_dict", "model_state_dict", "model")
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
+_COUNT = "n_averaged"  # of torch's AveragedModel, which is no weight
+# What timm's and torchvision's own programs put beside the weights: the options of their command.
+_HARMLESS: list[Any] = [argparse.Namespace]
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
@@ -26,9 +34,12 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
 
     Args:
         model: The model.
-        path: A safetensors file, or one that ``torch.load(weights_only=True)`` reads: a state dict,
-            also under ``"state_dict"``, ``"model_state_dict"`` or ``"model"``, also with the
-            prefixes of DistributedDataParallel and torch.compile.
+        path: A safetensors file, or one that ``torch.load(weights_only=True)`` reads, also with an
+            `argparse.Namespace` in it: a state dict, also under ``"state_dict"``,
+            ``"model_state_dict"`` or ``"model"``. The prefixes of DistributedDataParallel and
+            torch.compile are left out, and one that the whole model has in the file alone, as
+            Lightning's ``"model."``. Averaged weights are taken where there are no others; a
+            warning says so where there are.
 
     Returns:
         What was not as it should be, in one line: a classifier head for another number of classes
@@ -58,7 +69,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             content = safetensors.torch.load_file(str(file))
         else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with _harmless():
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise _unreadable(file, error) from error
     except safetensors.SafetensorError as error:
@@ -66,11 +78,30 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except Exception as error:  # pickle.UnpicklingError, and what damaged pickles drive it to
         if "weights_only" not in str(error).lower() and "unsupported" not in str(error).lower():
             raise _unreadable(file, error) from error
+        named = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         raise DataError(
             f"{_CALLER}: '{file}' holds Python objects, which are not loaded because they can run "
-            "code. Save model.state_dict() where it was made. Tensors are allowed."
+            f"code{f' ({named[1]})' if named else ''}. Save model.state_dict() where it was made. "
+            "Tensors are allowed."
         ) from error
     return _state_dict(content, file)
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Let torch.load take the classes that cannot do anything."""
+    allowed = torch.serialization
+    if hasattr(allowed, "safe_globals"):
+        with allowed.safe_globals(_HARMLESS):
+            yield
+        return
+    before = allowed.get_safe_globals()  # torch 2.4
+    allowed.add_safe_globals(_HARMLESS)
+    try:
+        yield
+    finally:
+        allowed.clear_safe_globals()
+        allowed.add_safe_globals(before)
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:
@@ -91,6 +122,10 @@ def short_reason(error: BaseException) -> str:
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
     for key in _INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            _tell_of_averaged(content, key, file)
+            content = content[key]
+    for key in _AVERAGED:  # where there was nothing else
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
         raise DataError(
@@ -104,6 +139,18 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
             "Save model.state_dict(). A dict of tensors is allowed."
         )
     return state
+
+
+def _tell_of_averaged(content: Mapping[str, Any], taken: str, file: Path) -> None:
+    """Two sets of weights in one file, of which the programs that wrote it may mean either."""
+    other = next((key for key in _AVERAGED if isinstance(content.get(key), Mapping)), None)
+    if other is not None:
+        warnings.warn(
+            f"{_CALLER}: '{file}' holds two sets of weights, {taken!r} and the averaged {other!r}. "
+            f"{taken!r} is taken. Save the other in a file of its own to use it.",
+            ExplainGuideWarning,
+            stacklevel=5,
+        )
 
 
 def _plain(key: str) -> str:
@@ -127,6 +174,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
         DataError: If anything else is missing, left over, or has another shape.
     """
     own = model.state_dict()
+    state = _unwrapped(state, own, source)
     shapes = {k: tuple(v.shape) for k, v in own.items()}
     head = _head_names(model)
     other_size = [k for k in own if k in state and tuple(state[k].shape) != shapes[k]]
@@ -160,6 +208,35 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
         f"The head of '{source}' has {state[first].shape[0]} classes and the model "
         f"{shapes[first][0]}: {', '.join(dropped)} stay as they were initialised."
     )
+
+
+def _unwrapped(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str
+) -> Mapping[str, Tensor]:
+    """The state in the model's own names, where a module that held the model named it.
+
+    Lightning's modules hold it as ``model`` or ``net``, beside losses and metrics of their own.
+    """
+    if _COUNT not in own:
+        state = {name: value for name, value in state.items() if name != _COUNT}
+    if not own or any(name in own for name in state):
+        return state
+    for prefix in dict.fromkeys(f"{name.split('.')[0]}." for name in state):
+        inside = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+        inside = {_plain(name): value for name, value in inside.items()}
+        rest = [name for name in state if not name.startswith(prefix)]
+        if rest and not all(name in inside for name in own):
+            continue
+        if rest:
+            warnings.warn(
+                f"{_CALLER}: '{source}' holds the model as {prefix[:-1]!r}, and beside it "
+                f"{name_some({'left out': rest})}.",
+                ExplainGuideWarning,
+                stacklevel=4,
+            )
+        if any(name in own for name in inside):
+            return inside
+    return state
 
 
 def name_some(names: Mapping[str, Sequence[str]]) -> str:

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import from the rows above its own, never from its own row or below.
 ROWS = [
     ["attention", "errors", "tables"],
-    ["reading", "token_grid"],
+    ["reading", "processes", "token_grid"],
     [
         "labels",
         "layers",
@@ -38,7 +38,7 @@ ROWS = [
     ["options", "objective", "waiting"],
     ["guidance"],
     ["training_config", "batches"],
-    ["evaluation", "schedules", "run_folder", "recipes"],
+    ["evaluation", "schedules", "run_folder", "recipes", "lone_images", "epoch_means"],
     ["epochs"],
     ["training", "demo"],
     ["commands"],

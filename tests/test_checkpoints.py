@@ -12,6 +12,7 @@ import torch
 
 from explainguide import checkpoints
 from explainguide.checkpoints import (
+    describe_weights,
     load_checkpoint,
     load_model,
     save_checkpoint,
@@ -141,3 +142,30 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises((DataError, OSError)) as wrong:
         save_weights(tmp_path / "file" / "a.safetensors", {"one": torch.zeros(1)})
     assert ".part" not in str(wrong.value)
+
+
+def test_silent_weights_say_what_they_are_and_plain_ones_do_not(tmp_path: Path) -> None:
+    model = small_cnn(3).eval()
+    about = {
+        "info": {"name": "explainguide.models:small_cnn", "num_classes": 3, "classes": ["ä", "b"]},
+        "config": {"layer": "input"},
+        "epoch": 4,
+    }
+    path = save_weights(tmp_path / "w.safetensors", model.state_dict(), about=about)
+    loaded, info = load_model(path)
+    image = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded(image), model(image))
+    expected = {**about["info"], "config": {"layer": "input"}, "epoch": 4, "metrics": {}}
+    assert info == expected
+    assert describe_weights(path) == about["info"]
+    again = save_weights(tmp_path / "v.safetensors", model.state_dict(), about=dict(about))
+    assert again.read_bytes() == path.read_bytes()
+
+    plain = save_weights(tmp_path / "plain.safetensors", model.state_dict())
+    assert describe_weights(plain) == describe_weights(None) == {}
+    with pytest.raises(DataError, match="was not written by explainguide's training"):
+        load_model(plain)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"damaged.safetensors' \(\d+ bytes\) is damaged"):
+        load_model(damaged)

@@ -305,8 +305,3 @@ def test_a_table_is_aligned() -> None:
         "| long |   - |",
     ]
     assert format_table([]) == ""
-
-
-def test_a_single_class_is_refused() -> None:
-    with pytest.raises(DataError, match="the model has 1 class, so every answer is right"):
-        ClassificationScores(1, False, torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -12,7 +13,7 @@ import timm
 import torch
 from torch import nn
 
-from explainguide.errors import DataError, OptionError
+from explainguide.errors import DataError, ExplainGuideWarning, OptionError
 from explainguide.models import build_model, load_weights, set_image_size, small_cnn
 
 
@@ -165,3 +166,107 @@ def test_a_vision_transformer_takes_another_image_size() -> None:
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
     with pytest.raises(OptionError, match="cannot take images of 5 x 5"):
         set_image_size(model, 5)
+
+
+def test_the_class_that_is_not_loaded_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "net": nn.Linear(2, 2)}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"can run code \(torch\.nn\.modules\.linear\.Linear\)\."):
+        load_weights(small_cnn(4), tmp_path / "w.pth")
+
+
+def _drawn() -> dict[str, torch.Tensor]:
+    return {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in _state(small_cnn(4))}
+
+
+def _loaded_as(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(v, state[k]) for k, v in _state(model))
+
+
+@pytest.mark.parametrize("program", ["timm", "torchvision", "mae"])
+def test_silent_checkpoints_of_training_programs_hold_their_options(
+    tmp_path: Path, program: str
+) -> None:
+    """As timm's `CheckpointSaver` and torchvision's `utils.save_on_master` lay them out."""
+    state = _drawn()
+    args = argparse.Namespace(lr=0.1, model="resnet18", layers=[1, 2], resume="", amp=None)
+    content = {
+        "timm": {"epoch": 3, "arch": "small", "state_dict": state, "args": args, "version": 2},
+        "torchvision": {"model": state, "lr_scheduler": {"T_max": 3}, "epoch": 3, "args": args},
+        "mae": {"model": {f"module.{k}": v for k, v in state.items()}, "args": args},
+    }
+    torch.save(content[program], tmp_path / "last.pth.tar")
+    model = small_cnn(4)
+    assert load_weights(model, tmp_path / "last.pth.tar") == ""
+    assert _loaded_as(model, state)
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()  # for this file only
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["model.", "net.", "module.model.", "_orig_mod.", "model._orig_mod.", "model.module.", "0."],
+)
+def test_silent_prefixes_of_whatever_held_the_model(tmp_path: Path, prefix: str) -> None:
+    state = _drawn()
+    torch.save({"state_dict": {prefix + k: v for k, v in state.items()}}, tmp_path / "a.ckpt")
+    model = small_cnn(4)
+    assert load_weights(model, tmp_path / "a.ckpt") == ""
+    assert _loaded_as(model, state)
+
+
+def test_silent_what_stood_beside_the_model_is_said(tmp_path: Path) -> None:
+    state = _drawn()
+    content = {f"net.{k}": v for k, v in state.items()} | {"loss.pos_weight": torch.ones(4)}
+    torch.save({"state_dict": content}, tmp_path / "lightning.ckpt")
+    model = small_cnn(4)
+    expected = "lightning.ckpt' holds the model as 'net', and beside it left out: loss.pos_weight."
+    with pytest.warns(ExplainGuideWarning, match=re.escape(expected)):
+        assert load_weights(model, tmp_path / "lightning.ckpt") == ""
+    assert _loaded_as(model, state)
+
+
+def test_silent_a_part_of_another_model_is_still_refused(tmp_path: Path) -> None:
+    content = {f"net.{k}": v for k, v in _drawn().items() if "stage3" not in k}
+    torch.save(content | {"loss.weight": torch.ones(4)}, tmp_path / "a.pth")
+    with pytest.raises(DataError, match=r"a.pth' is a checkpoint of another model"):
+        load_weights(small_cnn(4), tmp_path / "a.pth")
+
+
+def test_a_model_with_a_part_called_model_keeps_its_names(tmp_path: Path) -> None:
+    class Task(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = small_cnn(4)
+
+    task, state = Task(), _drawn()
+    torch.save({f"model.{k}": v for k, v in state.items()}, tmp_path / "a.pth")
+    assert load_weights(task, tmp_path / "a.pth") == ""
+    assert _loaded_as(task.model, state)
+
+
+@pytest.mark.parametrize(
+    ("plain", "averaged"), [("state_dict", "state_dict_ema"), ("model", "model_ema")]
+)
+def test_silent_averaged_weights_beside_the_others(
+    tmp_path: Path, plain: str, averaged: str
+) -> None:
+    one, two = _drawn(), _drawn()
+    content = {plain: one, averaged: {f"module.{k}": v for k, v in two.items()}}
+    content[averaged]["n_averaged"] = torch.tensor(5)  # of torchvision's ExponentialMovingAverage
+    torch.save(content, tmp_path / "both.pth")
+    model = small_cnn(4)
+    expected = f"both.pth' holds two sets of weights, '{plain}' and the averaged '{averaged}'."
+    with pytest.warns(ExplainGuideWarning, match=re.escape(expected)) as caught:
+        load_weights(model, tmp_path / "both.pth")
+    assert caught[0].filename == __file__
+    assert _loaded_as(model, one)
+    torch.save({averaged: content[averaged]}, tmp_path / "alone.pth")
+    assert load_weights(model, tmp_path / "alone.pth") == ""
+    assert _loaded_as(model, two)
+
+
+def test_safetensors_of_a_hub_load(tmp_path: Path) -> None:
+    state = _drawn()
+    safetensors.torch.save_file(state, str(tmp_path / "model.safetensors"), {"format": "pt"})
+    model = small_cnn(4)
+    assert load_weights(model, tmp_path / "model.safetensors") == ""
+    assert _loaded_as(model, state)

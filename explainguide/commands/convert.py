@@ -111,13 +111,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build the model, convert it, say what was changed, and save it."""
-    from explainguide.checkpoints import save_checkpoint
-    from explainguide.commands.data import allow_local_modules, choose_normalisation, in_library
+    from explainguide.checkpoints import describe_weights, save_checkpoint
+    from explainguide.commands.data import (
+        allow_local_modules,
+        check_plain,
+        choose_normalisation,
+        count_logits,
+        in_library,
+    )
     from explainguide.training_config import TrainConfig
 
     _check(args)
     allow_local_modules()
-    said = _said_by(args.weights)
+    said = describe_weights(args.weights)
+    check_plain(said, args.weights)
     classes = said.get("num_classes") if args.num_classes is None else args.num_classes
     model, size = _build(args, classes, said.get("image_size"))
     mean, std = (getattr(args, name) or said.get(name) for name in ("mean", "std"))
@@ -126,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     if classes == said.get("num_classes"):
         info |= {key: said[key] for key in ("classes", "multilabel") if key in said}
     if classes is None and in_library(args.model):
-        info["num_classes"] = _count_logits(model)
+        info["num_classes"] = count_logits(model, caller=_CALLER)
     if args.bcos:
         options = _bcos_options(args, mean, std) | {"image_size": [size, size]}
         network, told = _to_bcos(model, options)
@@ -187,17 +194,6 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _said_by(weights: str | None) -> dict[str, Any]:
-    """What weights say of how they were trained, if they are a checkpoint of a training."""
-    from explainguide.checkpoints import load_checkpoint
-    from explainguide.errors import DataError
-
-    try:
-        return {} if weights is None else dict(load_checkpoint(weights)["info"])
-    except DataError:  # plain weights, or what load_weights will tell
-        return {}
-
-
 def _build(
     args: argparse.Namespace, classes: int | None, image_size: int | None
 ) -> tuple[nn.Module, int]:
@@ -217,18 +213,6 @@ def _build(
     if args.size is not None:
         set_image_size(model, size)
     return model, size
-
-
-def _count_logits(model: nn.Module) -> int:
-    import torch
-
-    from explainguide.dynamic import evaluating
-    from explainguide.logits import check_logits
-    from explainguide.probe import input_size
-
-    with torch.no_grad(), evaluating(model):
-        image = torch.zeros(1, *input_size(model))
-        return int(check_logits(model(image), caller=_CALLER).shape[1])
 
 
 def _bcos_options(args: argparse.Namespace, mean: list[float], std: list[float]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,17 +14,23 @@ from torchvision.transforms import v2
 
 from explainguide.bcos import AddInverse
 from explainguide.datasets import VOC, DecoyDigits, ImageFolder
-from explainguide.dynamic import is_bcos
+from explainguide.dynamic import evaluating, is_bcos
 from explainguide.errors import OptionError
+from explainguide.logits import check_logits
 from explainguide.options import check_option
+from explainguide.probe import input_size
+from explainguide.reading import Reading
 
 __all__ = [
     "KINDS",
     "add_data_arguments",
     "allow_local_modules",
     "build_transforms",
+    "check_plain",
     "choose_normalisation",
     "choose_size",
+    "count_logits",
+    "fits_classes",
     "image_encoding",
     "in_library",
     "open_data",
@@ -161,11 +168,45 @@ def build_transforms(
     return v2.Compose(steps)
 
 
+def count_logits(
+    model: nn.Module, size: int | None = None, *, output: int | str | None = None, caller: str
+) -> int:
+    """How many logits a model has, from one pass; at its own image size, where none is given."""
+    channels, height, width = input_size(model)
+    image = torch.zeros(1, channels, size or height, size or width)
+    reading = Reading(output=output)
+    with torch.no_grad(), evaluating(model):
+        return int(check_logits(model(image), reading=reading, images=1, caller=caller).shape[1])
+
+
+def fits_classes(logits: int | None, classes: int) -> bool:
+    """Whether so many logits tell so many classes apart; one tells two, and None is not known."""
+    return logits in (classes, None) or (logits == 1 and classes == 2)
+
+
 def allow_local_modules() -> None:
     """Let ``--model package.module:function`` name a file in the present folder."""
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)
+
+
+def check_plain(said: Mapping[str, Any], weights: str | None) -> None:
+    """Refuse the weights of a network that was converted, which are not those of a name.
+
+    Args:
+        said: What they say of themselves, by `explainguide.checkpoints.describe_weights`.
+        weights: Their file.
+
+    Raises:
+        OptionError: With what to do.
+    """
+    if said.get("bcos") is not None or said.get("xdnn") is not None:
+        kind = "a B-cos network" if said.get("bcos") is not None else "an X-DNN"
+        raise OptionError(
+            f"--weights: '{weights}' is of {kind} made of {said.get('name')!r}. Give it "
+            "with --checkpoint, which converts the model again. Weights of a plain model are allowed."
+        )
 
 
 def in_library(name: str) -> bool:

@@ -14,9 +14,11 @@ from explainguide.commands.data import (
     add_data_arguments,
     allow_local_modules,
     build_transforms,
+    fits_classes,
     image_encoding,
     open_data,
 )
+from explainguide.commands.output import add_output_argument
 from explainguide.errors import DataError, OptionError
 from explainguide.options import check_option
 from explainguide.tables import format_table
@@ -32,7 +34,9 @@ explainguide evaluate runs/energy/last.pt --root VOC2007 --image-set test
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument(
-        "checkpoint", nargs="+", help="last.pt or epoch_003.pt of a training; several make a table"
+        "checkpoint",
+        nargs="+",
+        help="last.pt, epoch_003.pt or weights.safetensors of a training; several make a table",
     )
     add_data_arguments(parser, training=False)
     group = parser.add_argument_group("measures")
@@ -40,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layer", nargs="+", metavar="NAME", help="layers to explain (default: the training's)"
     )
     group.add_argument("--attribution", metavar="NAME", help="default: the training's")
+    add_output_argument(group)
     group.add_argument("--region", metavar="NAME", help="boxes or masks (default: the training's)")
     group.add_argument(
         "--threshold", metavar="X", help="of the IoU, or fit (default: the training's)"
@@ -85,7 +90,7 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
         )
     config = info["config"]
     data = _open(args, info)
-    if info["num_classes"] not in (len(data.classes), None):
+    if not fits_classes(info["num_classes"], len(data.classes)):
         raise OptionError(
             f"evaluate: the data have {len(data.classes)} classes and '{Path(path)}' "
             f"{info['num_classes']}. Name the data of the training. The classes must agree."
@@ -97,6 +102,7 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
         data,
         layer=args.layer or config["layer"],
         attribution=args.attribution or config["attribution"],
+        output=config.get("output") if args.output is None else args.output,
         region=args.region or config["region"],
         threshold=_threshold(args.threshold, config["threshold"]),
         batch_size=args.batch_size,
@@ -114,14 +120,14 @@ def _open(args: argparse.Namespace, info: dict[str, Any]) -> Any:
             f"evaluate it on. {', '.join(KINDS)} are allowed."
         )
     same = kind == info.get("data")
-    root = args.root or (same and (info["val_root"] or info["root"])) or None
+    root = args.root or (same and (info.get("val_root") or info.get("root"))) or None
     boxes = args.boxes
     if boxes is None and args.root is None and same:
-        boxes = info["val_boxes"]
+        boxes = info.get("val_boxes")
     return open_data(
         kind,
         root=root,
-        image_set=args.image_set or (info["val_set"] if same else None),
+        image_set=args.image_set or (info.get("val_set") if same else None),
         boxes=boxes,
         masks=True,
         size=info["image_size"] if kind == "decoy" else None,

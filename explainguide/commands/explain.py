@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from explainguide.commands.output import add_output_argument
 from explainguide.errors import OptionError
 
 if TYPE_CHECKING:
@@ -45,10 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name of timm's (resnet50), torchvision:NAME, or package.module:function",
     )
     model.add_argument("--pretrained", action="store_true", help="download the model's weights")
-    model.add_argument("--weights", metavar="FILE", help="weights for --model, from a file")
+    model.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="weights for --model, from a file; those of a training say their classes, size and "
+        "normalisation too",
+    )
     model.add_argument(
         "--num-classes", type=int, metavar="N", help="logits of --model, where not its own number"
     )
+    add_output_argument(model)
     shown = parser.add_argument_group("what is drawn")
     shown.add_argument(
         "--layer",
@@ -165,13 +172,22 @@ def _methods(
     if layers is not None:
         places = list(resolve_layers(subject.model, layers, caller=_CALLER))
     elif not all(ATTRIBUTIONS[name].places_itself for name in names):
-        infos = probe_layers(subject.model, image_size=subject.size, caller=_CALLER)
+        reading = subject.reading
+        infos = probe_layers(
+            subject.model, image_size=subject.size, reading=reading, caller=_CALLER
+        )
         places = [automatic_layer(subject.model, infos, caller=_CALLER)]
     found = []
     for place in places:
         for name in names:
             own = layers is None and ATTRIBUTIONS[name].places_itself
-            method = named_attribution(name, subject.model, None if own else place, caller=_CALLER)
+            method = named_attribution(
+                name,
+                subject.model,
+                None if own else place,
+                reading=subject.reading,
+                caller=_CALLER,
+            )
             method = method if own or place is None else method.at(place)
             found.append((f"{name} at {method.layer}", method))
     return found

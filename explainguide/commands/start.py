@@ -10,8 +10,17 @@ from torch import nn
 
 from explainguide.bcos import bcosify
 from explainguide.bcos.saved import rebuild
-from explainguide.checkpoints import load_checkpoint, load_model
-from explainguide.commands.data import allow_local_modules, choose_normalisation, choose_size
+from explainguide.checkpoints import describe_weights, load_checkpoint, load_model
+from explainguide.commands.data import (
+    allow_local_modules,
+    check_plain,
+    choose_normalisation,
+    choose_size,
+    count_logits,
+    fits_classes,
+    in_library,
+)
+from explainguide.commands.output import add_output_argument
 from explainguide.errors import OptionError
 from explainguide.models import build_model, load_weights, set_image_size
 
@@ -27,12 +36,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="resnet18 or timm:resnet18, torchvision:resnet18, or package.module:function",
     )
     group.add_argument("--pretrained", action="store_true", help="download the model's weights")
-    group.add_argument("--weights", metavar="FILE", help="weights to begin with instead")
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="weights to begin with instead; those of a training say their size and normalisation",
+    )
     group.add_argument(
         "--checkpoint",
         metavar="FILE",
         help="begin with the network of `explainguide convert`, or of a training",
     )
+    add_output_argument(group)
     group.add_argument("--bcos", action="store_true", help="make --model a B-cos network first")
     group.add_argument("--b", type=float, metavar="X", help="its exponent B (default: 2)")
     group.add_argument(
@@ -53,8 +67,14 @@ def begin(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[s
     going_on = args.resume and last.exists()
     if args.checkpoint is not None:
         return _of_checkpoint(args, str(last) if going_on else args.checkpoint, num_classes)
+    said = describe_weights(last if going_on else args.weights)
+    if not going_on:
+        check_plain(said, args.weights)
     model = build_model(
-        args.model, num_classes=num_classes, pretrained=args.pretrained and not going_on
+        args.model,
+        num_classes=num_classes,
+        pretrained=args.pretrained and not going_on,
+        image_size=said.get("image_size"),
     )
     if args.weights and not going_on:
         note = load_weights(model, args.weights)
@@ -63,8 +83,14 @@ def begin(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[s
     if args.size is not None:
         set_image_size(model, args.size)
     own = getattr(model, "pretrained_cfg", None) or {}
-    size = choose_size(args.data, args.size, (own.get("input_size") or (0, 0, None))[-1])
-    mean, std = choose_normalisation(args.data, model, args.mean, args.std)
+    asked = said.get("image_size") if args.size is None else args.size
+    size = choose_size(args.data, asked, (own.get("input_size") or (0, 0, None))[-1])
+    # A B-cos network that goes on has its normalisation in its first layer.
+    kept = said.get("bcos") or said
+    mean, std = (getattr(args, name) or kept.get(name) for name in ("mean", "std"))
+    mean, std = choose_normalisation(args.data, model, mean, std)
+    if not in_library(args.model):
+        _check_logits(model, args, num_classes, size)
     about: dict[str, Any] = {"name": args.model, "num_classes": num_classes}
     if args.bcos:
         options: dict[str, Any] = {"b": 2.0 if args.b is None else args.b}
@@ -102,11 +128,22 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
+def _check_logits(model: nn.Module, args: argparse.Namespace, num_classes: int, size: int) -> None:
+    """What a user's function built must tell the classes apart; one logit tells two."""
+    found = count_logits(model, size, output=args.output, caller="train")
+    if not fits_classes(found, num_classes):
+        raise OptionError(
+            f"--model: '{args.model}' has {found} logits and the data {num_classes} classes. Let the "
+            f"function take num_classes, which is {num_classes}. As many logits as classes, or one for "
+            "two classes, are allowed."
+        )
+
+
 def _of_checkpoint(
     args: argparse.Namespace, path: str, num_classes: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     model, before = load_model(path)
-    if before.get("num_classes") not in (num_classes, None):
+    if not fits_classes(before.get("num_classes"), num_classes):
         raise OptionError(
             f"--checkpoint: '{path}' has {before['num_classes']} classes and the data {num_classes}. "
             f"Convert the model with --num-classes {num_classes}. The classes must agree."

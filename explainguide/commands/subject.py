@@ -12,12 +12,18 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from explainguide.checkpoints import load_model
-from explainguide.commands.data import choose_normalisation, choose_size, image_encoding
+from explainguide.checkpoints import describe_weights, load_model
+from explainguide.commands.data import (
+    check_plain,
+    choose_normalisation,
+    choose_size,
+    image_encoding,
+)
 from explainguide.commands.pictures import parse_size
 from explainguide.errors import OptionError, did_you_mean
-from explainguide.logits import check_logits
+from explainguide.logits import check_logits, class_scores
 from explainguide.models import build_model, load_weights, set_image_size
+from explainguide.reading import AS_FOUND, Reading
 
 __all__ = ["Answer", "Subject", "ask", "open_subject"]
 
@@ -34,6 +40,7 @@ class Subject:
     encoding: list[v2.Transform]
     classes: list[str]
     multilabel: bool = False
+    reading: Reading = AS_FOUND
 
     def prepare(self, picture: PILImage) -> tuple[Tensor, Tensor]:
         """The image in [0, 1] at the model's size, ``(3, H, W)``, and what the model takes."""
@@ -46,7 +53,7 @@ class Subject:
 
 
 class Answer(NamedTuple):
-    """The class that is explained, a line that says so, and its logit."""
+    """The class that is explained, a line that says so, and its score: of one logit z, z or -z."""
 
     label: int
     text: str
@@ -78,11 +85,17 @@ def open_subject(args: argparse.Namespace) -> Subject:
             model, *choose_normalisation("", model, info.get("mean"), info.get("std"))
         )
         classes, multilabel = list(info.get("classes") or []), bool(info.get("multilabel"))
-        return Subject(model, asked or (side, side), encoding, classes, multilabel)
+        reading = Reading(output=info["config"].get("output"))
+        reading = reading if args.output is None else Reading(output=args.output)
+        return Subject(model, asked or (side, side), encoding, classes, multilabel, reading)
+    said = describe_weights(args.weights)
+    check_plain(said, args.weights)
+    count = said.get("num_classes") if args.num_classes is None else args.num_classes
     model = build_model(
         args.model,
-        num_classes=args.num_classes,
+        num_classes=count,
         pretrained=args.pretrained,
+        image_size=said.get("image_size"),
     ).eval()
     note = load_weights(model, args.weights) if args.weights else ""
     if note:  # a head with random weights explains nothing
@@ -91,11 +104,15 @@ def open_subject(args: argparse.Namespace) -> Subject:
             "--num-classes. The whole model is needed."
         )
     own = getattr(model, "pretrained_cfg", None) or {}
-    side = choose_size("", None, (own.get("input_size") or (0, 0, None))[-1])
+    side = said.get("image_size") or (own.get("input_size") or (0, 0, None))[-1]
+    side = choose_size("", None, side)
     if asked is not None and asked[0] == asked[1]:
         set_image_size(model, asked[0])
-    encoding = image_encoding(model, *choose_normalisation("", model, None, None))
-    return Subject(model, asked or (side, side), encoding, [])
+    mean, std = choose_normalisation("", model, said.get("mean"), said.get("std"))
+    encoding = image_encoding(model, mean, std)
+    classes, multilabel = list(said.get("classes") or []), bool(said.get("multilabel"))
+    reading = Reading(output=args.output)
+    return Subject(model, asked or (side, side), encoding, classes, multilabel, reading)
 
 
 def ask(target: str | None, image: Tensor, subject: Subject) -> Answer:
@@ -105,20 +122,25 @@ def ask(target: str | None, image: Tensor, subject: Subject) -> Answer:
         OptionError: If `target` is no class.
     """
     with torch.no_grad():
-        logits = check_logits(subject.model(image), caller=_CALLER)[0].float()
-    shares = logits.sigmoid() if subject.multilabel or len(logits) == 1 else logits.softmax(0)
-    names = subject.classes or _class_names(len(logits))
-    best = int(shares.argmax())
+        output = subject.model(image)
+        logits = check_logits(output, reading=subject.reading, images=1, caller=_CALLER).float()
+    scores = class_scores(logits)[0]
+    yes_or_no = subject.multilabel or logits.shape[1] == 1
+    shares = scores.sigmoid() if yes_or_no else scores.softmax(0)
+    names = _class_names(subject.classes, len(scores))
+    best = int(scores.argmax())
     label = best if target is None else _find_class(target, names)
+    text, score = f"{names[label]} ({shares[label]:.0%})", float(scores[label])
     if label == best:
-        return Answer(
-            label, f"predicted {names[label]} ({shares[label]:.0%})", float(logits[label])
-        )
-    said = f"predicted {names[best]} ({shares[best]:.0%})"
-    return Answer(label, f"{names[label]} ({shares[label]:.0%}); {said}", float(logits[label]))
+        return Answer(label, f"predicted {text}", score)
+    return Answer(label, f"{text}; predicted {names[best]} ({shares[best]:.0%})", score)
 
 
-def _class_names(count: int) -> list[str]:
+def _class_names(known: list[str], count: int) -> list[str]:
+    if len(known) == count:
+        return known
+    if len(known) == 1 and count == 2:  # one logit for one class
+        return [f"not {known[0]}", known[0]]
     if count == 1000:  # ImageNet's, in the order that timm and torchvision share
         from timm.data import ImageNetInfo
 

@@ -71,7 +71,7 @@ _SETTINGS: tuple[tuple[str, type, str], ...] = (
     ("device", str, "auto or cpu"),
 )
 _GUIDANCE: tuple[tuple[str, type, str], ...] = (
-    ("lam", float, "weight of the localization loss; 0 trains without"),
+    ("lam", float, "weight of the localization loss; 0 trains without (default: 1)"),
     ("attribution", str, ", ".join(ATTRIBUTIONS)),
     ("loss", str, ", ".join(LOSSES)),
     ("target", str, "explained classes of an image: sample, all or predicted"),
@@ -154,6 +154,11 @@ def run(args: argparse.Namespace) -> int:
             f"train: the training images have {len(train_data.classes)} classes and those of "
             f"evaluation {len(val_data.classes)}, or in another order. The classes must agree."
         )
+    if len(train_data.classes) < 2 and args.data != "voc":
+        raise OptionError(
+            f"train: the images are of one class, {train_data.classes[0]!r}, so every answer is right. "
+            "Add a folder with images of what it is not. Two classes or more are allowed."
+        )
     torch.manual_seed(config.seed)
     model, about = begin(args, train_data.num_classes)
     if args.recipe is not None and args.layer is None:
@@ -187,7 +192,11 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     layer = args.layer[0] if args.layer is not None and len(args.layer) == 1 else args.layer
     given = {name: getattr(args, name) for name in names}
     given |= {"layer": layer, "layer_weights": args.layer_weights, "output_dir": args.out}
-    given |= {"tensorboard": args.tensorboard, "loss_options": _loss_options(args.loss_options)}
+    given |= {
+        "output": args.output,
+        "tensorboard": args.tensorboard,
+        "loss_options": _loss_options(args.loss_options),
+    }
     given = {name: value for name, value in given.items() if value is not None}
     return TrainConfig(**given) if args.recipe is None else recipe(args.recipe).config(**given)
 

@@ -24,11 +24,12 @@ def classification_loss(
     """The classification loss of a batch; the mean over images.
 
     Args:
-        logits: ``(N, K)``.
-        labels: ``(N,)`` int64, or ``(N, K)`` float.
+        logits: ``(N, K)``. One logit z is that of class 1 against class 0.
+        labels: ``(N,)`` int64, or ``(N, K)`` float; for one logit 0 or 1 of any type, ``(N,)`` or
+            ``(N, 1)``.
         class_loss: ``"task"`` is cross-entropy for class indices and binary cross-entropy for
-            multi-hot labels; ``"confidence-boosting"`` is `confidence_boosting`, which does not
-            look at the labels.
+            multi-hot labels and for one logit; ``"confidence-boosting"`` is `confidence_boosting`,
+            which does not look at the labels.
         temperature: Of confidence boosting.
 
     Returns:
@@ -38,8 +39,9 @@ def classification_loss(
         OptionError: If an option is not allowed.
     """
     check_choice("class_loss", class_loss, CLASS_LOSSES, "classification_loss")
+    binary = logits.ndim == 2 and logits.shape[1] == 1
     if class_loss == "confidence-boosting":
-        if labels.ndim == 2:
+        if labels.ndim == 2 and not binary:
             raise OptionError(
                 "classification_loss: class_loss is 'confidence-boosting', which knows one class an "
                 f"image, but the labels are multi-hot {tuple(labels.shape)}. Use class_loss='task'. "
@@ -47,6 +49,8 @@ def classification_loss(
             )
         return confidence_boosting(logits, temperature=temperature)
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if binary:
+        labels = labels.reshape(-1, 1)
     if labels.ndim == 2:
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return F.cross_entropy(logits, labels)
@@ -63,7 +67,8 @@ def confidence_boosting(
     .. math:: -\log \operatorname{softmax}(z / T)_{\hat k}, \qquad \hat k = \operatorname{argmax}_k z_k
 
     It keeps a trained classifier as sure of its answers as it was while its maps are guided, and
-    asks for no labels. On a classifier that is not trained yet it makes any answer surer.
+    asks for no labels. On a classifier that is not trained yet it makes any answer surer. Of one
+    logit z it is -log sigmoid(abs(z) / T): those of classes 0 and 1 are taken as 0 and z.
 
     Args:
         logits: ``(N, K)``, of single-label classification.
@@ -71,8 +76,8 @@ def confidence_boosting(
         reduction: ``"mean"`` over images, ``"sum"``, or ``"none"``, one value an image.
 
     Returns:
-        A scalar, or ``(N,)`` with reduction="none"; in [0, log K] for each image; in float32 at
-        least. The answer is a constant: no gradient runs through the argmax.
+        A scalar, or ``(N,)`` with reduction="none"; in [0, log K] for each image, log 2 for one
+        logit; in float32 at least. The answer is a constant: no gradient runs through the argmax.
 
     Raises:
         ShapeError: If the logits are not ``(N, K)`` floats.
@@ -99,4 +104,6 @@ def confidence_boosting(
         )
     check_choice("reduction", reduction, _REDUCTIONS, "confidence_boosting")
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
     return F.cross_entropy(logits / temperature, logits.argmax(1), reduction=reduction)

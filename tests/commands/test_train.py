@@ -253,3 +253,88 @@ def test_evaluate_tells_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixtu
     torch.save({"a": 1}, tmp_path / "a.pt")
     assert main(["evaluate", str(tmp_path / "a.pt")]) == 2
     assert "was not written by explainguide's training" in capsys.readouterr().err
+
+
+def run_small(command: list[str], *options: str) -> None:
+    """A training at 24 pixels with a normalisation of its own."""
+    pixels = ["--mean", "0.3", "0.2", "0.1", "--std", "0.9", "0.8", "0.7"]
+    assert main([*command, *pixels, "--epochs", "1", *options]) == 0
+
+
+def test_silent_weights_safetensors_is_a_checkpoint_too(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_small(command)
+    weights, last = (str(tmp_path / "run" / n) for n in ("weights.safetensors", "last.pt"))
+    capsys.readouterr()
+    held_out = ["--root", str(tmp_path / "held_out"), "--boxes", str(tmp_path / "held_out.csv")]
+    assert main(["evaluate", last, weights, *held_out, "--quiet", "--device", "cpu"]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[1:] == second.split()[1:]  # all but the file's name
+
+    image = str(tmp_path / "images" / "left" / "1.png")
+    drawn = {}
+    for name, which in (
+        ("a", ["--checkpoint", last]),
+        ("b", ["--checkpoint", weights]),
+        ("c", ["--model", SMALL, "--weights", weights]),
+        ("d", ["--model", SMALL, "--weights", last]),
+    ):
+        out = tmp_path / f"{name}.png"
+        assert main(["explain", image, *which, "--layer", "input", "--out", str(out)]) == 0
+        said = capsys.readouterr().out.splitlines()[0]
+        assert "predicted left" in said or "predicted right" in said
+        drawn[name] = (said, out.read_bytes())
+    assert len(set(drawn.values())) == 1
+
+
+def test_silent_training_goes_on_with_what_the_weights_say(
+    command: list[str], tmp_path: Path
+) -> None:
+    run_small(command)
+    source = str(tmp_path / "run" / "weights.safetensors")
+    position = command.index("--size")
+    bare = [*command[:position], *command[position + 2 :], "--epochs", "1"]
+    assert main([*bare, "--weights", source, "--out", str(tmp_path / "again")]) == 0
+    _, info = saved(tmp_path / "again")
+    assert (info["image_size"], info["mean"], info["std"]) == (24, [0.3, 0.2, 0.1], [0.9, 0.8, 0.7])
+    at = command.index("--model")
+    bare = [*command[:at], *command[at + 2 :], "--epochs", "1"]
+    assert main([*bare, "--checkpoint", source, "--out", str(tmp_path / "third")]) == 0
+    _, info = saved(tmp_path / "third")
+    assert (info["image_size"], info["mean"]) == (24, [0.3, 0.2, 0.1])
+
+
+def test_silent_convert_reads_the_header(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_small(command)
+    weights, out = str(tmp_path / "run" / "weights.safetensors"), str(tmp_path / "bcos.pt")
+    assert main(["convert", SMALL, "--weights", weights, "--bcos", "--out", out]) == 0
+    model, info = load_model(out)
+    assert (info["num_classes"], info["classes"]) == (2, ["left", "right"])
+    assert (info["image_size"], info["bcos"]["mean"]) == (24, [0.3, 0.2, 0.1])
+    assert model(torch.rand(1, 6, 24, 24)).shape == (1, 2)
+
+    converted = [*command, "--epochs", "1", "--out", str(tmp_path / "converted")]
+    at = converted.index("--model")
+    assert main([*converted[:at], *converted[at + 2 :], "--checkpoint", out]) == 0
+    _, info = load_model(tmp_path / "converted" / "weights.safetensors")
+    assert info["bcos"]["mean"] == [0.3, 0.2, 0.1]
+    capsys.readouterr()
+    again = str(tmp_path / "converted" / "weights.safetensors")
+    assert main([*command, "--weights", again, "--out", str(tmp_path / "no")]) == 2
+    assert capsys.readouterr().err == (
+        f"explainguide: --weights: '{again}' is of a B-cos network made of '{SMALL}'. Give it with "
+        "--checkpoint, which converts the model again. Weights of a plain model are allowed.\n"
+    )
+
+
+def test_equal_runs_in_other_places_make_equal_files(command: list[str], tmp_path: Path) -> None:
+    elsewhere = write_images(tmp_path / "elsewhere")
+    run_small(command)
+    at = command.index("--root") + 1
+    moved = [*command[:at], str(elsewhere), "--boxes", f"{elsewhere}.csv", *command[at + 3 :]]
+    run_small(moved, "--out", str(tmp_path / "moved"))
+    assert fingerprint(tmp_path / "moved") == fingerprint(tmp_path / "run")
+    assert str(tmp_path).encode() not in (tmp_path / "run" / "weights.safetensors").read_bytes()

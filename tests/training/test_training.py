@@ -182,8 +182,11 @@ def test_unreadable_images_are_counted_and_told_once(
 
 
 def test_only_some_images_keep_their_annotation(digits: Any) -> None:
-    none = train(tiny(), *digits, replace(QUICK, epochs=1, annotated=0.0), progress=False)
-    assert math.isnan(none.last["loss_loc"])
+    none = replace(QUICK, epochs=1, annotated=0.0)
+    with pytest.raises(OptionError, match=r"train: lam is 0\.5, but no image .* \(annotated=0\)"):
+        train(tiny(), *digits, none, progress=False)
+    unguided = train(tiny(), *digits, replace(none, lam=0.0), progress=False)
+    assert math.isnan(unguided.last["loss_loc"])
     some = train(tiny(), *digits, replace(QUICK, epochs=1, annotated=0.2), progress=False)
     assert math.isfinite(some.last["loss_loc"])
 

@@ -1,0 +1,106 @@
+"""What the processes of a distributed run tell one another: sums, gradients, and errors.
+
+Every process takes part in every exchange, whatever it could read: what it has not counts as zero. So
+no process waits for one that had nothing to do, or that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from explainguide.errors import GuidanceError
+
+__all__ = ["add_up", "add_up_gradients", "failed_elsewhere", "process", "send_buffers", "together"]
+
+
+def process() -> tuple[int, int]:
+    """This process and their number, ``(0, 1)`` where there is one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def add_up(values: Sequence[float], device: torch.device, *, most: bool = False) -> Tensor:
+    """The sums of some numbers over all processes, ``(len(values),)`` on the device; not read there.
+
+    Args:
+        values: This process's numbers.
+        device: Where the processes exchange tensors.
+        most: The largest in place of the sum.
+    """
+    total = torch.tensor(values, dtype=torch.float32, device=device)
+    if process()[1] > 1:
+        kind = torch.distributed.ReduceOp.MAX if most else torch.distributed.ReduceOp.SUM
+        torch.distributed.all_reduce(total, kind)
+    return total
+
+
+def send_buffers(model: nn.Module, *, parameters: bool = False) -> None:
+    """Give every process the first one's buffers, as DistributedDataParallel does."""
+    if process()[1] == 1:
+        return
+    tensors = [*model.buffers(), *(model.parameters() if parameters else ())]
+    with torch.no_grad():
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor.detach(), 0)
+
+
+def add_up_gradients(parameters: Sequence[nn.Parameter], *, failed: bool) -> Tensor:
+    """Add up the gradients of all processes, in place.
+
+    A process without a gradient takes part with zeros, and has one afterwards.
+
+    Args:
+        parameters: The same ones in every process.
+        failed: Whether this process has no gradients because of an error.
+
+    Returns:
+        How many processes failed, and how many had a gradient of each parameter,
+        ``(1 + len(parameters),)`` on their device; not read there.
+    """
+    counts = add_up([failed, *(p.grad is not None for p in parameters)], parameters[0].device)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for dtype in dict.fromkeys(p.dtype for p in parameters):
+        own = [p.grad for p in parameters if p.dtype == dtype and p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in own])
+        torch.distributed.all_reduce(flat)
+        for gradient, total in zip(own, flat.split([g.numel() for g in own]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+    return counts
+
+
+def failed_elsewhere(count: float, *, caller: str) -> GuidanceError:
+    """What a process says that stops because another one failed."""
+    return GuidanceError(
+        f"{caller}: {count:.0f} of the {process()[1]} processes stopped with an error of their own, so "
+        "this one stops too. Look for the first error among their messages. Checkpoints of earlier "
+        "epochs are unchanged."
+    )
+
+
+@contextmanager
+def together(device: torch.device, *, caller: str) -> Iterator[None]:
+    """A piece of work that no process goes on from alone: an error in one stops them all.
+
+    Raises:
+        GuidanceError: If another process failed; the one that did raises its own error.
+    """
+    if process()[1] == 1:
+        yield
+        return
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:  # whatever it is, the others must not wait for this process
+        error = caught
+    failed = float(add_up([error is not None], device)[0])
+    if error is not None:
+        raise error
+    if failed:
+        raise failed_elsewhere(failed, caller=caller)
