@@ -118,9 +118,9 @@ class IntegratedGradients(LayerMap):
         inputs: Inputs,
         target: int | str | Sequence[int] | Tensor | None = None,
         *,
-        baselines: float | Tensor | tuple[Any, ...] | None = None,
         additional_forward_args: Any = None,
         create_graph: bool = False,
+        baselines: float | Tensor | tuple[Any, ...] | None = None,
         return_convergence_delta: bool = False,
     ) -> Any:
         r"""Attribute the target's logit; see `LayerMap.attribute`.
@@ -128,10 +128,10 @@ class IntegratedGradients(LayerMap):
         Args:
             inputs: As there.
             target: As there.
-            baselines: Where the path starts, in this call; for a tuple of inputs a tuple, of which the
-                images' is read.
             additional_forward_args: As there.
             create_graph: As there.
+            baselines: Where the path starts, in this call; for a tuple of inputs a tuple, of which the
+                images' is read.
             return_convergence_delta: Whether to return, beside the maps, what they miss:
                 :math:`\sum A - (z_k(f) - z_k(b))`, ``(N,)``, as Captum has it.
 
