@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from explainguide.datasets.pictures import open_picture
 from explainguide.errors import DataError, OptionError
 
 __all__ = ["parse_boxes", "parse_size", "read_picture"]
@@ -46,8 +47,9 @@ def read_picture(path: str, *, caller: str) -> Image.Image:
         OSError: If it is not there.
     """
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        return open_picture(path, caller=caller, told=set(), stacklevel=3)
+    except DataError:
+        raise
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Exception as error:  # a damaged file can raise anything

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
+import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from explainguide.datasets.items import short_list
-from explainguide.errors import AnnotationError, DataError, did_you_mean
+from explainguide.datasets.text_files import read_text
+from explainguide.errors import AnnotationError, DataError, ExplainGuideWarning, did_you_mean
 
 __all__ = ["BoxRow", "read_boxes", "read_coco", "read_csv"]
 
@@ -28,17 +29,21 @@ class CocoMask(NamedTuple):
     """Polygons or run lengths, decoded when asked."""
 
     segmentation: Any
-    size: tuple[int, int]  # (H, W) of the image
+    size: tuple[int, int] | None  # (H, W) of the image, where the file knows it
 
-    def decode(self) -> np.ndarray:
-        """``(H, W)`` uint8, 0 or 1."""
+    def decode(self, size: tuple[int, int]) -> np.ndarray:
+        """``(H, W)`` uint8, 0 or 1, in the frame that the file means.
+
+        Args:
+            size: Of the image, where the file does not say it.
+        """
         from pycocotools import mask
 
         encoded = self.segmentation
         if isinstance(encoded, list):
-            encoded = mask.merge(mask.frPyObjects(encoded, *self.size))
+            encoded = mask.merge(mask.frPyObjects(encoded, *(self.size or size)))
         elif isinstance(encoded["counts"], list):
-            encoded = mask.frPyObjects(encoded, *self.size)
+            encoded = mask.frPyObjects(encoded, *(self.size or size))
         with warnings.catch_warnings():  # its compiled part predates numpy 2
             warnings.simplefilter("ignore", DeprecationWarning)
             return np.asarray(mask.decode(encoded))
@@ -70,14 +75,14 @@ def read_boxes(path: Path) -> list[BoxRow]:
 
 def read_csv(path: Path) -> list[BoxRow]:
     """Read ``image,xmin,ymin,xmax,ymax[,label]``, in any order of columns."""
+    text = read_text(path, caller=OWNER, what="a CSV file")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            _check_header(path, [name.strip() for name in reader.fieldnames or []])
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-            return [_csv_row(path, reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{OWNER}: '{path}' is not a CSV file in UTF-8 ({error}).") from None
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        _check_header(path, [name.strip() for name in reader.fieldnames or []])
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        return [_csv_row(path, reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{OWNER}: '{path}' is not a CSV file ({error}).") from None
 
 
 def _check_header(path: Path, columns: list[str]) -> None:
@@ -132,17 +137,18 @@ def check_box(path: Path, where: str, box: tuple[float, float, float, float]) ->
 def read_coco(path: Path) -> list[BoxRow]:
     """Read the objects of a COCO JSON file; crowds, which are not one object, are left out."""
     try:
-        from pycocotools.coco import COCO
+        import pycocotools.mask  # noqa: F401  (masks are decoded later: say it now)
     except ImportError:
         raise DataError(
             f"{OWNER}: COCO JSON ('{path.name}') needs pycocotools. "
             "`pip install explainguide[coco]`; a CSV file needs nothing."
         ) from None
+    text = read_text(path, caller=OWNER)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints while it loads
-            coco = COCO(str(path))
-        return list(_coco_rows(path, coco))
-    except (ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
+        content = json.loads(text)
+        tables = [_by_id(path, kind, content[kind]) for kind in ("images", "categories")]
+        return list(_coco_rows(path, content["annotations"], *tables))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, (DataError, AnnotationError)):
             raise
         raise DataError(
@@ -151,23 +157,86 @@ def read_coco(path: Path) -> list[BoxRow]:
         ) from None
 
 
-def _coco_rows(path: Path, coco: Any) -> Iterator[BoxRow]:
-    for annotation in coco.dataset["annotations"]:
-        where = f"annotation {annotation['id']}"
+def _by_id(path: Path, kind: str, entries: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    table: dict[Any, dict[str, Any]] = {}
+    for entry in entries:
+        if entry["id"] in table:
+            raise DataError(f"{OWNER}: '{path}' has id {entry['id']!r} twice in {kind}.")
+        table[entry["id"]] = entry
+    return table
+
+
+def _coco_rows(
+    path: Path,
+    annotations: list[dict[str, Any]],
+    images: dict[Any, dict[str, Any]],
+    categories: dict[Any, dict[str, Any]],
+) -> Iterator[BoxRow]:
+    empty: list[str] = []
+    for number, annotation in enumerate(annotations):
+        where = f"annotation {annotation.get('id', f'number {number}')}"
         if annotation.get("iscrowd"):
             continue
-        for key, table in (("image_id", coco.imgs), ("category_id", coco.cats)):
-            if annotation[key] not in table:
+        image = _entry(path, where, annotation, "image_id", images)
+        category = _entry(path, where, annotation, "category_id", categories)
+        for entry, key, kind in ((image, "file_name", "image"), (category, "name", "category")):
+            if key not in entry:
                 raise DataError(
-                    f"{OWNER}: '{path}', {where}: {key} {annotation[key]!r} is not in the file."
+                    f"{OWNER}: '{path}', {where}: its {kind} {entry.get('id')!r} has no {key!r}. COCO "
+                    "names every image by file_name and every category by name."
                 )
-        image = coco.imgs[annotation["image_id"]]
-        x, y, width, height = (float(v) for v in annotation["bbox"])
+        x, y, width, height = _coco_box(path, where, annotation)
+        if 0 in (width, height):  # train2017 has two of them
+            empty.append(where)
+            continue
         box = (x, y, x + width, y + height)
         check_box(path, where, box)
-        size = (int(image["height"]), int(image["width"])) if "height" in image else None
+        size = None
+        if "height" in image and "width" in image:
+            size = (int(image["height"]), int(image["width"]))
         mask = None
-        if size is not None and annotation.get("segmentation"):
+        if annotation.get("segmentation"):
             mask = CocoMask(annotation["segmentation"], size)
-        name = coco.cats[annotation["category_id"]]["name"]
-        yield BoxRow(where, image["file_name"], box, name, size, mask)
+        yield BoxRow(where, image["file_name"], box, category["name"], size, mask)
+    if empty:
+        warnings.warn(
+            f"{OWNER}: '{path}' has {len(empty)} boxes without a width or a height "
+            f"({short_list(empty)}), which are left out.",
+            ExplainGuideWarning,
+            stacklevel=6,
+        )
+
+
+def _entry(
+    path: Path, where: str, annotation: dict[str, Any], key: str, table: dict[Any, Any]
+) -> dict[str, Any]:
+    """The image or the category of an annotation."""
+    if key not in annotation:
+        raise DataError(
+            f"{OWNER}: '{path}', {where}: no {key!r}.{did_you_mean(key, annotation)} COCO's "
+            "annotations have image_id, category_id and bbox."
+        )
+    if annotation[key] not in table:
+        raise DataError(
+            f"{OWNER}: '{path}', {where}: {key} {annotation[key]!r} is not in the file."
+        )
+    found: dict[str, Any] = table[annotation[key]]
+    return found
+
+
+def _coco_box(path: Path, where: str, annotation: dict[str, Any]) -> tuple[float, ...]:
+    """(x, y, width, height): as given, or around the polygons."""
+    given = annotation.get("bbox")
+    polygons = annotation.get("segmentation")
+    if given is None and isinstance(polygons, list) and polygons:
+        corners = np.concatenate([np.asarray(p, dtype=float).reshape(-1, 2) for p in polygons])
+        low, high = corners.min(0), corners.max(0)
+        return (*low.tolist(), *(high - low).tolist())
+    try:
+        x, y, width, height = (float(v) for v in given)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{OWNER}: '{path}', {where}: bbox is {given!r}. Give [x, y, width, height], or polygons "
+            "in segmentation, around which the box is taken."
+        ) from None
+    return x, y, width, height

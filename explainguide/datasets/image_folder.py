@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,12 +25,13 @@ from explainguide.datasets.items import (
     short_list,
     transform_item,
 )
-from explainguide.errors import AnnotationError, DataError, did_you_mean
+from explainguide.datasets.orientation import TOLERANCE, Claim, find_stored, turn_boxes, turn_mask
+from explainguide.datasets.pictures import Header, read_header
+from explainguide.errors import AnnotationError, DataError, ExplainGuideWarning, did_you_mean
 
 __all__ = ["ImageFolder"]
 
 _OWNER = "ImageFolder"
-_TOLERANCE = 1.0  # pixels by which a rounded box may leave its image; it is clipped
 
 
 class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
@@ -49,8 +50,9 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
     relative to ``root``; a file name alone will do where it occurs in one folder only.
 
     A file that cannot be decoded gives a warning that names it and the item ``None``, which
-    ``explainguide.annotations.collate`` drops. EXIF orientation is ignored, by torchvision's reader
-    too: boxes are those of the stored pixels.
+    ``explainguide.annotations.collate`` drops. Pictures are turned upright as their EXIF orientation
+    says. Their boxes may be of the turned picture or of the stored pixels: sizes and boxes of the file
+    tell which; where they cannot, the upright picture is assumed, and a warning says so once.
 
     Construction reads the header of every annotated image, to compare sizes.
 
@@ -101,6 +103,10 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
         self.paths = [Path(path) for path, _ in folder.samples]
         self.labels = torch.tensor(folder.targets, dtype=torch.int64)
 
+        self._told: set[str] = set()
+        self._turns: dict[
+            int, int
+        ] = {}  # orientation of pictures whose masks are of the stored pixels
         self._rows: dict[int, list[BoxRow]] = {}
         if boxes is not None:
             self._rows = self._assign(Path(boxes), read_boxes(Path(boxes)))
@@ -112,7 +118,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
 
     def __getitem__(self, index: int) -> tuple[Any, int, Annotation | None] | None:
         index = range(len(self.paths))[index]
-        image = read_image(_OWNER, self.paths[index])
+        image = read_image(_OWNER, self.paths[index], self._told)
         if image is None:
             return None
         size = (image.shape[-2], image.shape[-1])
@@ -123,10 +129,13 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
                 torch.tensor([row.box for row in rows]),
                 torch.tensor([self._label_of(index, row) for row in rows]),
                 size,
-                _decode_masks(rows) if self.with_masks else None,
+                self._masks(index, size) if self.with_masks else None,
             )
         image, annotation = transform_item(_OWNER, self.transforms, image, annotation)
         return image, int(self.labels[index]), annotation
+
+    def _masks(self, index: int, size: tuple[int, int]) -> Tensor | None:
+        return _decode_masks(self._rows[index], self._turns.get(index, 1), size, self._told)
 
     def __repr__(self) -> str:
         return (
@@ -158,8 +167,24 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
             index = find(row.image)
             assert index is not None
             assigned[index].append(row)
+        claims = {}
         for index, group in assigned.items():
-            self._check_sizes(file, self.paths[index], group)
+            header = read_header(self.paths[index])
+            if header is not None:  # unreadable: it is named when the item is read
+                boxes = np.array([row.box for row in group])
+                claims[index] = Claim(self.paths[index], header, group[0].size, boxes)
+        stored = find_stored(claims, caller=_OWNER, source=f"'{file.name}'", told=self._told)
+        for index, claim in claims.items():
+            group = assigned[index]
+            self._check_sizes(file, claim.header, group)
+            if index in stored:
+                self._turns[index] = claim.header.orientation
+                boxes = turn_boxes(claim.boxes, claim.header)
+                group = [
+                    row._replace(box=tuple(box)) for row, box in zip(group, boxes, strict=True)
+                ]
+                assigned[index] = group
+            _check_inside(file, claim.header.upright, group)
         return dict(assigned)
 
     def _finder(self) -> Any:
@@ -179,38 +204,56 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
 
         return find
 
-    def _check_sizes(self, file: Path, path: Path, rows: list[BoxRow]) -> None:
-        try:
-            with PILImage.open(path) as image:
-                width, height = image.size
-        except Exception:  # unreadable: it is named when the item is read
-            return
+    def _check_sizes(self, file: Path, header: Header, rows: list[BoxRow]) -> None:
         for row in rows:
-            if row.size not in (None, (height, width)):
+            if row.size not in (None, header.stored, header.upright):
                 raise DataError(
-                    f"{_OWNER}: '{file}', {row.where}: '{row.image}' is given as {row.size} "
-                    f"and the image is {(height, width)} (height, width). Was it resized, or is it "
-                    "turned by its EXIF orientation, which is ignored?"
-                )
-            x1, y1, x2, y2 = row.box
-            beyond = max(-x1, -y1, x2 - width, y2 - height)
-            if beyond > _TOLERANCE or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-                raise AnnotationError(
-                    f"{_OWNER}: '{file}', {row.where}: box {row.box} lies outside '{row.image}', "
-                    f"which is {width} wide and {height} high."
+                    f"{_OWNER}: '{file}', {row.where}: '{row.image}' is given as {row.size} and the "
+                    f"image is {header.upright} (height, width). Was it resized, or turned without "
+                    "an EXIF orientation that says so?"
                 )
 
 
-def _decode_masks(rows: list[BoxRow]) -> Tensor | None:
+def _check_inside(file: Path, size: tuple[int, int], rows: list[BoxRow]) -> None:
+    height, width = size
+    for row in rows:
+        x1, y1, x2, y2 = row.box
+        beyond = max(-x1, -y1, x2 - width, y2 - height)
+        if beyond > TOLERANCE or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            raise AnnotationError(
+                f"{_OWNER}: '{file}', {row.where}: box {row.box} lies outside '{row.image}', "
+                f"which is {width} wide and {height} high."
+            )
+
+
+def _decode_masks(
+    rows: list[BoxRow], orientation: int, size: tuple[int, int], told: set[str]
+) -> Tensor | None:
+    """``(M, H, W)`` of the upright picture, or None where an object has none."""
+    stored = size if orientation < 5 else (size[1], size[0])
+    without = [row.where for row in rows if row.mask is None]
+    if 0 < len(without) < len(rows) and "masks" not in told:
+        told.add("masks")
+        warnings.warn(
+            f"{_OWNER}: {short_list(without)} of '{rows[0].image}' has no segmentation, and "
+            "others of the image have: it comes with boxes alone, and so does every other such image.",
+            ExplainGuideWarning,
+            stacklevel=4,
+        )
     decoded = []
     for row in rows:
         if row.mask is None:
             return None
         try:
-            decoded.append(row.mask.decode())
+            decoded.append(turn_mask(row.mask.decode(stored), orientation))
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise AnnotationError(
                 f"{_OWNER}: {row.where} of '{row.image}' has a segmentation that cannot be decoded "
                 f"({error}). It is a list of polygons or {{'size', 'counts'}}."
             ) from None
+        if decoded[-1].shape != size:
+            raise AnnotationError(
+                f"{_OWNER}: {row.where} of '{row.image}' has a mask of {decoded[-1].shape}, and the "
+                f"image is {size} (height, width). Masks have the size of their image."
+            )
     return torch.from_numpy(np.stack(decoded))

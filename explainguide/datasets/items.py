@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import transforms as v1_transforms
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
 
-from explainguide.errors import DataError, OptionError, did_you_mean
+from explainguide.datasets.pictures import open_picture
+from explainguide.errors import DataError, ExplainGuideWarning, OptionError, did_you_mean
 
 __all__ = [
     "Annotation",
@@ -75,13 +75,31 @@ def check_transforms(owner: str, transforms: Transforms | None) -> Transforms:
             f"{owner}: transforms must be callable as transforms(image, target), "
             f"but got {type(transforms).__name__}."
         )
-    if type(transforms).__module__.startswith(v1_transforms.transforms.__name__):
-        raise OptionError(
-            f"{owner}: transforms is a torchvision.transforms.{type(transforms).__name__}, which "
-            "moves the image and leaves the boxes where they were. Use "
-            f"torchvision.transforms.v2.{type(transforms).__name__}, which moves both."
-        )
+    for part in _parts(transforms):
+        if type(part).__module__.startswith(v1_transforms.transforms.__name__):
+            raise OptionError(
+                f"{owner}: transforms has a torchvision.transforms.{type(part).__name__}, which "
+                "moves the image and leaves the boxes where they were. Use "
+                f"torchvision.transforms.v2.{type(part).__name__}, which moves both."
+            )
     return transforms
+
+
+def _parts(transforms: Any) -> Iterator[Any]:
+    """A transform and those inside it, as Compose, RandomApply and Sequential hold them."""
+    yield transforms
+    inside = getattr(transforms, "transforms", ())
+    nested = list(inside) if isinstance(inside, list | tuple | nn.ModuleList) else []
+    if isinstance(transforms, nn.Module):
+        nested += [child for child in transforms.children() if child not in nested]
+    for part in nested:
+        yield from _parts(part)
+
+
+def _blame(transforms: Any, *words: str) -> str:
+    """The names of the transforms that are of a kind, or of all."""
+    names = [type(part).__name__ for part in _parts(transforms)]
+    return ", ".join([n for n in names if any(word in n for word in words)] or names)
 
 
 def draw_annotated(owner: str, count: int, fraction: float, seed: int) -> Tensor:
@@ -113,14 +131,24 @@ def warn_skipped(owner: str, path: str | os.PathLike[str], reason: str) -> None:
     warnings.warn(f"{owner}: '{path}' {reason}; the item is skipped.", UserWarning, stacklevel=3)
 
 
-def read_image(owner: str, path: Path) -> tv_tensors.Image | None:
-    """Decode a file to a uint8 RGB image ``(3, H, W)``; warn and give ``None`` if it is broken.
+def read_image(owner: str, path: Path, told: set[str] | None = None) -> tv_tensors.Image | None:
+    """Decode a file to an upright uint8 RGB image ``(3, H, W)``; ``None`` with a warning if broken.
 
-    The EXIF orientation is not applied, as in torchvision's own datasets.
+    Args:
+        owner: The data set, for messages.
+        path: The file.
+        told: What has been said once already; see `open_picture`. None: nothing.
+
+    Raises:
+        DataError: For numbers whose black and white cannot be known.
     """
     try:
-        with PILImage.open(path) as file:
-            return tv_tensors.Image(v2_functional.pil_to_tensor(file.convert("RGB")))
+        picture = open_picture(
+            path, caller=owner, told=set() if told is None else told, stacklevel=3
+        )
+        return tv_tensors.Image(v2_functional.pil_to_tensor(picture))
+    except (DataError, ExplainGuideWarning):
+        raise
     except Exception as error:  # PIL raises whatever a broken file drives it to, SyntaxError too
         warn_skipped(owner, path, f"cannot be read as an image ({_first_line(error)})")
         return None
@@ -192,7 +220,51 @@ def transform_item(
     plain = image.as_subclass(torch.Tensor) if isinstance(image, Tensor) else image
     if annotation is None:
         return plain, None
+    _check_kept(owner, transforms, target)
     return plain, _clean(owner, image, target, has_masks=masks is not None)
+
+
+def _check_kept(owner: str, transforms: Transforms, target: dict[str, Any]) -> None:
+    """Refuse what transforms made of boxes and labels where it can no longer be known or used."""
+    for key in ("boxes", "labels"):
+        if not isinstance(target.get(key), Tensor):
+            raise OptionError(
+                f"{owner}: transforms ({_blame(transforms)}) left no tensor {key!r} in the target, "
+                f"which holds {short_list(target)}. Keep 'boxes' and 'labels'."
+            )
+    boxes = target["boxes"]
+    kind = getattr(getattr(boxes, "format", None), "value", "")
+    if type(boxes).__name__ == "KeyPoints" or boxes.shape[-1:] != (4,) or boxes.ndim != 2:
+        raise OptionError(
+            f"{owner}: transforms ({_blame(transforms, 'KeyPoints', 'BoundingBox')}) made "
+            f"{kind or type(boxes).__name__} of shape {tuple(boxes.shape)} of the boxes. Leave that "
+            "out. Upright boxes (M, 4) are needed."
+        )
+    if kind not in ("", "XYXY", "XYWH", "CXCYWH"):
+        raise OptionError(
+            f"{owner}: transforms ({_blame(transforms, 'BoundingBoxFormat')}) made rotated boxes, "
+            f"{kind}. Leave that out. Upright boxes are needed."
+        )
+    counts = {key: len(target[key]) for key in ("boxes", "labels", "masks") if key in target}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{count} {key}" for key, count in counts.items())
+        raise OptionError(
+            f"{owner}: transforms ({_blame(transforms, 'Sanitize')}) left {said} of an image. Drop an "
+            "object's box, label and mask together, as SanitizeBoundingBoxes does with its default "
+            "labels_getter."
+        )
+    if not isinstance(
+        boxes, tv_tensors.BoundingBoxes
+    ):  # after ToPureTensor: only its numbers are left
+        converted = [
+            p for p in _parts(transforms) if "ConvertBoundingBoxFormat" in type(p).__name__
+        ]
+        if converted:
+            raise OptionError(
+                f"{owner}: transforms (ConvertBoundingBoxFormat and {_blame(transforms, 'Pure')}) give "
+                "plain boxes of which the format can no longer be known. Leave out "
+                "ConvertBoundingBoxFormat: boxes come as XYXY. XYXY boxes, plain or not, are allowed."
+            )
 
 
 def _clean(owner: str, image: Any, target: dict[str, Any], *, has_masks: bool) -> Annotation:
@@ -208,7 +280,7 @@ def _clean(owner: str, image: Any, target: dict[str, Any], *, has_masks: bool) -
         boxes = v2_functional.convert_bounding_box_format(
             boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY
         )
-    # Plain boxes (after v2.ToPureTensor) kept the XYXY that they had.
+    # Plain boxes (after v2.ToPureTensor) kept the XYXY that they had: `_check_kept`.
     limit = torch.tensor([width, height, width, height], dtype=torch.float32)
     xyxy = boxes.as_subclass(torch.Tensor).to(torch.float32).clamp(min=0).minimum(limit)
     keep = ((xyxy[:, 2:] - xyxy[:, :2]) >= MIN_SIDE).all(dim=1)

@@ -26,6 +26,8 @@ from explainguide.datasets.items import (
     transform_item,
     warn_skipped,
 )
+from explainguide.datasets.orientation import Claim, find_stored, turn_boxes, turn_mask
+from explainguide.datasets.pictures import read_header
 from explainguide.datasets.voc_folder import (
     VOC_CLASSES,
     VOCRecord,
@@ -117,6 +119,7 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
         if year is not None:
             check_option("VOC", "year", str(year), _YEARS)
         self.transforms = check_transforms("VOC", transforms)
+        self._told: set[str] = set()
         self.folder = find_year_folder(Path(root), None if year is None else str(year))
         self.image_set, self.difficult, self.with_masks = image_set, difficult, masks
         self.classes = _check_classes(classes)
@@ -152,10 +155,11 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[Any, Tensor, Annotation | None] | None:
-        image = read_image("VOC", self.paths[index])
+        image = read_image("VOC", self.paths[index], self._told)
         if image is None:
             return None
-        record, size = self._records[index], (image.shape[-2], image.shape[-1])
+        size = (image.shape[-2], image.shape[-1])
+        record, orientation = self._upright(index)
         if record.size not in (None, size):
             warn_skipped("VOC", self.paths[index], _size_clash(size, record))
             return None
@@ -164,7 +168,7 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
             boxes, labels = torch.from_numpy(record.boxes), torch.from_numpy(record.labels)
             masks = None
             if self.with_masks and self.has_mask[index]:
-                segmentation = self._read_segmentation(index, size)
+                segmentation = self._read_segmentation(index, size, orientation)
                 if segmentation is None:
                     return None
                 of_class = segmentation == (labels + 1)[:, None, None]
@@ -195,6 +199,18 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
         lost = set(missing)
         return [i for i in listed if i not in lost], missing
 
+    def _upright(self, index: int) -> tuple[VOCRecord, int]:
+        """The record in the upright picture's frame, and the turn of what was in the stored one's."""
+        record, header = self._records[index], read_header(self.paths[index])
+        if header is None or header.orientation == 1:
+            return record, 1
+        claim = Claim(self.paths[index], header, record.size, record.boxes)
+        if not find_stored({0: claim}, caller="VOC", source="its XML file", told=self._told):
+            return record, 1
+        boxes = turn_boxes(record.boxes, header).astype(np.float32)
+        size = header.upright if record.size else None
+        return VOCRecord(boxes, record.labels, record.difficult, size), header.orientation
+
     def _masked_ids(self) -> set[str]:
         folder = self.folder / "SegmentationClass"
         return (
@@ -209,23 +225,24 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
 
     def _check_first(self) -> None:
         """Find images resized without their boxes before a training starts, by one header."""
-        try:
-            with PILImage.open(self.paths[0]) as file:
-                size = (file.height, file.width)
-        except Exception:  # unreadable: it is named when the item is read
+        header = read_header(self.paths[0])
+        if header is None:  # unreadable: it is named when the item is read
             return
-        if self._records[0].size not in (None, size):
+        size = header.stored
+        if self._records[0].size not in (None, size, header.upright):
             raise DataError(
                 f"VOC: '{self.paths[0]}' {_size_clash(size, self._records[0])}. Resize images by "
                 "transforms, which move the boxes too."
             )
 
-    def _read_segmentation(self, index: int, size: tuple[int, int]) -> Tensor | None:
+    def _read_segmentation(
+        self, index: int, size: tuple[int, int], orientation: int
+    ) -> Tensor | None:
         """Class of every pixel plus one, ``(H, W)`` uint8; 0 background, 255 void."""
         path = self.folder / "SegmentationClass" / f"{self.ids[index]}.png"
         try:
             with PILImage.open(path) as file:
-                mode, pixels = file.mode, np.array(file)
+                mode, pixels = file.mode, turn_mask(np.array(file), orientation)
         except Exception as error:  # PIL raises whatever a broken file drives it to
             warn_skipped("VOC", path, f"cannot be read as a mask ({type(error).__name__})")
             return None
