@@ -168,7 +168,7 @@ class Tap:
         if self._substitute is not None:
             self._enter_mode(activate=True)
             image = self._substitute.get(INPUT)
-            return None if image is None else with_image(args, kwargs, image)
+            return None if image is None else with_image(args, kwargs, image.clone())
         self.last = ForwardPass(inputs=args, kwargs=kwargs, recorded=torch.is_grad_enabled())
         device = self.last.device
         self.last.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
@@ -186,7 +186,7 @@ class Tap:
         place, feature = find_member(name, output)
         if self._substitute is not None:
             if name in self._substitute:
-                return with_member(output, place, self._substitute[name])
+                return with_member(output, place, self._substitute[name].clone())
             self._watched[name] = feature
             return with_member(output, place, feature.clone()) if is_map(feature) else None
         if self.last is None or not self.last.recorded or self._mode is None:

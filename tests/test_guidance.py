@@ -14,7 +14,6 @@ import timm
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.nn.attention import _cur_sdpa_kernel_backends
 from torch.overrides import _get_current_function_mode_stack
 from torchvision import models
 
@@ -23,6 +22,7 @@ from explainguide.attr import GradCam, InputXGradient, IntegratedGradients
 from explainguide.errors import GuidanceError, LayerError
 from explainguide.losses import energy_loss, l1_loss
 
+from .conftest import attention_kernels
 from .networks import FOR_ANY_NETWORK, TARGETS, InPlaceCnn, SmallCnn, batch, boxes
 
 
@@ -499,8 +499,8 @@ def test_two_guides_leave_torchs_global_choices_alone(
 ) -> None:
     guides = [ExplanationGuidance(model, layer) for layer in layers]
     seen = []
-    model.head.register_forward_pre_hook(lambda *_: seen.append(_cur_sdpa_kernel_backends()))
-    before = _cur_sdpa_kernel_backends()
+    model.head.register_forward_pre_hook(lambda *_: seen.append(attention_kernels()))
+    before = attention_kernels()
     model(batch())
     for guide in guides:
         guide.remove()
