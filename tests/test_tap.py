@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide import ExplanationGuidance
-from explainguide.attr import ATTRIBUTIONS
+from explainguide.attr import ATTRIBUTIONS, IntegratedGradients
 
 from .networks import batch
 
@@ -146,3 +146,17 @@ def test_silent_in_place_after_integrated_layers(operation: str) -> None:
         maps.append(guide.attributions)
         guide.remove()
     torch.testing.assert_close(*maps, rtol=1e-9, atol=1e-12)
+
+
+def test_silent_reruns_compute_in_the_type_of_the_forward_pass() -> None:
+    """The passes of integrated gradients come after the caller has left his autocast."""
+    network, seen = Followed(torch.relu), []
+    network.above.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    guide = ExplanationGuidance(
+        network, "layer", attribution=IntegratedGradients(network, n_steps=3)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        network(batch())
+    guide.loss_loc(torch.ones(3, 12, 12), target=CLASSES)
+    assert len(seen) > 3
+    assert set(seen) == {torch.bfloat16}
