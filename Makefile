@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 # One process a core; the files stay whole, because their cases share what is costly to build.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
-.PHONY: setup demo check test docs gpu clean
+LOWEST ?= .venv-lowest
+
+.PHONY: setup demo check test test-lowest docs gpu clean
 
 # A stamp file, so that a second `make` does not install again. An interrupted install leaves no stamp.
 $(VENV)/.dev: setup.cfg pyproject.toml
@@ -42,6 +44,19 @@ test: setup
 	$(MAKE) docs
 	$(PYTEST) --durations=15
 
+$(LOWEST)/.installed: setup.cfg tests/lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet -c tests/lowest.txt -e ".[coco,tensorboard,test]"
+	touch $@
+
+# The fast tests with the lowest versions that setup.cfg names. For another Python:
+# make test-lowest PYTHON=python3.10 LOWEST=.venv-lowest-3.10
+test-lowest: $(LOWEST)/.installed
+	@$(LOWEST)/bin/python --version
+	@$(LOWEST)/bin/python -m pip list --exclude-editable
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n auto --dist loadfile -m "not slow and not gpu"
+
 docs: setup
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
@@ -50,4 +65,4 @@ gpu:
 	$(PYTHON) -m pytest -q -m gpu tests/gpu
 
 clean:
-	rm -rf $(VENV) docs/_build build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) docs/_build build dist *.egg-info

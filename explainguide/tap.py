@@ -223,7 +223,7 @@ class Tap:
         if self._substitute is not None:
             self._enter_mode(activate=True)
             image = self._substitute.get(INPUT)
-            return None if image is None else with_image(args, kwargs, self._place, image)
+            return None if image is None else with_image(args, kwargs, self._place, image.clone())
         recorded = torch.is_grad_enabled()
         self._recomputing = _in_backward()
         if self._recomputing:
@@ -254,7 +254,7 @@ class Tap:
         place, feature = find_member(name, output)
         if self._substitute is not None:
             if name in self._substitute:
-                return with_member(output, place, self._substitute[name])
+                return with_member(output, place, self._substitute[name].clone())
             self._watched[name] = feature
             return with_member(output, place, feature.clone()) if is_map(feature) else None
         if self.last is None or not self.last.recorded or self._mode is None:

@@ -14,7 +14,6 @@ import timm
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.nn.attention import _cur_sdpa_kernel_backends
 from torch.overrides import _get_current_function_mode_stack
 from torchvision import models
 
@@ -23,6 +22,7 @@ from explainguide.attr import GradCam, InputXGradient, IntegratedGradients
 from explainguide.errors import GuidanceError, LayerError
 from explainguide.losses import energy_loss, l1_loss
 
+from .conftest import attention_kernels
 from .networks import FOR_ANY_NETWORK, TARGETS, InPlaceCnn, SmallCnn, batch, boxes
 
 
@@ -494,14 +494,48 @@ def test_logits_that_do_not_depend_on_the_layer() -> None:
     assert hooks(model) == 0
 
 
+def test_silent_the_map_of_several_classes_is_their_mean(model: nn.Module) -> None:
+    """`attributions` shows one map an image: of all its classes, and zero where there is none."""
+    model.double().eval()
+    images = batch(dtype=torch.float64)
+    guide = ExplanationGuidance(model, "stem", target="all")
+    model(images)
+    guide.loss_loc(TARGETS)
+    found = guide.attributions["stem"]
+    of_class = [InputXGradient(model, "stem").attribute(images, k)[:, 0] for k in range(4)]
+    expected = torch.stack(
+        [of_class[2][0], torch.zeros(6, 6), (of_class[0][2] + of_class[3][2]) / 2]
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("score", ["log_prob", "sum_log_probs"])
+def test_silent_probabilities_of_half_precision_logits_are_not_rounded(score: str) -> None:
+    class Wide(SmallCnn):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).float()
+
+    maps = []
+    for model in (SmallCnn(num_classes=40), Wide(num_classes=40)):
+        torch.manual_seed(1)
+        model.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+        guide = ExplanationGuidance(model.eval(), "stem", score=score, target="all")
+        with torch.autocast("cpu", torch.bfloat16):
+            model(batch())
+        guide.loss_loc(TARGETS)
+        maps.append(guide.attributions["stem"])
+    assert maps[0].any()
+    assert torch.equal(*maps)
+
+
 @pytest.mark.parametrize("layers", [("input", "mix"), ("mix", "stem")])
 def test_two_guides_leave_torchs_global_choices_alone(
     model: nn.Module, layers: tuple[str, str]
 ) -> None:
     guides = [ExplanationGuidance(model, layer) for layer in layers]
     seen = []
-    model.head.register_forward_pre_hook(lambda *_: seen.append(_cur_sdpa_kernel_backends()))
-    before = _cur_sdpa_kernel_backends()
+    model.head.register_forward_pre_hook(lambda *_: seen.append(attention_kernels()))
+    before = attention_kernels()
     model(batch())
     for guide in guides:
         guide.remove()

@@ -63,6 +63,8 @@ class AddInverse(v2.Transform):
         _check_image(image)
         return torch.cat([image, 1 - image], -3)
 
+    _transform = transform  # the name that torchvision calls before 0.21
+
 
 def _check_image(image: Tensor) -> None:
     if image.ndim < 3 or image.shape[-3] != 3:
@@ -121,6 +123,19 @@ class LogitBias(nn.Module):
         """``(N, K)`` to ``(N, K)``."""
         scaled = logits if self.temperature == 1 else logits / self.temperature
         return scaled + self.bias
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}bias")
+        if saved is not None and saved.numel() != self.bias.numel():
+            # torch 2.4 would put the first of several numbers into one, without a word.
+            errors: list[str] = args[-1]
+            errors.append(
+                f"LogitBias: {prefix}bias was saved with {saved.numel()} numbers but is built with "
+                f"{self.bias.numel()}. Give the same number of classes. One number for all classes, "
+                "or one a class, is allowed."
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """The bias, where it is one number."""

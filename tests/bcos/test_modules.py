@@ -140,7 +140,7 @@ def test_logit_bias_is_in_the_state_and_only_trained_on_request(trainable: bool)
     other = LogitBias(torch.zeros(2))
     other.load_state_dict(layer.state_dict())
     assert other.bias.equal(layer.bias)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="bias was saved with 2 numbers but is built with 1"):
         LogitBias(0.0).load_state_dict(layer.state_dict())
 
 
