@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from explainguide.datasets.items import short_list
+from explainguide.datasets.text_files import read_text
 from explainguide.errors import AnnotationError, DataError, did_you_mean
 
 __all__ = ["BoxRow", "read_boxes", "read_coco", "read_csv"]
@@ -70,14 +71,14 @@ def read_boxes(path: Path) -> list[BoxRow]:
 
 def read_csv(path: Path) -> list[BoxRow]:
     """Read ``image,xmin,ymin,xmax,ymax[,label]``, in any order of columns."""
+    text = read_text(path, caller=OWNER, kind="a CSV file")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            _check_header(path, [name.strip() for name in reader.fieldnames or []])
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-            return [_csv_row(path, reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{OWNER}: '{path}' is not a CSV file in UTF-8 ({error}).") from None
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        _check_header(path, [name.strip() for name in reader.fieldnames or []])
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        return [_csv_row(path, reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{OWNER}: '{path}' is not a CSV file ({error}).") from None
 
 
 def _check_header(path: Path, columns: list[str]) -> None:

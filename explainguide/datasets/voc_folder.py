@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 from torchvision.datasets import VOCDetection
 
 from explainguide.datasets.items import require_folder, short_list
+from explainguide.datasets.text_files import read_text, read_xml
 from explainguide.errors import DataError, OptionError, did_you_mean
 
 __all__ = ["VOC_CLASSES", "VOCRecord", "find_year_folder", "read_record", "read_split"]
@@ -101,7 +101,7 @@ def read_split(folder: Path, image_set: str, *, include_difficult: bool) -> list
         )
     wanted = {"1", "0"} if include_difficult else {"1"}
     ids = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path, caller=OWNER).splitlines():
         words = line.split()
         if words and (len(words) == 1 or words[1] not in {"1", "0", "-1"} or words[1] in wanted):
             ids.append(words[0])
@@ -120,10 +120,13 @@ def _split_names(sets: Path) -> list[str]:
 
 def read_record(path: Path, class_index: dict[str, int]) -> VOCRecord:
     """Read one XML file; its boxes are 1-based and inclusive, those returned are not."""
-    try:
-        tree = VOCDetection.parse_voc_xml(ElementTree.parse(path).getroot())["annotation"]
-    except (ElementTree.ParseError, KeyError, UnicodeDecodeError) as error:
-        raise DataError(f"{OWNER}: '{path}' is not a VOC annotation ({error}).") from None
+    root = read_xml(path, caller=OWNER)
+    if root.tag != "annotation":
+        raise DataError(
+            f"{OWNER}: '{path}' is not a VOC annotation (its root is <{root.tag}>, not "
+            "<annotation>)."
+        )
+    tree = VOCDetection.parse_voc_xml(root)["annotation"]
     size = _read_size(tree)
     boxes, labels, difficult = [], [], []
     for item in tree.get("object", []) if isinstance(tree, dict) else []:
