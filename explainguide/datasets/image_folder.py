@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +26,7 @@ from explainguide.datasets.items import (
     short_list,
     transform_item,
 )
-from explainguide.errors import AnnotationError, DataError, did_you_mean
+from explainguide.errors import AnnotationError, DataError, ExplainGuideWarning, did_you_mean
 
 __all__ = ["ImageFolder"]
 
@@ -45,7 +46,9 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
     corners in pixels, right and bottom exclusive; without a label the box shows the image's own
     class.
     **COCO JSON**: boxes, categories, and with ``masks=True`` polygons or run lengths (needs
-    ``pip install explainguide[coco]``); crowds are left out. Both name an image by its path
+    ``pip install explainguide[coco]``); names of categories decide, not their ids. Crowds are left
+    out, and, with a warning, boxes without area; a missing ``bbox`` is that of the segmentation.
+    Both files are in UTF-8 or UTF-16, and name an image by its path
     relative to ``root``; a file name alone will do where it occurs in one folder only.
 
     A file that cannot be decoded gives a warning that names it and the item ``None``, which
@@ -57,7 +60,8 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
     Args:
         root: The folder that holds one folder of images a class.
         boxes: The file, ``.csv`` or ``.json``. ``None``: no image is annotated.
-        masks: Whether annotations hold ``"masks"``, for images whose objects all have one.
+        masks: Whether annotations hold ``"masks"``, for images whose objects all have one; a warning
+            tells where only some have, or none in the whole file.
         transforms: Joint transforms (``torchvision.transforms.v2``), called as
             ``transforms(image, target)`` on a uint8 image; boxes and masks stay in step.
 
@@ -70,7 +74,8 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
     Raises:
         DataError: If the folder or the file is not in the form above, or the file names images or
             classes that are not there.
-        AnnotationError: If a box is inverted, not finite, in [0, 1] or outside its image.
+        AnnotationError: If a box is inverted, not finite, in [0, 1] or outside its image, or
+            run lengths are of another size than it.
 
     Example:
         >>> data = ImageFolder("photos", "photos/boxes.csv")  # doctest: +SKIP
@@ -104,6 +109,8 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
         self._rows: dict[int, list[BoxRow]] = {}
         if boxes is not None:
             self._rows = self._assign(Path(boxes), read_boxes(Path(boxes)))
+            if masks:
+                _warn_without_masks(Path(boxes), list(self._rows.values()))
         self.annotated = torch.zeros(len(self.paths), dtype=torch.bool)
         self.annotated[list(self._rows)] = True
 
@@ -123,7 +130,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
                 torch.tensor([row.box for row in rows]),
                 torch.tensor([self._label_of(index, row) for row in rows]),
                 size,
-                _decode_masks(rows) if self.with_masks else None,
+                _decode_masks(rows, size) if self.with_masks else None,
             )
         image, annotation = transform_item(_OWNER, self.transforms, image, annotation)
         return image, int(self.labels[index]), annotation
@@ -192,6 +199,13 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
                     f"and the image is {(height, width)} (height, width). Was it resized, or is it "
                     "turned by its EXIF orientation, which is ignored?"
                 )
+            made_for = row.mask.size if self.with_masks and row.mask is not None else None
+            if made_for not in (None, (height, width)):
+                raise AnnotationError(
+                    f"{_OWNER}: '{file}', {row.where}: the run lengths are of size {made_for} and "
+                    f"'{row.image}' is {(height, width)} (height, width). Was it resized without "
+                    "its masks?"
+                )
             x1, y1, x2, y2 = row.box
             beyond = max(-x1, -y1, x2 - width, y2 - height)
             if beyond > _TOLERANCE or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
@@ -201,13 +215,34 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
                 )
 
 
-def _decode_masks(rows: list[BoxRow]) -> Tensor | None:
+def _warn_without_masks(file: Path, images: list[list[BoxRow]]) -> None:
+    """Say where ``masks=True`` gives boxes only: in the whole file, or for want of some objects'."""
+    bare = [[row for row in rows if row.mask is None] for rows in images]
+    fully = [len(some) == len(rows) for some, rows in zip(bare, images, strict=True)]
+    partly = [some[0] for some, full in zip(bare, fully, strict=True) if some and not full]
+    if images and all(fully):
+        text = (
+            f"'{file}' holds no segmentation, so that there are boxes only. Leave out masks=True, "
+            "or give COCO JSON with segmentations."
+        )
+    elif partly:
+        text = (
+            f"in {len(partly)} images of '{file}' some objects have no segmentation and others "
+            f"have (first: {partly[0].where}, '{partly[0].image}'); these images have boxes only. "
+            "Give every object of an image a segmentation."
+        )
+    else:
+        return
+    warnings.warn(f"{_OWNER}: masks=True, but {text}", ExplainGuideWarning, stacklevel=3)
+
+
+def _decode_masks(rows: list[BoxRow], size: tuple[int, int]) -> Tensor | None:
     decoded = []
     for row in rows:
         if row.mask is None:
             return None
         try:
-            decoded.append(row.mask.decode())
+            decoded.append(row.mask.decode(size))
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise AnnotationError(
                 f"{_OWNER}: {row.where} of '{row.image}' has a segmentation that cannot be decoded "

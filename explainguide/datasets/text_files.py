@@ -92,7 +92,7 @@ def _decode(raw: bytes, declared: str | None) -> str:
 
 def _by_zeros(raw: bytes) -> str | None:
     """UTF-16 without a mark: one byte of line ends, digits and Latin letters is 0."""
-    even, odd = raw[0::2].count(0), raw[1::2].count(0)
-    if even == odd:
+    if b"\0" not in raw:
         return None
+    even, odd = raw[0::2].count(0), raw[1::2].count(0)
     return "utf-16-be" if even > odd else "utf-16-le"
