@@ -222,8 +222,8 @@ def _warn_without_masks(file: Path, images: list[list[BoxRow]]) -> None:
     partly = [some[0] for some, full in zip(bare, fully, strict=True) if some and not full]
     if images and all(fully):
         text = (
-            f"'{file}' holds no segmentation, so that there are boxes only. Leave out masks=True, "
-            "or give COCO JSON with segmentations."
+            f"'{file}' holds no segmentation, so that there are boxes only. For masks "
+            "give COCO JSON with segmentations; for boxes leave out masks=True."
         )
     elif partly:
         text = (

@@ -144,7 +144,7 @@ def read_record(path: Path, class_index: dict[str, int]) -> VOCRecord:
             )
         boxes.append(box)
         labels.append(class_index[name])
-        difficult.append(item.get("difficult", "0") == "1")
+        difficult.append(str(item.get("difficult", "0")).lower() in ("1", "true"))
     return VOCRecord(
         np.array(boxes, dtype=np.float32).reshape(-1, 4),
         np.array(labels, dtype=np.int64),

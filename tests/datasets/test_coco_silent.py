@@ -214,7 +214,7 @@ def test_silent_masks_for_some_objects_only(photos: Path) -> None:
 
 
 def test_silent_masks_nowhere(photos: Path) -> None:
-    expected = r"^ImageFolder: masks=True, but '.*' holds no segmentation, .*Leave out masks=True"
+    expected = r"^ImageFolder: masks=True, but '.*' holds no segmentation, .*leave out masks=True"
     with pytest.warns(ExplainGuideWarning, match=expected):
         load(photos, without(GOOD, "segmentation"), masks=True)
     (photos / "boxes.csv").write_text("image,xmin,ymin,xmax,ymax\na.png,4,6,14,16\n")

@@ -151,3 +151,12 @@ def test_silent_csv_in_another_encoding_names_the_file(photos: Path, codec: str)
     message = r"^ImageFolder: '.*boxes\.csv' is not a CSV file in UTF-8 \(.*Save it as UTF-8\."
     with pytest.raises(DataError, match=message):
         ImageFolder(photos, photos / "boxes.csv")
+
+
+@pytest.mark.parametrize("written", ["1", " 1 ", "true", "True", "0", "false", "Unspecified", ""])
+def test_silent_difficult_in_words(voc: VOCFolder, written: str) -> None:
+    path = voc.small().folder / "Annotations" / "000003.xml"
+    tag = "<difficult>{}</difficult>"
+    path.write_text(path.read_text().replace(tag.format(1), tag.format(written)))
+    expected = written.strip().lower() in ("1", "true")
+    assert bool(VOC(voc.folder, "train").difficult_only[2].any()) == expected
