@@ -265,6 +265,7 @@ def test_transforms_that_keep_them_give_the_same(tmp_path: Path, transforms: Any
     "transforms",
     [
         v1.Resize(8),
+        v1.AutoAugment(),
         v1.Compose([v1.Resize(8)]),
         v2.Compose([v2.Resize(8), v1.RandomHorizontalFlip()]),
         v2.Compose([v2.RandomApply([v1.RandomCrop(8)])]),
