@@ -139,6 +139,17 @@ class ClassificationScores:
         for name, metric in self._metrics.items():
             metric.update(ranks if name == "map" else said, labels)
 
+    def add_nothing(self) -> None:
+        """Take part in the exchange between processes without an image.
+
+        torchmetrics sends the lists that average precision keeps, and an empty list not at all.
+        """
+        if self.multilabel:
+            shape = (0,) if self.num_classes == 1 else (0, self.num_classes)
+            metric = self._metrics["map"]
+            nothing = torch.zeros(shape, dtype=torch.float64, device=metric.device)
+            metric.update(nothing, nothing.long())
+
     def compute(self) -> dict[str, float]:
         """The scores, in [0, 1]; classes that no image shows are left out of means and minima."""
         with warnings.catch_warnings():

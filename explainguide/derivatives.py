@@ -67,7 +67,7 @@ def _extension_without(derived: Tensor, features: list[Tensor]) -> str | None:
         torch.autograd.grad(derived.sum(), features, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        return next((name for name in inside if name in reason), inside[0])
+        return next((name for name in inside if name in reason), f"{inside[0]}: {reason}")
     return None
 
 

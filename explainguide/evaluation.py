@@ -145,7 +145,8 @@ def _of_all(
     own = [0, 0] if found is None else [found.num_classes, found.multilabel]
     num_classes, multilabel = add_up(own, device, most=True).tolist()
     if found is None and num_classes:
-        return ClassificationScores(int(num_classes), bool(multilabel), device)
+        found = ClassificationScores(int(num_classes), bool(multilabel), device)
+        found.add_nothing()
     return found
 
 

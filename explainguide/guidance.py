@@ -49,7 +49,8 @@ class ExplanationGuidance:
     Args:
         model: Images ``(N, C, H, W)`` to logits ``(N, K)``; any `nn.Module`, also inside
             DistributedDataParallel.
-        layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, or a list of them.
+        layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, a module, or a list of
+            them.
             None finds the last layer whose places reach the logits, with one probe forward.
         attribution: ``"gradient"``, ``"ixg"``, ``"gradcam"``, ``"layercam"``, ``"intgrad"``,
             ``"bcos"``, ``"relevance"``, or an object of `explainguide.attr` with settings of its own.
@@ -115,7 +116,7 @@ class ExplanationGuidance:
     def __init__(
         self,
         model: nn.Module,
-        layer: str | Sequence[str] | None = None,
+        layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
         *,
         attribution: str | LayerMap = "ixg",
         loss: str | Loss = "energy",

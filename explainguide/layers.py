@@ -106,19 +106,19 @@ def said_of(model: nn.Module, layer: str, attribute: str) -> Any:
 
 
 def resolve_layers(
-    model: nn.Module, layer: str | Sequence[str], *, caller: str
+    model: nn.Module, layer: str | nn.Module | Sequence[str | nn.Module], *, caller: str
 ) -> dict[str, nn.Module | None]:
     """Names to modules; ``"input"`` (the image itself) to None.
 
     Args:
         model: The unwrapped model.
-        layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, or several. The
-            prefixes that DistributedDataParallel and torch.compile put in front are understood.
+        layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, a module, or several.
+            The prefixes that DistributedDataParallel and torch.compile put in front are understood.
             ``"stage4[1]"`` is the second output of a layer that returns a tuple or a list.
         caller: The public callable that the error names.
 
     Raises:
-        LayerError: For a name that the model has not, a number, a module, or no name at all.
+        LayerError: For a name or a module that the model has not, a number, or no name at all.
     """
     names = [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
     if not names:
@@ -138,10 +138,12 @@ def _clean_name(
 ) -> str:
     if isinstance(name, nn.Module):
         known = next((n for n, m in modules.items() if m is name and n), None)
-        fix = f"Use layer={known!r}" if known else "It is no module of this model"
+        if known is not None:
+            return known
+        whole = "It is the model itself" if name is model else "It is no module of this model"
         raise LayerError(
-            f"{caller}: layer is a {type(name).__name__} module. {fix}. "
-            "Layers are given by dotted name."
+            f"{caller}: layer is a {type(name).__name__} module. {whole}. Pass a part of the model "
+            "that is guided. A dotted name, or a module of the model, is allowed."
         )
     if not isinstance(name, str):
         raise LayerError(

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 NAME = "ExplanationGuidance"
+Layers = str | nn.Module | Sequence[str | nn.Module]
 _TARGETS = ("sample", "all", "predicted")
 _SCORES = ("logit", "log_prob", "sum_log_probs")
 _REDUCTIONS = ("mean", "sum", "none")
@@ -36,7 +37,7 @@ _REDUCTIONS = ("mean", "sum", "none")
 def resolve_attribution(
     attribution: str | LayerMap,
     model: nn.Module,
-    layer: str | Sequence[str] | None,
+    layer: Layers | None,
     reading: Reading,
 ) -> LayerMap:
     """A name, or an object that was built for this model."""
@@ -65,7 +66,7 @@ def resolve_attribution(
 def named_attribution(
     name: str,
     model: nn.Module,
-    layer: str | Sequence[str] | None,
+    layer: Layers | None,
     *,
     reading: Reading = AS_FOUND,
     caller: str = NAME,
@@ -75,9 +76,7 @@ def named_attribution(
     return place(ATTRIBUTIONS[name](model, **vars(reading)), layer, caller=caller)
 
 
-def place(
-    attribution: LayerMap, layer: str | Sequence[str] | None, *, caller: str = NAME
-) -> LayerMap:
+def place(attribution: LayerMap, layer: Layers | None, *, caller: str = NAME) -> LayerMap:
     """An attribution that places itself, at the layer that is named instead; others as they are."""
     if not attribution.places_itself or layer is None:
         return attribution
@@ -91,9 +90,7 @@ def place(
     return attribution.at(layer)
 
 
-def combine_layers(
-    layer: str | Sequence[str] | None, attribution: LayerMap
-) -> str | Sequence[str] | None:
+def combine_layers(layer: Layers | None, attribution: LayerMap) -> Layers | None:
     """The guide's layer, or the one that the attribution object was built for."""
     own = attribution.layer
     if layer is None or own is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.derivatives import check_derivatives
-from explainguide.errors import ExplainGuideError, LayerError
+from explainguide.errors import ExplainGuideError, ExplainGuideWarning, LayerError
 from explainguide.layers import INPUT, split_index
 from explainguide.layout import Layout, infer_layout, to_nchw
 from explainguide.logits import check_logits
@@ -43,6 +45,7 @@ class LayerInfo:
         calls: How often it ran in one forward pass.
         cancels: Whether activation times gradient sums to zero over the channels of every place, as
             it must where nothing but a normalisation follows (it undoes the length of what it gets).
+        reaches: Whether anything of its output reaches the logits.
         usable: Whether it can be guided and its places are the image's: alive, run once, and not
             inside an attention module, whose tokens are queries, keys and values.
     """
@@ -53,6 +56,7 @@ class LayerInfo:
     alive: bool
     calls: int
     cancels: bool
+    reaches: bool
     usable: bool
 
 
@@ -68,7 +72,15 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     # timm's patch embeddings, of which later stages may have smaller ones, and torchvision's ViT.
     told = [getattr(m, "img_size", None) for m in model.modules()]
     told.append(getattr(model, "image_size", None))
-    sizes = [(size, size) if isinstance(size, int) else tuple(size) for size in told if size]
+    for config in [getattr(m, "config", None) for m in model.modules()]:  # Transformers'
+        told += [
+            getattr(c, "image_size", None) for c in (config, getattr(config, "vision_config", 0))
+        ]
+    sizes = [
+        (size, size) if isinstance(size, int) else tuple(size)
+        for size in told
+        if isinstance(size, int | tuple | list) and size
+    ]
     height, width = max(sizes, default=(height, width))
     return int(channels), int(height), int(width)
 
@@ -95,6 +107,7 @@ def probe(
     act: Callable[[Tensor], Result],
     *,
     reading: Reading = AS_FOUND,
+    seed: int = 0,
     caller: str,
 ) -> Result:
     """Run one random image of (C, H, W) through the model and act on a random sum of its logits.
@@ -104,7 +117,7 @@ def probe(
     """
     parameter = next(model.parameters(), torch.empty(0))
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     draw = torch.rand if _adds_inverse(model) else torch.randn
     image = draw(1, *size, generator=generator).to(parameter.device, dtype)
     # A head of zeros (torchvision's ViTs) would make every layer look dead.
@@ -139,7 +152,8 @@ def probe_layers(
     """Run one random image through the model and describe every layer, in the order they finish.
 
     The model is in evaluation mode meanwhile and comes back as it was; cost: one forward and one
-    backward of one image, with every activation kept.
+    backward of one image, with every activation kept, and two more where products seem to cancel, which
+    one draw of an image and of scores may do by chance.
 
     Args:
         model: The unwrapped model.
@@ -150,8 +164,21 @@ def probe_layers(
     Raises:
         LayerError: If the model does not run on such an image.
     """
-    channels, height, width = input_size(model)
-    height, width = image_size or (height, width)
+    said = dataclasses.replace(reading, image_size=image_size or reading.image_size)
+    found = _look(model, said, 0, caller)
+    for seed in (1, 2):
+        if any(one.cancels for one in found):
+            again = {one.name: one.cancels for one in _look(model, said, seed, caller)}
+            found = [
+                dataclasses.replace(one, cancels=one.cancels and again.get(one.name, False))
+                for one in found
+            ]
+    return found
+
+
+def _look(model: nn.Module, reading: Reading, seed: int, caller: str) -> list[LayerInfo]:
+    """Every layer, as one draw shows it."""
+    channels, height, width = _probed_size(model, reading)
     modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
     attention = {name for name, m in modules.items() if _is_attention(name, m)}
     tap = Tap(model, dict(modules), replace=False)
@@ -166,15 +193,15 @@ def probe_layers(
     try:
         with tap.alone():
             seen, features, by_name = probe(
-                model, (channels, height, width), look, reading=reading, caller=caller
+                model, (channels, height, width), look, reading=reading, seed=seed, caller=caller
             )
     except ExplainGuideError:
         raise
     except Exception as error:  # whatever a model does with an image that it was not made for
         raise LayerError(
             f"{caller}: no layer could be found, because the model did not run on an image of "
-            f"{channels} x {height} x {width} ({str(error).splitlines()[0]}). Name one with layer=. "
-            "Any dotted name of a module is allowed, or 'input'."
+            f"{channels} x {height} x {width} ({str(error).splitlines()[0]}). Say image_size=(H, W), "
+            "or name one with layer=. Any dotted name of a module is allowed, or 'input'."
         ) from error
     finally:
         tap.remove()
@@ -198,6 +225,7 @@ def probe_layers(
             layout = None
         gradient = by_name.get(name)
         alive, cancels = False, False
+        reaches = gradient is not None and bool(gradient.any())
         if gradient is not None and layout is not None:
             gradient, values = to_nchw(gradient, layout), to_nchw(feature.detach(), layout)
             alive = bool((gradient != 0).flatten(2).any(1).float().mean() > 0.5)
@@ -205,7 +233,9 @@ def probe_layers(
             cancels = bool(product.sum(1).abs().max() <= 1e-4 * product.abs().sum(1).max())
         calls = seen.calls[split_index(name)[0]]
         usable = alive and calls == 1 and not _inside(attention, name)
-        found.append(LayerInfo(name, tuple(feature.shape), layout, alive, calls, cancels, usable))
+        found.append(
+            LayerInfo(name, tuple(feature.shape), layout, alive, calls, cancels, reaches, usable)
+        )
     return found
 
 
@@ -219,14 +249,52 @@ def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -
         LayerError: If there is none.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
+    by_name = {layer.name: layer for layer in layers}
+    unread: LayerInfo | None = None
     for layer in reversed(layers):
         kind = type(modules[split_index(layer.name)[0]]).__name__.lower()
-        if layer.usable and not layer.cancels and not any(word in kind for word in _PASSED_OVER):
+        if any(word in kind for word in _PASSED_OVER):
+            continue
+        if layer.usable and not layer.cancels and not _is_branch(layer, by_name):
+            if unread is not None:
+                warnings.warn(
+                    f"{caller}: layer {layer.name!r} is taken. Of the output of a later one, "
+                    f"{unread.name!r}, {unread.shape}, the places cannot be told. Say grid=(h, w) and "
+                    "prefix_tokens=, or name a layer.",
+                    ExplainGuideWarning,
+                    stacklevel=4,
+                )
             return layer.name
+        unread = unread or (layer if _is_unread(layer, modules) else None)
     raise LayerError(
         f"{caller}: no layer of {type(model).__name__} keeps a spatial grid that reaches the "
         f"logits. Use layer={INPUT!r}. `explainguide layers` shows what each layer returns."
     )
+
+
+def _is_branch(layer: LayerInfo, by_name: dict[str, LayerInfo]) -> bool:
+    """Whether a layer lies inside one that reaches the logits and whose products cancel.
+
+    What is added to a skip connection does not cancel by itself, and is a part of the truth only.
+    """
+    parts = split_index(layer.name)[0].split(".")
+    around = (by_name.get(".".join(parts[:i])) for i in range(1, len(parts)))
+    return any(one is not None and one.alive and one.cancels for one in around)
+
+
+def _is_unread(layer: LayerInfo, modules: dict[str, nn.Module]) -> bool:
+    """Whether a layer may hold tokens of which nobody could tell the places."""
+    attention = {name for name, m in modules.items() if name and _is_attention(name, m)}
+    tokens = len(layer.shape) == 3 and layer.shape[0] == 1 and min(layer.shape[1:]) > 2
+    free = layer.layout is None and layer.calls == 1 and not _inside(attention, layer.name)
+    return tokens and layer.reaches and free
+
+
+def _probed_size(model: nn.Module, reading: Reading) -> tuple[int, int, int]:
+    """What is run on: the user's size, or the model's own."""
+    channels, height, width = input_size(model)
+    height, width = reading.image_size or (height, width)
+    return channels, height, width
 
 
 def find_layer(model: nn.Module, *, reading: Reading = AS_FOUND, caller: str) -> str:
@@ -250,7 +318,7 @@ def find_layer(model: nn.Module, *, reading: Reading = AS_FOUND, caller: str) ->
 
     try:
         with tap.alone():
-            probe(model, input_size(model), look, reading=reading, caller=caller)
+            probe(model, _probed_size(model, reading), look, reading=reading, caller=caller)
     finally:
         tap.remove()
     return layer

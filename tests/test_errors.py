@@ -164,7 +164,7 @@ BUILD: list[tuple[type, Callable[[], Any], dict[str, Any], list[str]]] = [
     (LayerError, SmallCnn, {"layer": 3}, ["layer is 3, a int", "not numbered", "dotted name"]),
     (LayerError, SmallCnn, {"layer": []}, ["empty list"]),
     (LayerError, SmallCnn, {"layer": ["mix", "mix"]}, ["'mix' is named twice"]),
-    (LayerError, SmallCnn, {"layer": nn.Linear(1, 1)}, ["a Linear module", "dotted name"]),
+    (LayerError, SmallCnn, {"layer": nn.Linear(1, 1)}, ["a Linear module", "no module of this model", "dotted name"]),
     (OptionError, SmallCnn, {"layer": "mix", "attribution": "grad-cam"}, ["unknown attribution 'grad-cam'", "'gradcam'"]),
     (OptionError, SmallCnn, {"layer": "mix", "attribution": GradCam}, ["the class GradCam", "GradCam(model)"]),
     (OptionError, SmallCnn, {"layer": "mix", "attribution": GradCam(SmallCnn())}, ["another model"]),

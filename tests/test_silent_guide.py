@@ -389,9 +389,9 @@ def test_an_operation_of_an_extension_is_named_by_loss_loc_and_check() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), Extension(), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))  # fmt: skip
     guide = ExplanationGuidance(model, "1")
     model(images())
-    with pytest.raises(GuidanceError, match=r"operation 'deform_conv2d' has no second derivative"):
+    with pytest.raises(GuidanceError, match=r"operation '.*deform_conv2d.*' has no second"):
         guide.loss_loc(TARGETS)
-    with pytest.raises(GuidanceError, match=r"operation 'deform_conv2d' has no second derivative"):
+    with pytest.raises(GuidanceError, match=r"operation '.*deform_conv2d.*' has no second"):
         guide.check(images(), TARGETS)
     with ExplanationGuidance(model, "3") as above:
         model(images())

@@ -82,7 +82,7 @@ class LayerMap(Attribution):
 
     Args:
         model: Images ``(N, 3, H, W)`` to logits ``(N, K)``.
-        layer: Dotted name; None, or ``"input"``, is the image, as in Captum.
+        layer: Dotted name or module; None, or ``"input"``, is the image, as in Captum.
         output: Which of several things that the model returns are the logits: an index, a key, an
             attribute, or a callable that takes what the model returned.
         layout: ``"NCHW"`` or ``"NHWC"``, for a layer whose four dimensions can be read both ways; by
@@ -111,7 +111,7 @@ class LayerMap(Attribution):
     def __init__(
         self,
         model: nn.Module,
-        layer: str | None = None,
+        layer: str | nn.Module | None = None,
         *,
         output: Output | None = None,
         layout: str | None = None,
@@ -133,19 +133,19 @@ class LayerMap(Attribution):
         )
         self.model = unwrap(model, caller=caller)
         check_classifier(self.model, self.reading, caller=caller)
-        self.layer = layer
         self._told: set[str] = set()
-        self._modules = resolve_layers(self.model, layer or INPUT, caller=caller)
+        self._modules = resolve_layers(self.model, INPUT if layer is None else layer, caller=caller)
+        self.layer = None if layer is None else next(iter(self._modules))
         self._check()
 
     def _check(self) -> None:
         """Refuse a model that the attribution cannot explain, before any forward pass."""
 
-    def at(self, layer: str) -> LayerMap:
+    def at(self, layer: str | nn.Module) -> LayerMap:
         """The same attribution, with the same settings, at another layer."""
         other = copy.copy(self)
-        other.layer = layer
         other._modules = resolve_layers(self.model, layer, caller=type(self).__name__)
+        other.layer = next(iter(other._modules))
         return other
 
     def tap(self, modules: dict[str, nn.Module | None]) -> Tap:

@@ -64,7 +64,7 @@ class IntegratedGradients(LayerMap):
     def __init__(
         self,
         model: nn.Module,
-        layer: str | None = None,
+        layer: str | nn.Module | None = None,
         *,
         n_steps: int = 50,
         baselines: float | Tensor = 0.0,

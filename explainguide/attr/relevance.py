@@ -79,7 +79,7 @@ class AttentionRelevance(LayerMap):
     def __init__(
         self,
         model: nn.Module,
-        layer: str | None = None,
+        layer: str | nn.Module | None = None,
         *,
         last_blocks: int | None = None,
         detach_gradient: bool = False,
@@ -117,13 +117,13 @@ class AttentionRelevance(LayerMap):
             )
         self._start(self._all_blocks[-last_blocks].name if layer is None else layer)
 
-    def at(self, layer: str) -> AttentionRelevance:
+    def at(self, layer: str | nn.Module) -> AttentionRelevance:
         """The same relevance, from another attention module on."""
         other = copy.copy(self)
         other._start(layer)
         return other
 
-    def _start(self, layer: str) -> None:
+    def _start(self, layer: str | nn.Module) -> None:
         caller = type(self).__name__
         modules = resolve_layers(self.model, layer, caller=caller)
         (name,) = modules

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,24 +31,53 @@ class CocoMask(NamedTuple):
     """Polygons or run lengths, decoded when asked."""
 
     segmentation: Any
-    size: tuple[int, int] | None  # (H, W) of the image, where the file knows it
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the image that it was made for, which only run lengths tell."""
+        size = self.segmentation.get("size") if isinstance(self.segmentation, dict) else None
+        return (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None
 
     def decode(self, size: tuple[int, int]) -> np.ndarray:
-        """``(H, W)`` uint8, 0 or 1, in the frame that the file means.
+        """``(H, W)`` uint8, 0 or 1, of an image of ``size`` (H, W)."""
+        from pycocotools import mask
 
-        Args:
-            size: Of the image, where the file does not say it.
-        """
+        with warnings.catch_warnings():  # its compiled part predates numpy 2
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return np.asarray(mask.decode(self._encode(size)))
+
+    def box(self) -> tuple[float, float, float, float]:
+        """XYXY in pixels."""
+        if isinstance(self.segmentation, list):
+            _check_polygons(self.segmentation)
+            x = [float(v) for polygon in self.segmentation for v in polygon[0::2]]
+            y = [float(v) for polygon in self.segmentation for v in polygon[1::2]]
+            return min(x), min(y), max(x), max(y)
+        from pycocotools import mask
+
+        x1, y1, width, height = mask.toBbox(self._encode(self.segmentation["size"])).tolist()
+        return x1, y1, x1 + width, y1 + height
+
+    def _encode(self, size: Sequence[int]) -> Any:
         from pycocotools import mask
 
         encoded = self.segmentation
         if isinstance(encoded, list):
-            encoded = mask.merge(mask.frPyObjects(encoded, *(self.size or size)))
-        elif isinstance(encoded["counts"], list):
-            encoded = mask.frPyObjects(encoded, *(self.size or size))
-        with warnings.catch_warnings():  # its compiled part predates numpy 2
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return np.asarray(mask.decode(encoded))
+            _check_polygons(encoded)
+            return mask.merge(mask.frPyObjects(encoded, *size))
+        if isinstance(encoded["counts"], list):
+            if sum(encoded["counts"]) != size[0] * size[1]:
+                total = sum(encoded["counts"])
+                raise ValueError(f"its counts sum to {total}, not to {size[0]} x {size[1]}")
+            return mask.frPyObjects(encoded, *size)
+        return encoded
+
+
+def _check_polygons(polygons: list[Any]) -> None:
+    """Refuse four numbers, which pycocotools takes for x, y, width, height, and odd ones."""
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"a polygon of {len(polygon)} numbers; it needs 6, 8, 10, ...")
 
 
 class BoxRow(NamedTuple):
@@ -75,7 +106,7 @@ def read_boxes(path: Path) -> list[BoxRow]:
 
 def read_csv(path: Path) -> list[BoxRow]:
     """Read ``image,xmin,ymin,xmax,ymax[,label]``, in any order of columns."""
-    text = read_text(path, caller=OWNER, what="a CSV file")
+    text = read_text(path, caller=OWNER, kind="a CSV file")
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
         _check_header(path, [name.strip() for name in reader.fieldnames or []])
@@ -137,106 +168,139 @@ def check_box(path: Path, where: str, box: tuple[float, float, float, float]) ->
 def read_coco(path: Path) -> list[BoxRow]:
     """Read the objects of a COCO JSON file; crowds, which are not one object, are left out."""
     try:
-        import pycocotools.mask  # noqa: F401  (masks are decoded later: say it now)
+        importlib.import_module("pycocotools.coco")
     except ImportError:
         raise DataError(
             f"{OWNER}: COCO JSON ('{path.name}') needs pycocotools. "
             "`pip install explainguide[coco]`; a CSV file needs nothing."
         ) from None
-    text = read_text(path, caller=OWNER)
     try:
-        content = json.loads(text)
-        tables = [_by_id(path, kind, content[kind]) for kind in ("images", "categories")]
-        return list(_coco_rows(path, content["annotations"], *tables))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, (DataError, AnnotationError)):
-            raise
-        raise DataError(
-            f"{OWNER}: '{path}' is not COCO JSON ({type(error).__name__}: {error}). It needs "
-            "images, annotations and categories."
-        ) from None
+        content = json.loads(read_text(path, caller=OWNER, kind="a JSON file"))
+    except json.JSONDecodeError as error:
+        raise _not_coco(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise _not_coco(path, f"it is a {type(content).__name__}, not an object")
 
+    images: dict[Any, tuple[str, tuple[int, int] | None]] = {}
+    for where, entry in _entries(path, content, "images", ("id", "file_name")):
+        _add(path, where, images, entry["id"], (entry["file_name"], _size_of(entry)))
+    categories: dict[Any, str] = {}
+    for where, entry in _entries(path, content, "categories", ("id", "name")):
+        _add(path, where, categories, entry["id"], entry["name"])
 
-def _by_id(path: Path, kind: str, entries: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-    table: dict[Any, dict[str, Any]] = {}
-    for entry in entries:
-        if entry["id"] in table:
-            raise DataError(f"{OWNER}: '{path}' has id {entry['id']!r} twice in {kind}.")
-        table[entry["id"]] = entry
-    return table
-
-
-def _coco_rows(
-    path: Path,
-    annotations: list[dict[str, Any]],
-    images: dict[Any, dict[str, Any]],
-    categories: dict[Any, dict[str, Any]],
-) -> Iterator[BoxRow]:
-    empty: list[str] = []
-    for number, annotation in enumerate(annotations):
-        where = f"annotation {annotation.get('id', f'number {number}')}"
-        if annotation.get("iscrowd"):
-            continue
-        image = _entry(path, where, annotation, "image_id", images)
-        category = _entry(path, where, annotation, "category_id", categories)
-        for entry, key, kind in ((image, "file_name", "image"), (category, "name", "category")):
-            if key not in entry:
-                raise DataError(
-                    f"{OWNER}: '{path}', {where}: its {kind} {entry.get('id')!r} has no {key!r}. COCO "
-                    "names every image by file_name and every category by name."
-                )
-        x, y, width, height = _coco_box(path, where, annotation)
-        if 0 in (width, height):  # train2017 has two of them
+    rows, empty = [], []
+    for where, entry in _entries(path, content, "annotations", ("image_id", "category_id")):
+        row = _coco_row(path, where, entry, images, categories)
+        if _is_empty(row.box):
             empty.append(where)
             continue
-        box = (x, y, x + width, y + height)
-        check_box(path, where, box)
-        size = None
-        if "height" in image and "width" in image:
-            size = (int(image["height"]), int(image["width"]))
-        mask = None
-        if annotation.get("segmentation"):
-            mask = CocoMask(annotation["segmentation"], size)
-        yield BoxRow(where, image["file_name"], box, category["name"], size, mask)
+        check_box(path, where, row.box)
+        rows.append(row)
     if empty:
         warnings.warn(
-            f"{OWNER}: '{path}' has {len(empty)} boxes without a width or a height "
-            f"({short_list(empty)}), which are left out.",
+            f"{OWNER}: '{path}' has {len(empty)} boxes of no width or no height, which are left "
+            f"out: {short_list(empty)}.",
             ExplainGuideWarning,
-            stacklevel=6,
+            stacklevel=4,
         )
+    counts = Counter(row.where for row in rows)
+    repeated = [where for where, count in counts.items() if count > 1]
+    if repeated:
+        warnings.warn(
+            f"{OWNER}: '{path}' uses {len(repeated)} annotation ids more than once "
+            f"({short_list(repeated)}); every entry is taken for an object of its own.",
+            ExplainGuideWarning,
+            stacklevel=4,
+        )
+    return rows
 
 
-def _entry(
-    path: Path, where: str, annotation: dict[str, Any], key: str, table: dict[Any, Any]
-) -> dict[str, Any]:
-    """The image or the category of an annotation."""
-    if key not in annotation:
+def _not_coco(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"{OWNER}: '{path}' is not COCO JSON ({reason}). It needs images, annotations and "
+        "categories, each a list of objects."
+    )
+
+
+def _entries(
+    path: Path, content: dict[str, Any], table: str, required: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries of a list in the file, with their names for messages; crowds are passed over."""
+    if not isinstance(content.get(table), list):
+        fault = f"no {table!r}" if content.get(table) is None else f"{table!r} is not a list"
+        raise _not_coco(path, fault)
+    singular = {"images": "image", "categories": "category", "annotations": "annotation"}[table]
+    for place, entry in enumerate(content[table]):
+        if not isinstance(entry, dict):
+            raise _not_coco(path, f"{table}[{place}] is {entry!r}")
+        known = entry.get("id") is not None
+        where = f"{singular} {entry['id']}" if known else f"{table}[{place}]"
+        if table == "annotations" and entry.get("iscrowd") in (1, "1"):
+            continue
+        for key in required:
+            value = entry.get(key)
+            if value is None:
+                raise DataError(
+                    f"{OWNER}: '{path}', {where}: no {key!r}. Every {singular} needs "
+                    f"{' and '.join(required)}."
+                )
+            if not isinstance(value, str if key in ("file_name", "name") else (int, float, str)):
+                raise DataError(f"{OWNER}: '{path}', {where}: {key} {value!r} cannot be one.")
+        yield where, entry
+
+
+def _add(path: Path, where: str, table: dict[Any, Any], key: Any, value: Any) -> None:
+    """Enter an id; the same one again is refused where it means something else."""
+    if table.setdefault(key, value) != value:
         raise DataError(
-            f"{OWNER}: '{path}', {where}: no {key!r}.{did_you_mean(key, annotation)} COCO's "
-            "annotations have image_id, category_id and bbox."
+            f"{OWNER}: '{path}', {where}: the id occurs twice, for {table[key]!r} and for "
+            f"{value!r}. Number them anew; were two files joined?"
         )
-    if annotation[key] not in table:
-        raise DataError(
-            f"{OWNER}: '{path}', {where}: {key} {annotation[key]!r} is not in the file."
-        )
-    found: dict[str, Any] = table[annotation[key]]
-    return found
 
 
-def _coco_box(path: Path, where: str, annotation: dict[str, Any]) -> tuple[float, ...]:
-    """(x, y, width, height): as given, or around the polygons."""
-    given = annotation.get("bbox")
-    polygons = annotation.get("segmentation")
-    if given is None and isinstance(polygons, list) and polygons:
-        corners = np.concatenate([np.asarray(p, dtype=float).reshape(-1, 2) for p in polygons])
-        low, high = corners.min(0), corners.max(0)
-        return (*low.tolist(), *(high - low).tolist())
+def _size_of(image: dict[str, Any]) -> tuple[int, int] | None:
+    """(H, W), where the file says it; some programs write 0."""
     try:
-        x, y, width, height = (float(v) for v in given)  # type: ignore[union-attr]
-    except (TypeError, ValueError):
+        height, width = int(image["height"]), int(image["width"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _coco_row(
+    path: Path, where: str, entry: dict[str, Any], images: dict[Any, Any], names: dict[Any, str]
+) -> BoxRow:
+    for key, table in (("image_id", images), ("category_id", names)):
+        if entry[key] not in table:
+            raise DataError(f"{OWNER}: '{path}', {where}: {key} {entry[key]!r} is not in the file.")
+    file_name, size = images[entry["image_id"]]
+    mask = CocoMask(entry["segmentation"]) if entry.get("segmentation") else None
+    if entry.get("bbox"):
+        try:
+            x, y, width, height = (float(v) for v in entry["bbox"])
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{OWNER}: '{path}', {where}: bbox {entry['bbox']!r} is not x, y, width, height."
+            ) from None
+        box = (x, y, x + width, y + height)
+    elif mask is None:
         raise DataError(
-            f"{OWNER}: '{path}', {where}: bbox is {given!r}. Give [x, y, width, height], or polygons "
-            "in segmentation, around which the box is taken."
-        ) from None
-    return x, y, width, height
+            f"{OWNER}: '{path}', {where}: no bbox, and no segmentation to take it from. Give bbox "
+            "as x, y, width, height in pixels, or leave the annotation out."
+        )
+    else:
+        try:
+            box = mask.box()
+        except Exception as error:  # pycocotools raises bare Exception, among others
+            raise DataError(
+                f"{OWNER}: '{path}', {where}: no bbox, and a segmentation that cannot be decoded "
+                f"({error})."
+            ) from None
+        size = mask.size or size  # to be compared with the image's own
+    return BoxRow(where, file_name, box, names[entry["category_id"]], size, mask)
+
+
+def _is_empty(box: tuple[float, float, float, float]) -> bool:
+    """Without area in float32, as datasets keep it, but not inverted: train2017 has two."""
+    x1, y1, x2, y2 = np.array(box, dtype=np.float32).tolist()
+    return (x1 == x2 and y1 <= y2) or (y1 == y2 and x1 <= x2)

@@ -110,6 +110,8 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
         self._rows: dict[int, list[BoxRow]] = {}
         if boxes is not None:
             self._rows = self._assign(Path(boxes), read_boxes(Path(boxes)))
+            if masks:
+                _warn_without_masks(Path(boxes), list(self._rows.values()))
         self.annotated = torch.zeros(len(self.paths), dtype=torch.bool)
         self.annotated[list(self._rows)] = True
 
@@ -135,7 +137,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
         return image, int(self.labels[index]), annotation
 
     def _masks(self, index: int, size: tuple[int, int]) -> Tensor | None:
-        return _decode_masks(self._rows[index], self._turns.get(index, 1), size, self._told)
+        return _decode_masks(self._rows[index], self._turns.get(index, 1), size)
 
     def __repr__(self) -> str:
         return (
@@ -212,6 +214,13 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
                     f"image is {header.upright} (height, width). Was it resized, or turned without "
                     "an EXIF orientation that says so?"
                 )
+            made_for = row.mask.size if self.with_masks and row.mask is not None else None
+            if made_for not in (None, header.stored, header.upright):
+                raise AnnotationError(
+                    f"{_OWNER}: '{file}', {row.where}: the run lengths are of size {made_for} and "
+                    f"'{row.image}' is {header.upright} (height, width). Was it resized without "
+                    "its masks?"
+                )
 
 
 def _check_inside(file: Path, size: tuple[int, int], rows: list[BoxRow]) -> None:
@@ -226,20 +235,30 @@ def _check_inside(file: Path, size: tuple[int, int], rows: list[BoxRow]) -> None
             )
 
 
-def _decode_masks(
-    rows: list[BoxRow], orientation: int, size: tuple[int, int], told: set[str]
-) -> Tensor | None:
+def _warn_without_masks(file: Path, images: list[list[BoxRow]]) -> None:
+    """Say where ``masks=True`` gives boxes only: in the whole file, or for want of some objects'."""
+    bare = [[row for row in rows if row.mask is None] for rows in images]
+    fully = [len(some) == len(rows) for some, rows in zip(bare, images, strict=True)]
+    partly = [some[0] for some, full in zip(bare, fully, strict=True) if some and not full]
+    if images and all(fully):
+        text = (
+            f"'{file}' holds no segmentation, so that there are boxes only. For masks "
+            "give COCO JSON with segmentations; for boxes leave out masks=True."
+        )
+    elif partly:
+        text = (
+            f"in {len(partly)} images of '{file}' some objects have no segmentation and others "
+            f"have (first: {partly[0].where}, '{partly[0].image}'); these images have boxes only. "
+            "Give every object of an image a segmentation."
+        )
+    else:
+        return
+    warnings.warn(f"{_OWNER}: masks=True, but {text}", ExplainGuideWarning, stacklevel=3)
+
+
+def _decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -> Tensor | None:
     """``(M, H, W)`` of the upright picture, or None where an object has none."""
     stored = size if orientation < 5 else (size[1], size[0])
-    without = [row.where for row in rows if row.mask is None]
-    if 0 < len(without) < len(rows) and "masks" not in told:
-        told.add("masks")
-        warnings.warn(
-            f"{_OWNER}: {short_list(without)} of '{rows[0].image}' has no segmentation, and "
-            "others of the image have: it comes with boxes alone, and so does every other such image.",
-            ExplainGuideWarning,
-            stacklevel=4,
-        )
     decoded = []
     for row in rows:
         if row.mask is None:

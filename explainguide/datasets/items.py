@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision import transforms as v1_transforms
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
@@ -76,7 +75,8 @@ def check_transforms(owner: str, transforms: Transforms | None) -> Transforms:
             f"but got {type(transforms).__name__}."
         )
     for part in _parts(transforms):
-        if type(part).__module__.startswith(v1_transforms.transforms.__name__):
+        home = f"{type(part).__module__}."
+        if home.startswith("torchvision.transforms.") and not home.startswith(v2.__name__):
             raise OptionError(
                 f"{owner}: transforms has a torchvision.transforms.{type(part).__name__}, which "
                 "moves the image and leaves the boxes where they were. Use "

@@ -121,10 +121,12 @@ def _split_names(sets: Path) -> list[str]:
 def read_record(path: Path, class_index: dict[str, int]) -> VOCRecord:
     """Read one XML file; its boxes are 1-based and inclusive, those returned are not."""
     root = read_xml(path, caller=OWNER)
-    try:
-        tree = VOCDetection.parse_voc_xml(root)["annotation"]
-    except KeyError as error:
-        raise DataError(f"{OWNER}: '{path}' is not a VOC annotation ({error}).") from None
+    if root.tag != "annotation":
+        raise DataError(
+            f"{OWNER}: '{path}' is not a VOC annotation (its root is <{root.tag}>, not "
+            "<annotation>)."
+        )
+    tree = VOCDetection.parse_voc_xml(root)["annotation"]
     size = _read_size(tree)
     boxes, labels, difficult = [], [], []
     for item in tree.get("object", []) if isinstance(tree, dict) else []:
@@ -142,7 +144,7 @@ def read_record(path: Path, class_index: dict[str, int]) -> VOCRecord:
             )
         boxes.append(box)
         labels.append(class_index[name])
-        difficult.append(item.get("difficult", "0") == "1")
+        difficult.append(str(item.get("difficult", "0")).lower() in ("1", "true"))
     return VOCRecord(
         np.array(boxes, dtype=np.float32).reshape(-1, 4),
         np.array(labels, dtype=np.int64),

@@ -209,7 +209,7 @@ GOOD = {"image_id": 1, "category_id": 7, "bbox": [4, 6, 10, 10]}
 @pytest.mark.parametrize(
     ("annotation", "changes", "kind", "message"),
     [
-        ({**GOOD, "bbox": [4, 6, -2, 10]}, {}, AnnotationError, r"annotation 1: .*empty"),
+        ({**GOOD, "bbox": [4, 6, -1, 10]}, {}, AnnotationError, r"annotation 1: .*inverted"),
         ({**GOOD, "bbox": [0.1, 0.1, 0.5, 0.5]}, {}, AnnotationError, r"annotation 1: .*\[0, 1\]"),
         ({**GOOD, "bbox": [4, 6, 90, 10]}, {}, AnnotationError, r"annotation 1: .*outside"),
         ({**GOOD, "image_id": 5}, {}, DataError, r"annotation 1: image_id 5 is not in the file"),
@@ -222,7 +222,7 @@ GOOD = {"image_id": 1, "category_id": 7, "bbox": [4, 6, 10, 10]}
             r"is given as \(40, 30\) and the image is \(30, 40\).*EXIF",
         ),
         (GOOD, {"annotations": 3}, DataError, r"is not COCO JSON"),
-        ({"image_id": 1, "category_id": 7}, {}, DataError, r"bbox is None"),
+        ({"image_id": 1, "category_id": 7}, {}, DataError, r"annotation 1: no bbox, and no seg"),
     ],
 )
 def test_bad_coco(
@@ -255,6 +255,6 @@ def test_json_that_is_not_coco(photos: Path, text: str, capsys: pytest.CaptureFi
 
 
 def test_coco_without_the_extra(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(DataError, match=r"needs pycocotools\. `pip install explainguide\[coco\]`"):
         ImageFolder(photos, write_coco(photos, [GOOD]))

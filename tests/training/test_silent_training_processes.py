@@ -17,6 +17,7 @@ from torch import nn
 from explainguide.batches import epoch_order
 from explainguide.errors import AnnotationError, DataError, GuidanceError
 from explainguide.evaluation import evaluate
+from explainguide.models import small_cnn
 from explainguide.training import TrainConfig, train
 
 from .small_runs import Plain
@@ -57,10 +58,25 @@ class Items(torch.utils.data.Dataset):
             boxes = boxes.flip(1)
         if index in self.kinds.get("infinite", ()):
             image = image * torch.inf
-        if self.kinds.get("binary"):
-            label %= 2
         annotation = {"boxes": boxes, "labels": torch.tensor([label])}
-        return image, label, annotation if index in self.boxed else None
+        hot = nn.functional.one_hot(torch.tensor(label), 10).float()
+        labels = hot if self.kinds.get("hot") else label
+        return image, labels, annotation if index in self.boxed else None
+
+
+class Binary(torch.utils.data.Dataset):
+    """The same images with the labels of one logit."""
+
+    def __init__(self, data: Items) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.data[index]
+        boxes = {"boxes": torch.tensor([[2.0, 3, 12, 11]]), "labels": torch.tensor([index // 2])}
+        return None if item is None else (item[0], torch.tensor([index / 2]), boxes)
 
 
 def turns(count: int, rank: int) -> list[int]:
@@ -124,11 +140,26 @@ def worker(rank: int, todo: dict[str, tuple[Items, TrainConfig]], mistakes: Any,
             else:
                 config = replace(config, batch_size=config.batch_size // WORLD)
             found[name] = outcome(data, config)
+        torch.manual_seed(rank)  # a script that forgot to seed, and running statistics of its own
+        normed = small_cnn(10, widths=(2, 2, 2, 2, 4, 4)).double()
+        train(
+            normed,
+            Items(16, range(16)),
+            Items(4, [0]),
+            replace(BASE, layer="input"),
+            progress=False,
+        )
+        found["normed"] = normed.state_dict()
         for name, data in mistakes.items():
             found[name] = stopped(lambda data=data: outcome(data, replace(BASE, batch_size=2)))
         model = Plain().double()
         alone = Items(4, range(4), damaged=[1, 3])  # all that the second process has
-        found["evaluated"] = evaluate(model, alone, layer="conv")
+        found["evaluated"] = evaluate(model, alone, layer="conv", threshold="fit")
+        alone = Items(4, range(4), damaged=[1, 3], hot=True)
+        found["multi-hot"] = evaluate(model, alone, layer="conv")
+        one = nn.Sequential(model, nn.Linear(10, 1).double().requires_grad_(False))
+        nn.init.ones_(one[1].weight)
+        found["one logit"] = evaluate(one, Binary(alone), layer="0.conv")
         broken = Items(4, range(4), inverted=[1])
         found["not evaluated"] = stopped(lambda: evaluate(model, broken, layer="conv"))
         found["nothing"] = stopped(
@@ -168,6 +199,13 @@ def test_two_processes_train_as_one(both: list[dict[str, Any]], name: str) -> No
 
 
 @pytest.mark.slow
+def test_all_processes_have_the_same_weights_and_statistics(both: list[dict[str, Any]]) -> None:
+    first, second = (found["normed"] for found in both)
+    assert any("running_mean" in name for name in first)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.slow
 def test_the_guidance_matters_in_these_cases() -> None:
     """A step without it is further away than what the test above lets pass."""
     data, config = cases()["a tenth"]
@@ -193,8 +231,12 @@ def test_an_error_in_one_process_stops_them_all(both: list[dict[str, Any]]) -> N
 def test_a_process_that_could_read_nothing_gets_the_whole_evaluation(
     both: list[dict[str, Any]],
 ) -> None:
-    expected = evaluate(Plain().double(), Items(4, range(4), damaged=[1, 3]), layer="conv")
+    model, damaged = Plain().double(), [1, 3]
+    expected = evaluate(model, Items(4, range(4), damaged=damaged), layer="conv", threshold="fit")
     assert (expected["images"], expected["skipped"]) == (2, 2)
+    hot = evaluate(model, Items(4, range(4), damaged=damaged, hot=True), layer="conv")
     for found in both:
         assert found["evaluated"] == pytest.approx(expected)
+        assert found["multi-hot"] == pytest.approx(hot)
+        assert {"f1", "map", "epg"} <= set(found["one logit"])
         assert found["nothing"][0] == DataError.__name__
