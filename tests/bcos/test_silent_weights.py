@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -196,6 +197,15 @@ def test_the_difference_is_the_one_that_it_says() -> None:
     assert alive(net().half())[0].weight.dtype == torch.float32
 
 
+def test_layers_in_place_hide_no_layer_before_them() -> None:
+    """The model's convolution and the network's return the same, whatever becomes of it later."""
+    model = net()
+    model[1] = nn.ReLU(inplace=True)
+    with_hook(model)
+    with pytest.raises(GuidanceError, match="first in module '2'"):
+        bcosify(model)
+
+
 def test_hooks_that_only_watch_are_no_difference() -> None:
     model, seen = net(), []
     model[2].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
@@ -266,6 +276,10 @@ def forward_of_the_model(model: nn.Sequential) -> None:
     model.forward = lambda x: plain(x) * 2
 
 
+def method_of_nobody(model: nn.Sequential) -> None:
+    model[6].forward = MethodType(lambda self, x: nn.Linear.forward(self, x) * 2, model[6])
+
+
 class Beside(nn.Module):
     """Adapters in layers of their own, around the layer that they adapt."""
 
@@ -296,6 +310,7 @@ def fake_quantised(model: nn.Sequential) -> None:
         (compiled, "module '2' was compiled by torch.compile, which a conversion would not see. Call setattr(model, '2', model.get_submodule('2._orig_mod')) first."),
         (lazy, "module '2' holds weight as UninitializedParameter, which is not a plain parameter. Make it an nn.Parameter (a lazy layer: run the model once)."),
         (forward_of_a_layer, "module '6' has another forward than its class, which a conversion would lose. Call del model.get_submodule('6').forward, or accelerate's unwrap_model, first."),
+        (method_of_nobody, "module '6' has another forward than its class"),
         (forward_of_the_model, "the model has another forward than its class"),
         (beside, "module '6' is a Beside with low-rank adapters, which a conversion would not see. Add them to its weight, and put back the layer that they adapt."),
         (fake_quantised, "module '2' is a Conv2d of torch.ao. Convert the model before it is prepared for quantisation."),
