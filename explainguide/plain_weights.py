@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+from types import MethodType
+
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -10,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from explainguide.errors import GuidanceError
 
-__all__ = ["check_plain_weights"]
+__all__ = ["check_plain_weights", "copied"]
 
 
 def check_plain_weights(model: nn.Module, *, caller: str) -> None:
@@ -20,50 +23,97 @@ def check_plain_weights(model: nn.Module, *, caller: str) -> None:
         GuidanceError: With the module's name and the call that makes its weights plain.
     """
     for name, module in model.named_modules():
-        found = _adapter(module) or _computed(module, name)
+        path = f"model.get_submodule({name!r})" if name else "model"
+        found = _wrapper(module, name) or _computed(module, path) or _kept(module, path)
         if found is None:
             continue
-        what, call = found
+        what, fix = found
         raise GuidanceError(
-            f"{caller}: {f'module {name!r}' if name else 'the model'} {what}, which a conversion would "
-            f"not see. Call {call} first. Modules whose weights are their own parameters are allowed."
+            f"{caller}: {f'module {name!r}' if name else 'the model'} {what}. {fix}. Modules whose "
+            "weights are their own parameters are allowed."
         )
 
 
-def _adapter(module: nn.Module) -> tuple[str, str] | None:
-    """Compiled modules, PEFT's wrappers and layers, adapters by their usual names."""
+def copied(model: nn.Module, *, caller: str) -> nn.Module:
+    """A copy, to be changed.
+
+    Raises:
+        GuidanceError: If something that the model holds cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a model holds: files, locks, tensors of a graph
+        raise GuidanceError(
+            f"{caller}: {type(model).__name__} cannot be copied ({str(error).splitlines()[0]}). Take "
+            "away what it holds besides its weights. A model that copy.deepcopy copies is allowed."
+        ) from error
+
+
+def _wrapper(module: nn.Module, name: str) -> tuple[str, str] | None:
+    """Compiled modules, PEFT's and torch.ao's layers, adapters by their usual names."""
+    kind, home = type(module).__name__, type(module).__module__
     if "_orig_mod" in module._modules:
+        parent, _, last = name.rpartition(".")
+        owner = f"model.get_submodule({parent!r})" if parent else "model"
+        fix = f"Call setattr({owner}, {last!r}, model.get_submodule({f'{name}._orig_mod'!r})) first"
+        return "was compiled by torch.compile, which a conversion would not see", fix
+    if home.startswith("peft."):
+        fix = "Call model = model.merge_and_unload() first"
+        return f"is PEFT's {kind}, which a conversion would not see", fix
+    if home.startswith("torch.ao."):
         return (
-            "was compiled by torch.compile",
-            "setattr with its `_orig_mod` on the module around it",
+            f"is a {kind} of torch.ao",
+            "Convert the model before it is prepared for quantisation",
         )
-    kind, home = type(module).__name__, type(module).__module__.split(".")[0]
-    if home == "peft":
-        return f"is PEFT's {kind}", "model = model.merge_and_unload()"
-    parts = {name.lower() for name in [*module._parameters, *module._modules]}
-    low_rank = any(part.startswith(("lora_", "lora")) for part in parts)
-    if low_rank and isinstance(module, nn.Linear | nn.Conv2d):
-        return f"is a {kind} with low-rank adapters", "what adds them to its weight"
+    parts = [*module._parameters, *module._modules]
+    if any(part.lower().startswith("lora") for part in parts):
+        what = f"is a {kind} with low-rank adapters, which a conversion would not see"
+        return what, "Add them to its weight, and put back the layer that they adapt"
     return None
 
 
-def _computed(module: nn.Module, name: str) -> tuple[str, str] | None:
+def _computed(module: nn.Module, path: str) -> tuple[str, str] | None:
     """Weights that are computed from others whenever they are used."""
-    path = f"model.get_submodule({name!r})" if name else "model"
+    unseen = "which a conversion would not see"
     if parametrize.is_parametrized(module):
         tensor, applied = next(iter(module.parametrizations.items()))  # type: ignore[union-attr, operator]
         kinds = ", ".join(type(part).__name__.strip("_") for part in applied)
         remove = "torch.nn.utils.parametrize.remove_parametrizations"
-        return f"has a parametrized {tensor} ({kinds})", f"{remove}({path}, {tensor!r})"
+        what = f"has a parametrized {tensor} ({kinds}), {unseen}"
+        return what, f"Call {remove}({path}, {tensor!r}) first"
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
-            return "has weight norm", f"torch.nn.utils.remove_weight_norm({path}, {hook.name!r})"
+            fix = f"Call torch.nn.utils.remove_weight_norm({path}, {hook.name!r}) first"
+            return f"has weight norm, {unseen}", fix
         if isinstance(hook, SpectralNorm):
-            return (
-                "has spectral norm",
-                f"torch.nn.utils.remove_spectral_norm({path}, {hook.name!r})",
-            )
+            fix = f"Call torch.nn.utils.remove_spectral_norm({path}, {hook.name!r}) first"
+            return f"has spectral norm, {unseen}", fix
         if isinstance(hook, BasePruningMethod):
             tensor = hook._tensor_name
-            return f"has a pruned {tensor}", f"torch.nn.utils.prune.remove({path}, {tensor!r})"
+            fix = f"Call torch.nn.utils.prune.remove({path}, {tensor!r}) first"
+            return f"has a pruned {tensor}, {unseen}", fix
+    for tensor, value in module._parameters.items():
+        if value is not None and type(value) is not nn.Parameter:
+            what = f"holds {tensor} as {type(value).__name__}, which is not a plain parameter"
+            return what, "Make it an nn.Parameter (a lazy layer: run the model once)"
     return None
+
+
+def _kept(module: nn.Module, path: str) -> tuple[str, str] | None:
+    """What was put on an instance: another forward, tensors of a forward pass."""
+    forward = vars(module).get("forward")
+    if forward is not None and not _is_own_method(module, forward):
+        what = "has another forward than its class, which a conversion would lose"
+        return what, f"Call del {path}.forward, or accelerate's unwrap_model, first"
+    for key, value in (*vars(module).items(), *module._buffers.items()):
+        if isinstance(value, Tensor) and not value.is_leaf:
+            what = f"keeps {key!r}, a tensor of a graph, which cannot be copied"
+            return what, f"Call setattr({path}, {key!r}, {path}.{key}.detach()) first"
+    return None
+
+
+def _is_own_method(module: nn.Module, forward: object) -> bool:
+    """Whether it is one of several forwards that the class itself offers."""
+    if not isinstance(forward, MethodType) or forward.__self__ is not module:
+        return False
+    return forward.__func__ in [f for kind in type(module).__mro__ for f in vars(kind).values()]

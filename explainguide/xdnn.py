@@ -24,8 +24,9 @@ from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
 from explainguide.errors import GuidanceError, OptionError, did_you_mean
 from explainguide.layers import INPUT, resolve_layers, unwrap
-from explainguide.plain_weights import check_plain_weights
+from explainguide.plain_weights import check_plain_weights, copied
 from explainguide.probe import input_size, probe
+from explainguide.same_logits import alive, difference
 from explainguide.tap import ForwardPass, Tap
 
 __all__ = ["ChannelScale", "changes", "is_homogeneous", "remove_bias", "scaling_fault"]
@@ -70,6 +71,8 @@ _ALLOWED_OF_TIMM = {
     *("DepthToSpace", "SpaceToDepth", "SelectSeq"),
 }
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# A factor a channel is left of them, because their running statistics are constants.
+_FOLDED = (batchnorm._BatchNorm,)
 # They divide by a size of their own input, which is twice as large for 2x.
 _SCALE_INVARIANT = (nn.LayerNorm, nn.GroupNorm, instancenorm._InstanceNorm, nn.LocalResponseNorm)
 
@@ -85,7 +88,9 @@ def remove_bias(
     Its logits are others than the model's: what the biases did is gone, so train it, or finetune it
     where the model was trained. `changes` says what was exchanged. The model itself is untouched.
 
-    Costs a copy of the model and four forward passes of one random image, in evaluation mode.
+    Costs a copy of the model and four forward passes of one random image, in evaluation mode. Where no
+    norm is dropped it ends with a comparison: the model itself, at biases and running means of 0, must
+    have the same logits. That is up to three more copies, which are let go of, and four passes.
 
     Args:
         model: Images ``(N, C, H, W)`` to logits ``(N, K)``.
@@ -101,7 +106,8 @@ def remove_bias(
         OptionError: For another normalization.
         GuidanceError: For adapters, and weights that are normalised, pruned or parametrized, with the
             call that makes them plain. If modules stay that are not positively homogeneous, each named,
-            or if the result is not, because of an operation that is no module; or if it does not run.
+            or if the result is not, because of an operation that is no module; if it does not run; or
+            if it loses more than biases, such as what a hook does.
 
     Example:
         >>> model = nn.Sequential(
@@ -122,9 +128,22 @@ def remove_bias(
             f"{did_you_mean(str(normalization), ('fold', 'remove'))} 'fold', 'remove' are allowed."
         )
     fold = normalization == "fold"
-    check_plain_weights(unwrap(model, caller=_NAME), caller=_NAME)
-    converted = copy.deepcopy(unwrap(model, caller=_NAME))
-    told, instead = changes(model), {}
+    model = unwrap(model, caller=_NAME)
+    check_plain_weights(model, caller=_NAME)
+    converted, told = _exchange(model, fold=fold)
+    _refuse_modules(converted, fold=fold)
+    _refuse_operations(converted, image_size)
+    if fold or not any(isinstance(m, (*_SCALE_INVARIANT, *_FOLDED)) for m in model.modules()):
+        _refuse_what_is_lost(model, image_size)
+    setattr(converted, _CHANGES, changes(model) + told)
+    return converted
+
+
+def _exchange(model: nn.Module, *, fold: bool) -> tuple[nn.Module, list[str]]:
+    """The copy, and what is other in it."""
+    converted = copied(model, caller=_NAME)
+    told: list[str] = []
+    instead: dict[nn.Module, nn.Module] = {}
     for name, module in converted.named_modules():
         found = _without_norm(module, fold=fold)
         if found is not module:
@@ -136,12 +155,9 @@ def remove_bias(
             told.append(f"{name}: bias removed")
     for module in list(converted.modules()):
         for key, child in module._modules.items():
-            module._modules[key] = instead.get(child, child)  # under each of its names
-    converted = instead.get(converted, converted)
-    _refuse_modules(converted, fold=fold)
-    _refuse_operations(converted, image_size)
-    setattr(converted, _CHANGES, told)
-    return converted
+            if child is not None:
+                module._modules[key] = instead.get(child, child)  # under each of its names
+    return instead.get(converted, converted), told
 
 
 def changes(model: nn.Module) -> list[str]:
@@ -217,10 +233,14 @@ def _twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def _is_frozen_norm(module: nn.Module) -> bool:
+    """Of torchvision or timm, which share no class."""
+    return type(module).__name__.startswith("FrozenBatchNorm")
+
+
 def _without_norm(module: nn.Module, *, fold: bool) -> nn.Module:
     """What takes the place of a normalisation; any other module itself."""
-    frozen = type(module).__name__.startswith("FrozenBatchNorm")
-    if not (frozen or isinstance(module, batchnorm._BatchNorm)):
+    if not (_is_frozen_norm(module) or isinstance(module, _FOLDED)):
         if fold or not isinstance(module, _SCALE_INVARIANT):
             return module
     elif fold and module.running_var is None:
@@ -250,7 +270,7 @@ def _offenders(module: nn.Module, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(module, _ALLOWED) or (of_timm and kind in _ALLOWED_OF_TIMM):
         if getattr(module, "bias", None) is not None or getattr(module, "value", None):
             yield name, f"{kind} with an added constant"
-    elif isinstance(module, (*_SCALE_INVARIANT, batchnorm._BatchNorm)):
+    elif isinstance(module, (*_SCALE_INVARIANT, *_FOLDED)):
         yield name, f"{kind}, which gives the same for 2x as for x"
     elif of_timm and ("attention" in kind.lower() or "attn" in kind.lower()):
         yield name, f"{kind}, whose weights depend on x"
@@ -281,6 +301,34 @@ def _refuse_modules(model: nn.Module, *, fold: bool) -> None:
             f"{drop if norms else ''}Convolutions, linear layers, BatchNorm, ReLU, LeakyReLU, PReLU, "
             "pooling, dropout, upsampling and containers of these are allowed."
         )
+
+
+@torch.no_grad()
+def _refuse_what_is_lost(model: nn.Module, image_size: tuple[int, int] | None) -> None:
+    """Hold the conversion against the model itself where its biases and running means are 0."""
+    model = copied(alive(model), caller=_NAME)
+    for module in model.modules():
+        if isinstance(module, (*_WEIGHTED, *_FOLDED)) or _is_frozen_norm(module):
+            for key in ("bias", "running_mean"):
+                if isinstance(getattr(module, key, None), Tensor):
+                    getattr(module, key).zero_()
+    converted, _ = _exchange(model, fold=True)
+    image = _random_image(model, image_size)
+    for other in (converted, _twin(converted)):  # a twin has no hooks
+        found = difference(model, other, image, caller=_NAME)
+        if found is not None:
+            raise GuidanceError(
+                f"{_NAME}: without biases the logits of {type(model).__name__} are not those of what "
+                f"it becomes: they differ {found}. Look for hooks, and for norms with a forward of "
+                "their own. Layers of torch, timm and torchvision are allowed."
+            )
+
+
+def _random_image(model: nn.Module, image_size: tuple[int, int] | None) -> Tensor:
+    channels, height, width = input_size(model)
+    size = image_size or (height, width)
+    image = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    return image.to(next(model.parameters(), image))
 
 
 def _refuse_operations(model: nn.Module, image_size: tuple[int, int] | None) -> None:

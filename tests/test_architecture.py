@@ -31,7 +31,7 @@ ROWS = [
     ],
     ["checks", "dynamic", "members"],
     ["annotations", "derivatives", "tap", "losses", "models"],
-    ["layout"],
+    ["layout", "same_logits"],
     ["probe"],
     ["bcos", "xdnn"],
     ["attr", "regions", "staging", "selfcheck", "checkpoints", "classification"],

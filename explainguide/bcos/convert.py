@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections import OrderedDict
@@ -30,10 +29,11 @@ from explainguide.bcos.settings import Numbers, Settings, resolve_settings
 from explainguide.bcos.units import BcosLinear
 from explainguide.bcos.walk import convert_parts
 from explainguide.dynamic import evaluating
-from explainguide.errors import GuidanceError, OptionError
+from explainguide.errors import ExplainGuideError, GuidanceError, OptionError
 from explainguide.layers import unwrap
 from explainguide.logits import check_logits
-from explainguide.tap import unread
+from explainguide.plain_weights import copied
+from explainguide.same_logits import alive, difference
 
 __all__ = ["bcosify", "convert"]
 
@@ -94,10 +94,13 @@ def bcosify(
         changed, layer by layer, and what could not be.
 
     With `keep_weights` a conversion ends with a comparison of logits at b = 1, on four random images.
+    It costs two forward passes; for another b than 1 a second conversion, and a copy of the model where
+    parameters are all zero or in half precision, which would hide a difference. They are let go of.
 
     Raises:
         GuidanceError: For adapters, and weights that are normalised, pruned or parametrized, with the
-            call that makes them plain; or if that comparison fails.
+            call that makes them plain; if a forward does not run with B-cos layers; or if that
+            comparison fails, with the difference and the module where it begins.
         OptionError: For options that are not allowed, a model that is a B-cos network already,
             without a convolution or linear layer, or with layers that have no B-cos form, which are
             named.
@@ -127,16 +130,27 @@ def bcosify(
         image_size=image_size,
     )
     network = convert(model, settings)
-    if settings.keep_weights:
-        _compare(model, network, settings)
-    _start(network, settings)
+    try:
+        if settings.keep_weights:
+            _compare(model, network, settings)
+        _start(network, settings)
+    except ExplainGuideError:
+        raise
+    except Exception as error:  # whatever a forward does with layers that are others now
+        raise GuidanceError(
+            f"bcosify: the forward of {type(model).__name__} does not run with layers that are B-cos "
+            f"layers, on images with their inverse ({str(error).splitlines()[0]}). Leave what it does "
+            "to the image to mean and std, and let it call its layers. A forward that gives the image "
+            "to a convolution is allowed."
+        ) from error
     return network
 
 
 def convert(model: nn.Module, settings: Settings) -> nn.Module:
     """`bcosify` without its last step, which gives norms and scales something to start with."""
     with torch.random.fork_rng(devices=[], enabled=settings.keep_weights):  # layers draw in vain
-        network = copy.deepcopy(unwrap(model, caller="bcosify"))
+        network = copied(unwrap(model, caller="bcosify"), caller="bcosify")
+        tied = _tied(network)
         modes = {module.training for module in network.modules()}
         report = Conversion()
         head = _head(network, settings.size)
@@ -146,6 +160,7 @@ def convert(model: nn.Module, settings: Settings) -> nn.Module:
             )
         _convert_head(network, settings, head, report)
         convert_parts(network, settings, head.stems, report)
+        _name_parted(network, tied, report)
         if len(modes) == 1:
             network.train(modes.pop())
     network.conversion = report  # type: ignore[assignment]
@@ -209,6 +224,27 @@ def _logit_bias(old: nn.Linear, settings: Settings) -> LogitBias:
     return LogitBias(old.bias, trainable=old.bias.requires_grad)
 
 
+def _tied(model: nn.Module) -> list[list[str]]:
+    """Names of the same parameter in several modules."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():  # each once, so that a module of two names is no tie
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                names.setdefault(parameter, []).append(f"{name}.{key}".lstrip("."))
+    return [together for together in names.values() if len(together) > 1]
+
+
+def _name_parted(model: nn.Module, tied: list[list[str]], report: Conversion) -> None:
+    """Say which parameters were one and are several now."""
+    now = dict(model.named_parameters(remove_duplicate=False))
+    for names in tied:
+        found = [now[name] for name in names if name in now]
+        if found and (len(found) < len(names) or len(set(found)) > 1):
+            report.left.append(
+                f"{', '.join(names)}: one parameter before, and now trained apart from each other"
+            )
+
+
 def _compare(model: nn.Module, network: nn.Module, settings: Settings) -> None:
     """Hold the network against the model at b = 1, where the logits are promised to be the same.
 
@@ -223,25 +259,21 @@ def _compare(model: nn.Module, network: nn.Module, settings: Settings) -> None:
         logit_bias=None,
         keep_activations=True,
     )
-    if settings != as_promised:
-        network = convert(model, as_promised)
+    model = unwrap(model, caller="bcosify")
+    original = alive(model)
+    if original is not model or settings != as_promised:
+        network = convert(original, as_promised)
     encoded = plain = random_images(network, settings.size[1:])
     if encoded.shape[1] == 2 * settings.size[0]:  # with the inverse, which the stem normalises
         mean, std = (plain.new_tensor(v)[:, None, None] for v in (settings.mean, settings.std))
         plain = (encoded[:, : settings.size[0]] - mean) / std
-    original = unwrap(model, caller="bcosify")
-    with unread(), torch.no_grad(), evaluating(original), evaluating(network):
-        expected = check_logits(original(plain), caller="bcosify").double()
-        found = check_logits(network(encoded), caller="bcosify").double()
-    error = float((found - expected).abs().max())
-    size = float(expected.abs().max())
-    slack = 1e-3 if plain.dtype in (torch.float32, torch.float64) else 0.1
-    if not error <= slack * max(size, 1e-3):
+    found = difference(original, network, plain, encoded, caller="bcosify")
+    if found is not None:
         raise GuidanceError(
-            f"bcosify: at b = 1 the network's logits differ from those of {type(model).__name__} by "
-            f"{error:.3g}, of {size:.3g}, so a part of it computes what no conversion sees. "
-            "Look for hooks, layers with a forward of their own, and weights outside of modules. "
-            "Layers of torch, timm and torchvision are allowed."
+            f"bcosify: at b = 1 the network's logits differ from those of {type(model).__name__} "
+            f"{found}, so a part of it computes what no conversion sees. Look for hooks, layers with "
+            "a forward of their own, and weights outside of modules. Layers of torch, timm and "
+            "torchvision are allowed."
         )
 
 

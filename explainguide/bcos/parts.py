@@ -18,9 +18,10 @@ from explainguide.bcos.modules import Gated, GatedChannels
 from explainguide.bcos.settings import Settings
 from explainguide.bcos.units import BcosConv2d, BcosLinear
 
-__all__ = ["as_conv", "bcos_activation", "bcos_norm", "bcos_unit", "squeeze_excite"]
+__all__ = ["LINEAR", "as_conv", "bcos_activation", "bcos_norm", "bcos_unit", "squeeze_excite"]
 
-_LINEAR = (nn.Linear, timm.layers.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+# Kinds with the forward of nn.Linear; any other subclass may compute something else.
+LINEAR = (nn.Linear, timm.layers.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 @torch.no_grad()
@@ -49,7 +50,7 @@ def bcos_unit(layer: nn.Module, settings: Settings, *, stem: bool = False) -> nn
             layer.padding_mode,
             **options,
         )
-    elif type(layer) in _LINEAR:
+    elif type(layer) in LINEAR:
         layer = cast(nn.Linear, layer)
         bias = settings.bias and layer.bias is not None
         unit = BcosLinear(layer.in_features, layer.out_features, bias, **options)
@@ -127,11 +128,12 @@ def as_conv(layer: BcosLinear) -> BcosConv2d:
 @torch.no_grad()
 def bcos_norm(layer: nn.Module, settings: Settings) -> nn.Module | None:
     """A norm whose statistics are constants of explanations; None for a kind that has no such form."""
-    if isinstance(layer, _NORM_THEN_ACTIVATION):
+    if type(layer) in _NORM_THEN_ACTIVATION:
         plain = bcos_norm(_without_activation(layer), settings)
         if plain is None:
             return None
-        parts = OrderedDict(norm=plain, drop=layer.drop, act=layer.act)
+        made: Any = layer
+        parts = OrderedDict(norm=plain, drop=made.drop, act=made.act)
         return nn.Sequential(parts)  # the activation is converted in its turn
     kind = next((kind for known, kind in _NORMS.items() if type(layer) in known), None)
     if kind is None:

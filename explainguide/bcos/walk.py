@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import Attention
 from torch import nn
 
+from explainguide.bcos.base import BcosUnit
 from explainguide.bcos.modules import GatedChannels, LogitBias
 from explainguide.bcos.parts import (
+    LINEAR,
     bcos_activation,
     bcos_norm,
     bcos_unit,
@@ -61,6 +64,7 @@ def convert_parts(
     Raises:
         OptionError: If layers have no B-cos form; all of them are named.
     """
+    kind = type(model).__name__
     positions = None if settings.bias else separate_positions(model)
     if positions is not None:
         report.changes[""] = f"{type(model).__name__}: positions for queries and keys only"
@@ -70,7 +74,7 @@ def convert_parts(
         shown = ", ".join(walk.refused[:4])
         more = f" and {len(walk.refused) - 4} more" if len(walk.refused) > 4 else ""
         raise OptionError(
-            f"bcosify: {type(model).__name__} has layers without a B-cos form: {shown}{more}. "
+            f"bcosify: {kind} has layers without a B-cos form: {shown}{more}. "
             "Replace them, or take another architecture. Convolutions, linear layers, softmax "
             "attention (timm's Attention, nn.MultiheadAttention), batch, layer and group norms, "
             "squeeze and excitation, elementwise activations and pooling are allowed."
@@ -90,8 +94,10 @@ class _Walk:
     def __post_init__(self) -> None:
         self.refused: list[str] = []
         self.made: dict[nn.Module, nn.Module] = {}
+        self.tied: dict[tuple[nn.Parameter, torch.Size], nn.Parameter] = {}
 
     def visit(self, parent: nn.Module, prefix: str) -> None:
+        self.check_own(parent, prefix)
         for name, child in list(parent._modules.items()):  # named_children leaves out second names
             if child is None:
                 continue
@@ -103,6 +109,7 @@ class _Walk:
             else:
                 new, inside = self.part(child, full)
                 self.made[child] = new.train(child.training) if new is not child else new
+                self.tie(child, new)
             if new is not child:
                 if isinstance(parent, nn.Sequential | nn.ModuleList) and name.isdecimal():
                     parent[int(name)] = new
@@ -116,6 +123,10 @@ class _Walk:
     def part(self, child: nn.Module, name: str) -> tuple[nn.Module, bool]:
         """What comes in the place of a module, and whether its own parts are to be visited."""
         before = type(child).__name__
+        qkv = getattr(child, "qkv", None)
+        if type(child) is Attention and type(qkv) not in LINEAR:  # it is read, and not called
+            self.refused.append(f"{name}.qkv ({type(qkv).__name__})")
+            return child, False
         if to_bcos(child, self.positions):
             self.report.changes[name] = f"{before} -> {type(child).__name__}"
             self.attention(child, name)
@@ -157,6 +168,26 @@ class _Walk:
             if new is not child:
                 setattr(module, part, new)
                 self.report.changes[f"{name}.{part}"] = f"{_say(child)} -> {_say(new)}"
+
+    def tie(self, old: nn.Module, new: nn.Module) -> None:
+        """One parameter of several modules stays one, where it keeps its shape."""
+        if not isinstance(new, BcosUnit):
+            return
+        for key in ("weight", "bias"):
+            before, after = getattr(old, key), getattr(new, key)
+            if before is not None and after is not None:
+                setattr(new, key, self.tied.setdefault((before, after.shape), after))
+
+    def check_own(self, module: nn.Module, prefix: str) -> None:
+        """Matrices that a module's own forward multiplies with: no layer could take their place."""
+        if isinstance(module, DynamicLinear):
+            return
+        for key, parameter in module._parameters.items():
+            constant = any(word in key for word in ("embed", "token", "pos"))
+            if parameter is None or constant or parameter.ndim < 2 or len(parameter) == 1:
+                continue
+            if parameter.squeeze().ndim > 1:
+                self.refused.append(f"{prefix}{key} (a matrix of {type(module).__name__} itself)")
 
     def check_leaf(self, leaf: nn.Module, name: str) -> None:
         """A layer of a kind that is not known: refused, unless it can do no harm."""
