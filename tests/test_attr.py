@@ -147,5 +147,21 @@ def test_the_same_settings_at_another_layer(model: nn.Module) -> None:
     assert (one.layer, other.layer, other.n_steps) == (None, "mix", 5)
 
 
+@pytest.mark.parametrize("name", FOR_ANY_NETWORK)
+def test_silent_autocast_does_not_round_what_the_model_keeps_in_float32(name: str) -> None:
+    """The backward pass runs in the types of the forward pass, not in those of the caller."""
+
+    class Exact(SmallCnn):
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(images)
+
+    attribution = ATTRIBUTIONS[name](Exact().eval(), "stem")
+    expected = attribution.attribute(batch(), CLASSES)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attribution.attribute(batch(), CLASSES)
+    assert_near(found, expected, 1e-6)
+
+
 def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(found, expected.detach(), rtol=tolerance, atol=tolerance)

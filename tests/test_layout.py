@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from explainguide.attr import InputXGradient
@@ -186,3 +186,35 @@ def test_checkpointed_models_are_probed_as_they_are_without(name: str, training:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert set(found) <= set(plain)  # stages whose blocks are called one by one do not run
     assert all(plain[layer] == usable for layer, usable in found.items())
+
+
+@pytest.mark.parametrize(("prefix", "side"), [(5, 2), (7, 3), (9, 4)])
+def test_silent_tokens_that_fit_a_grid_with_and_without_their_prefix(
+    prefix: int, side: int
+) -> None:
+    """Five tokens in front of 2 x 2 are nine, which is 3 x 3 too: what the model says comes first."""
+
+    class Tokens(nn.Module):
+        num_prefix_tokens = prefix
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 6, 8, stride=8)
+            self.front = nn.Parameter(torch.randn(1, prefix, 6))
+            self.norm = nn.LayerNorm(6)
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            patches = self.patches(images).flatten(2).mT
+            tokens = torch.cat([self.front.expand(len(images), -1, -1), patches], 1)
+            return self.head(torch.tanh(self.norm(tokens)).mean(1))
+
+    model = Tokens().double().eval()
+    images = torch.randn(2, 3, 8 * side, 8 * side, dtype=torch.float64)
+    assert round((prefix + side**2) ** 0.5) ** 2 == prefix + side**2
+    found = InputXGradient(model, "norm").attribute(images, 0)
+    front, patches = model.front.expand(2, -1, -1), model.patches(images).flatten(2).mT
+    tokens = model.norm(torch.cat([front, patches], 1)).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.head(torch.tanh(tokens).mean(1))[:, 0].sum(), tokens)
+    expected = (tokens * gradient).sum(2)[:, prefix:].reshape(2, 1, side, side)
+    torch.testing.assert_close(found, expected.detach())

@@ -262,3 +262,17 @@ def test_confidence_boosting_of_half_precision_and_of_nothing() -> None:
 def test_what_confidence_boosting_refuses(logits: tuple, options: dict, message: str) -> None:
     with pytest.raises((OptionError, ShapeError), match=f"^confidence_boosting: .*{message}"):
         confidence_boosting(torch.zeros(logits), **options)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_silent_energy_of_a_positive_part_below_the_floor(scale: float) -> None:
+    """A trace of evidence counts as a share of the whole map, and its gradient stays bounded."""
+    attribution = torch.tensor([[[1e-10, -0.6], [-0.4, 0.0]]], dtype=torch.float64) * scale
+    attribution.requires_grad_()
+    mask = torch.tensor([[[True, False], [True, False]]])
+    loss = energy_loss(attribution, mask)
+    # 1 - 1e-10 / (1e-7 * 1); all of the trace lies inside, so that without the floor it is 0.
+    torch.testing.assert_close(loss, torch.tensor([0.999], dtype=torch.float64), atol=1e-9, rtol=0)
+    loss.sum().backward()
+    slope = torch.tensor(-1e7 / scale, dtype=torch.float64)
+    torch.testing.assert_close(attribution.grad[0, 0, 0], slope, rtol=1e-2, atol=0)

@@ -283,7 +283,7 @@ COPIES = [copy.deepcopy, lambda task: pickle.loads(pickle.dumps(task)), through_
     [{"loss": loss} for loss in ("energy", "l1", "ppce", "rrr", "gradmask", "relevance", "reff")]
     + [{"attribution": a} for a in FOR_ANY_NETWORK]
     + [{"generator": torch.Generator().manual_seed(3), "reduction": "none"}, {"score": "log_prob"}],
-    ids=str,
+    ids=lambda options: "-".join(f"{k}-{v}" for k, v in options.items() if k != "generator"),
 )
 def test_a_module_with_its_guide_is_copied(copied: Any, options: dict[str, Any]) -> None:
     task = Task(**options)

@@ -104,7 +104,7 @@ def open_data(
         )
     if kind == "voc":
         return VOC(root, image_set or "val", masks=masks)
-    return ImageFolder(root, boxes, masks=masks and (boxes or "").endswith(".json"))
+    return ImageFolder(root, boxes, masks=masks and (boxes or "").lower().endswith(".json"))
 
 
 def choose_size(kind: str, size: int | None, model_size: int | None) -> int:

@@ -87,7 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--boxes",
         action="append",
         metavar="X1,Y1,X2,Y2",
-        help="a box to draw, in pixels of the file; one --boxes an image, ';' between boxes",
+        help="a box to draw, in pixels of the upright picture; one --boxes an image, ';' between "
+        "boxes",
     )
     shown.add_argument("--signed", action="store_true", help="show negative attribution too")
     shown.add_argument(
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from explainguide.attr import ATTRIBUTIONS
     from explainguide.commands.bcos_pictures import check_bcos_arguments, draw_bcos, parse_neuron
     from explainguide.commands.data import allow_local_modules, in_library
-    from explainguide.commands.pictures import parse_boxes, read_picture
+    from explainguide.commands.pictures import parse_boxes, read_picture, tell_turned
     from explainguide.commands.subject import open_subject
     from explainguide.options import check_option
 
@@ -112,8 +113,10 @@ def run(args: argparse.Namespace) -> int:
     check_bcos_arguments(args)
     neuron = parse_neuron(args.neuron) if args.neuron else None
     allow_local_modules()
-    pictures = [read_picture(path, caller=_CALLER) for path in args.image]
+    told: set[str] = set()
+    pictures = [read_picture(path, caller=_CALLER, told=told) for path in args.image]
     boxes = parse_boxes(args.boxes or [], pictures)
+    tell_turned(args.image, boxes, caller=_CALLER)
     subject = open_subject(args)
     _check_out(args.out)
     height, width = subject.size

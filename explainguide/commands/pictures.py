@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from explainguide.datasets.pictures import open_picture
-from explainguide.errors import DataError, OptionError
+from explainguide.datasets.pictures import open_picture, read_header
+from explainguide.errors import DataError, ExplainGuideWarning, OptionError
 
-__all__ = ["parse_boxes", "parse_size", "read_picture"]
+__all__ = ["parse_boxes", "parse_size", "read_picture", "tell_turned"]
 
 
 def parse_size(text: str, *, option: str = "--size") -> tuple[int, int]:
@@ -39,18 +40,21 @@ def parse_size(text: str, *, option: str = "--size") -> tuple[int, int]:
     return height, width
 
 
-def read_picture(path: str, *, caller: str) -> Image.Image:
-    """A file as an RGB image, turned as its camera says.
+def read_picture(path: str, *, caller: str, told: set[str] | None = None) -> Image.Image:
+    """A file as an RGB image, by the rules of :func:`explainguide.datasets.pictures.open_picture`.
+
+    Args:
+        path: The file.
+        caller: Whom messages name.
+        told: What has been said of earlier pictures; None: nothing.
 
     Raises:
-        DataError: If it is damaged or no image.
+        DataError: If it is damaged or no image, or its black and white cannot be known.
         OSError: If it is not there.
     """
     try:
-        return open_picture(path, caller=caller, told=set(), stacklevel=3)
-    except DataError:
-        raise
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        return open_picture(path, caller=caller, told=set() if told is None else told, stacklevel=3)
+    except (FileNotFoundError, IsADirectoryError, PermissionError, DataError, ExplainGuideWarning):
         raise
     except Exception as error:  # a damaged file can raise anything
         reason = "not an image, or of an unknown kind" if "identify" in str(error) else error
@@ -58,6 +62,22 @@ def read_picture(path: str, *, caller: str) -> Image.Image:
             f"{caller}: '{path}' cannot be read ({reason}). Save it again as PNG or JPEG. "
             "Files that Pillow can read are allowed."
         ) from error
+
+
+def tell_turned(paths: Sequence[str], boxes: Sequence[Tensor], *, caller: str) -> None:
+    """Say once that boxes are those of the upright pictures, where a camera turned them."""
+    turned = []
+    for path, found in zip(paths, boxes, strict=True):
+        header = read_header(path) if len(found) else None
+        if header is not None and header.orientation != 1:
+            turned.append(f"'{path}' ({header.upright[1]} x {header.upright[0]})")
+    if turned:
+        warnings.warn(
+            f"{caller}: {', '.join(turned)} turned upright by the EXIF orientation; --boxes are "
+            "taken to be in pixels of the upright picture, as viewers show it.",
+            ExplainGuideWarning,
+            stacklevel=2,
+        )
 
 
 def parse_boxes(

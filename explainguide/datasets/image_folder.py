@@ -19,6 +19,7 @@ from explainguide.datasets.items import (
     Annotation,
     Transforms,
     check_transforms,
+    class_hint,
     make_annotation,
     read_image,
     require_folder,
@@ -164,7 +165,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
             if row.label is not None and row.label not in self.classes:
                 raise DataError(
                     f"{_OWNER}: '{file}', {row.where}: unknown label {row.label!r}."
-                    f"{did_you_mean(row.label, self.classes)} Allowed: {', '.join(self.classes)}."
+                    f"{class_hint(row.label, self.classes)} Allowed: {', '.join(self.classes)}."
                 )
             index = find(row.image)
             assert index is not None
@@ -174,8 +175,8 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
             header = read_header(self.paths[index])
             if header is not None:  # unreadable: it is named when the item is read
                 boxes = np.array([row.box for row in group])
-                claims[index] = Claim(self.paths[index], header, group[0].size, boxes)
-        stored = find_stored(claims, caller=_OWNER, source=f"'{file.name}'", told=self._told)
+                claims[index] = Claim(self.paths[index], header, self._size_of(group), boxes)
+        stored = find_stored(claims, caller=_OWNER, source=f"'{file.name}'", stacklevel=4)
         for index, claim in claims.items():
             group = assigned[index]
             self._check_sizes(file, claim.header, group)
@@ -188,6 +189,11 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
                 assigned[index] = group
             _check_inside(file, claim.header.upright, group)
         return dict(assigned)
+
+    def _size_of(self, rows: list[BoxRow]) -> tuple[int, int] | None:
+        """``(H, W)`` that the file gives for an image, beside it or in its run lengths."""
+        lengths = [row.mask.size for row in rows if row.mask is not None and self.with_masks]
+        return next((size for size in [rows[0].size, *lengths] if size is not None), None)
 
     def _finder(self) -> Any:
         """Build the search for an image by relative path, or by a file name that occurs once."""
@@ -209,10 +215,11 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
     def _check_sizes(self, file: Path, header: Header, rows: list[BoxRow]) -> None:
         for row in rows:
             if row.size not in (None, header.stored, header.upright):
+                stored = f" or {header.stored}" if header.stored != header.upright else ""
                 raise DataError(
                     f"{_OWNER}: '{file}', {row.where}: '{row.image}' is given as {row.size} and the "
-                    f"image is {header.upright} (height, width). Was it resized, or turned without "
-                    "an EXIF orientation that says so?"
+                    f"image is {header.upright}{stored} (height, width). Was it resized, or turned "
+                    "without an EXIF orientation that says so?"
                 )
             made_for = row.mask.size if self.with_masks and row.mask is not None else None
             if made_for not in (None, header.stored, header.upright):

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
 
 from explainguide.datasets.pictures import open_picture
+from explainguide.datasets.steps import refuse_unfit, run_steps
 from explainguide.errors import DataError, ExplainGuideWarning, OptionError, did_you_mean
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "box_masks",
     "check_option",
     "check_transforms",
+    "class_hint",
     "draw_annotated",
     "make_annotation",
     "read_image",
@@ -58,6 +60,18 @@ def check_option(owner: str, name: str, value: object, allowed: Sequence[str]) -
         raise OptionError(f"{owner}: unknown {name} {value!r}.{hint} Allowed: {choices}.")
 
 
+def class_hint(name: str, classes: Sequence[str]) -> str:
+    """The sentence that names the class that was meant, of another case or spelling, or nothing."""
+    plain = {_plain(c): c for c in classes}
+    if _plain(name) in plain:
+        return f" Did you mean {plain[_plain(name)]!r}?"
+    return did_you_mean(name, classes)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
 def short_list(names: Iterable[object], most: int = 3) -> str:
     """First few names for a message: ``'a', 'b', 'c' and 4 more``."""
     quoted = [repr(str(n)) for n in names]
@@ -74,32 +88,8 @@ def check_transforms(owner: str, transforms: Transforms | None) -> Transforms:
             f"{owner}: transforms must be callable as transforms(image, target), "
             f"but got {type(transforms).__name__}."
         )
-    for part in _parts(transforms):
-        home = f"{type(part).__module__}."
-        if home.startswith("torchvision.transforms.") and not home.startswith(v2.__name__):
-            raise OptionError(
-                f"{owner}: transforms has a torchvision.transforms.{type(part).__name__}, which "
-                "moves the image and leaves the boxes where they were. Use "
-                f"torchvision.transforms.v2.{type(part).__name__}, which moves both."
-            )
+    refuse_unfit(owner, transforms)
     return transforms
-
-
-def _parts(transforms: Any) -> Iterator[Any]:
-    """A transform and those inside it, as Compose, RandomApply and Sequential hold them."""
-    yield transforms
-    inside = getattr(transforms, "transforms", ())
-    nested = list(inside) if isinstance(inside, list | tuple | nn.ModuleList) else []
-    if isinstance(transforms, nn.Module):
-        nested += [child for child in transforms.children() if child not in nested]
-    for part in nested:
-        yield from _parts(part)
-
-
-def _blame(transforms: Any, *words: str) -> str:
-    """The names of the transforms that are of a kind, or of all."""
-    names = [type(part).__name__ for part in _parts(transforms)]
-    return ", ".join([n for n in names if any(word in n for word in words)] or names)
 
 
 def draw_annotated(owner: str, count: int, fraction: float, seed: int) -> Tensor:
@@ -132,26 +122,23 @@ def warn_skipped(owner: str, path: str | os.PathLike[str], reason: str) -> None:
 
 
 def read_image(owner: str, path: Path, told: set[str] | None = None) -> tv_tensors.Image | None:
-    """Decode a file to an upright uint8 RGB image ``(3, H, W)``; ``None`` with a warning if broken.
+    """Decode a file to a uint8 RGB image ``(3, H, W)``; warn and give ``None`` if it is broken.
 
-    Args:
-        owner: The data set, for messages.
-        path: The file.
-        told: What has been said once already; see `open_picture`. None: nothing.
+    ``told`` is what the data set has said already, as in
+    :func:`explainguide.datasets.pictures.open_picture`, whose rules hold.
 
     Raises:
-        DataError: For numbers whose black and white cannot be known.
+        DataError: For a picture whose black and white cannot be known.
     """
+    told = set() if told is None else told
     try:
-        picture = open_picture(
-            path, caller=owner, told=set() if told is None else told, stacklevel=3
-        )
-        return tv_tensors.Image(v2_functional.pil_to_tensor(picture))
+        picture = open_picture(path, caller=owner, told=told, stacklevel=4)
     except (DataError, ExplainGuideWarning):
         raise
     except Exception as error:  # PIL raises whatever a broken file drives it to, SyntaxError too
         warn_skipped(owner, path, f"cannot be read as an image ({_first_line(error)})")
         return None
+    return tv_tensors.Image(v2_functional.pil_to_tensor(picture))
 
 
 def _first_line(error: BaseException) -> str:
@@ -210,79 +197,26 @@ def transform_item(
         # are no objects, since not every kernel takes an empty batch.
         target["masks"] = tv_tensors.Mask(masks.to(torch.uint8))
 
-    result = transforms(image, target)
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        raise OptionError(
-            f"{owner}: transforms(image, target) must return (image, target), "
-            f"but returned {type(result).__name__}."
-        )
-    image, target = result
-    plain = image.as_subclass(torch.Tensor) if isinstance(image, Tensor) else image
     if annotation is None:
-        return plain, None
-    _check_kept(owner, transforms, target)
-    return plain, _clean(owner, image, target, has_masks=masks is not None)
-
-
-def _check_kept(owner: str, transforms: Transforms, target: dict[str, Any]) -> None:
-    """Refuse what transforms made of boxes and labels where it can no longer be known or used."""
-    for key in ("boxes", "labels"):
-        if not isinstance(target.get(key), Tensor):
+        result = transforms(image, target)
+        if not (isinstance(result, tuple) and len(result) == 2):
             raise OptionError(
-                f"{owner}: transforms ({_blame(transforms)}) left no tensor {key!r} in the target, "
-                f"which holds {short_list(target)}. Keep 'boxes' and 'labels'."
+                f"{owner}: transforms(image, target) must return (image, target), "
+                f"but returned {type(result).__name__}."
             )
-    boxes = target["boxes"]
-    kind = getattr(getattr(boxes, "format", None), "value", "")
-    if type(boxes).__name__ == "KeyPoints" or boxes.shape[-1:] != (4,) or boxes.ndim != 2:
-        raise OptionError(
-            f"{owner}: transforms ({_blame(transforms, 'KeyPoints', 'BoundingBox')}) made "
-            f"{kind or type(boxes).__name__} of shape {tuple(boxes.shape)} of the boxes. Leave that "
-            "out. Upright boxes (M, 4) are needed."
-        )
-    if kind not in ("", "XYXY", "XYWH", "CXCYWH"):
-        raise OptionError(
-            f"{owner}: transforms ({_blame(transforms, 'BoundingBoxFormat')}) made rotated boxes, "
-            f"{kind}. Leave that out. Upright boxes are needed."
-        )
-    counts = {key: len(target[key]) for key in ("boxes", "labels", "masks") if key in target}
-    if len(set(counts.values())) > 1:
-        said = ", ".join(f"{count} {key}" for key, count in counts.items())
-        raise OptionError(
-            f"{owner}: transforms ({_blame(transforms, 'Sanitize')}) left {said} of an image. Drop an "
-            "object's box, label and mask together, as SanitizeBoundingBoxes does with its default "
-            "labels_getter."
-        )
-    if not isinstance(
-        boxes, tv_tensors.BoundingBoxes
-    ):  # after ToPureTensor: only its numbers are left
-        converted = [
-            p for p in _parts(transforms) if "ConvertBoundingBoxFormat" in type(p).__name__
-        ]
-        if converted:
-            raise OptionError(
-                f"{owner}: transforms (ConvertBoundingBoxFormat and {_blame(transforms, 'Pure')}) give "
-                "plain boxes of which the format can no longer be known. Leave out "
-                "ConvertBoundingBoxFormat: boxes come as XYXY. XYXY boxes, plain or not, are allowed."
-            )
+        return _plain_image(result[0]), None
+    image, target = run_steps(owner, transforms, image, target)
+    return _plain_image(image), _clean(image, target, has_masks=masks is not None)
 
 
-def _clean(owner: str, image: Any, target: dict[str, Any], *, has_masks: bool) -> Annotation:
+def _plain_image(image: Any) -> Any:
+    return image.as_subclass(torch.Tensor) if isinstance(image, Tensor) else image
+
+
+def _clean(image: Any, target: dict[str, Any], *, has_masks: bool) -> Annotation:
     height, width = v2_functional.get_size(image)
-    boxes = target["boxes"]
-    if isinstance(boxes, tv_tensors.BoundingBoxes):
-        if tuple(boxes.canvas_size) != (height, width):
-            raise OptionError(
-                f"{owner}: transforms made the image {(height, width)} but left the boxes on a "
-                f"canvas of {tuple(boxes.canvas_size)}. Use torchvision.transforms.v2, called as "
-                "transforms(image, target), which moves both."
-            )
-        boxes = v2_functional.convert_bounding_box_format(
-            boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY
-        )
-    # Plain boxes (after v2.ToPureTensor) kept the XYXY that they had: `_check_kept`.
     limit = torch.tensor([width, height, width, height], dtype=torch.float32)
-    xyxy = boxes.as_subclass(torch.Tensor).to(torch.float32).clamp(min=0).minimum(limit)
+    xyxy = target["boxes"].clamp(min=0).minimum(limit)
     keep = ((xyxy[:, 2:] - xyxy[:, :2]) >= MIN_SIDE).all(dim=1)
 
     masks = target.get("masks")

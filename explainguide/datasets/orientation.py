@@ -63,7 +63,7 @@ def turn_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def find_stored(
-    claims: Mapping[_Key, Claim], *, caller: str, source: str, told: set[str], stacklevel: int = 2
+    claims: Mapping[_Key, Claim], *, caller: str, source: str, stacklevel: int = 2
 ) -> set[_Key]:
     """Which of the pictures have boxes of the stored pixels; the others' are upright already.
 
@@ -75,8 +75,7 @@ def find_stored(
     answers = {key: _is_stored(claim) for key, claim in turned.items()}
     unknown = [turned[key].path for key, answer in answers.items() if answer is None]
     usual = bool(answers) and {a for a in answers.values() if a is not None} == {True}
-    if unknown and "orientation" not in told:
-        told.add("orientation")
+    if unknown:
         names = ", ".join(f"'{path}'" for path in unknown[:3])
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         frame = (
@@ -90,18 +89,18 @@ def find_stored(
             f"picture or of the stored pixels. They are taken to be those {frame}. If they are "
             "not, remove the orientation from the pictures or turn the boxes.",
             ExplainGuideWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=stacklevel,
         )
     return {key for key, answer in answers.items() if (usual if answer is None else answer)}
 
 
 def _is_stored(claim: Claim) -> bool | None:
-    """Whether boxes are those of the stored pixels; ``None`` where both or neither is possible."""
+    """Whether boxes are those of the stored pixels; ``None`` where they may be either."""
     stored, upright = (
         claim.size in (None, size) and _fits(claim.boxes, size)
         for size in (claim.header.stored, claim.header.upright)
     )
-    return None if stored == upright else stored
+    return None if stored and upright else stored  # neither: refused where boxes are checked
 
 
 def _fits(boxes: np.ndarray, size: tuple[int, int]) -> bool:

@@ -85,20 +85,23 @@ def open_picture(
                 "other such picture. Save the frames as files of their own to use them.",
                 key="frames",
                 told=told,
-                stacklevel=stacklevel + 1,
+                stacklevel=stacklevel,
             )
-        image.load()  # which makes a TIFF upright already, and takes its tag away
-        turn = _TURNS.get(_orientation(image))
-        rgb = _drop_alpha(image) if _may_be_transparent(image) else _to_rgb(image, path, caller)
-        if rgb is None:
-            _say_once(
-                f"{caller}: '{path}' has transparent pixels, which are laid on white. So are those "
-                "of every other picture. Save pictures without transparency for other colours.",
-                key="transparent",
-                told=told,
-                stacklevel=stacklevel + 1,
-            )
+        image.load()  # which makes a TIFF upright already; Pillow 10 leaves its tag all the same
+        turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
+        if not _has_alpha(image):
+            rgb = _to_rgb(image, path, caller)
+        else:
             rgba = image.convert("RGBA")
+            if rgba.getchannel("A").getextrema() != (255, 255):
+                _say_once(
+                    f"{caller}: '{path}' has transparent pixels, which are laid on white. So are "
+                    "those of every other picture. Save pictures without transparency for other "
+                    "colours.",
+                    key="transparent",
+                    told=told,
+                    stacklevel=stacklevel,
+                )
             white = PILImage.new("RGBA", rgba.size, "white")
             rgb = PILImage.alpha_composite(white, rgba).convert("RGB")
     return rgb if turn is None else rgb.transpose(turn)
@@ -122,16 +125,10 @@ def _tiff_tags(image: PILImage.Image) -> Any:
     return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
 
 
-def _may_be_transparent(image: PILImage.Image) -> bool:
+def _has_alpha(image: PILImage.Image) -> bool:
     return image.mode in _WITH_ALPHA or (
         "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
     )
-
-
-def _drop_alpha(image: PILImage.Image) -> PILImage.Image | None:
-    """The colours of a picture without a transparent pixel, else ``None``."""
-    rgba = image.convert("RGBA")
-    return rgba.convert("RGB") if rgba.getchannel("A").getextrema()[0] == 255 else None
 
 
 def _to_rgb(image: PILImage.Image, path: str | os.PathLike[str], caller: str) -> PILImage.Image:

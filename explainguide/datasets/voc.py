@@ -27,7 +27,7 @@ from explainguide.datasets.items import (
     warn_skipped,
 )
 from explainguide.datasets.orientation import Claim, find_stored, turn_boxes, turn_mask
-from explainguide.datasets.pictures import read_header
+from explainguide.datasets.pictures import Header, read_header
 from explainguide.datasets.voc_folder import (
     VOC_CLASSES,
     VOCRecord,
@@ -57,7 +57,13 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
     that names it and the item ``None``, which ``explainguide.annotations.collate`` drops. Listed
     ids without an image or XML file are left out at construction, with one warning.
 
-    Construction reads every XML file of the split (about a second for 5,000) and no image but one.
+    Images are read by the rules of :func:`explainguide.datasets.pictures.open_picture`, upright:
+    turned as their EXIF orientation says. Boxes and masks of the stored pixels are turned with
+    them, where the size in the XML file tells that they are; where nothing tells, boxes are taken
+    to be those of the upright image, with a warning.
+
+    Construction reads every XML file of the split and the header of every image (about two
+    seconds for 5,000).
 
     Args:
         root: The year folder (``VOC2007``), the ``VOCdevkit`` folder, or the folder above that.
@@ -119,14 +125,13 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
         if year is not None:
             check_option("VOC", "year", str(year), _YEARS)
         self.transforms = check_transforms("VOC", transforms)
-        self._told: set[str] = set()
         self.folder = find_year_folder(Path(root), None if year is None else str(year))
         self.image_set, self.difficult, self.with_masks = image_set, difficult, masks
         self.classes = _check_classes(classes)
         self.num_classes = len(self.classes)
 
         listed = read_split(self.folder, image_set, include_difficult=difficult == "include")
-        files = image_files(self.folder)
+        files = image_files(self.folder, listed)
         self.ids, self.missing = self._present(listed, files)
         masked = self._masked_ids()
         if only_masked:
@@ -149,7 +154,8 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
             np.stack(any_shown if difficult == "include" else shown).astype(np.float32)
         )
         self._records = [self._without_difficult(r) for r in records]
-        self._check_first()
+        self._told: set[str] = set()
+        self._turned, self._stored = self._make_upright()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -158,9 +164,9 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
         image = read_image("VOC", self.paths[index], self._told)
         if image is None:
             return None
-        size = (image.shape[-2], image.shape[-1])
-        record, orientation = self._upright(index)
-        if record.size not in (None, size):
+        record, size = self._records[index], (image.shape[-2], image.shape[-1])
+        header = self._turned.get(index, Header(size, 1))
+        if record.size not in (None, size, header.stored):
             warn_skipped("VOC", self.paths[index], _size_clash(size, record))
             return None
         annotation = None
@@ -168,7 +174,7 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
             boxes, labels = torch.from_numpy(record.boxes), torch.from_numpy(record.labels)
             masks = None
             if self.with_masks and self.has_mask[index]:
-                segmentation = self._read_segmentation(index, size, orientation)
+                segmentation = self._read_segmentation(index, size)
                 if segmentation is None:
                     return None
                 of_class = segmentation == (labels + 1)[:, None, None]
@@ -199,18 +205,6 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
         lost = set(missing)
         return [i for i in listed if i not in lost], missing
 
-    def _upright(self, index: int) -> tuple[VOCRecord, int]:
-        """The record in the upright picture's frame, and the turn of what was in the stored one's."""
-        record, header = self._records[index], read_header(self.paths[index])
-        if header is None or header.orientation == 1:
-            return record, 1
-        claim = Claim(self.paths[index], header, record.size, record.boxes)
-        if not find_stored({0: claim}, caller="VOC", source="its XML file", told=self._told):
-            return record, 1
-        boxes = turn_boxes(record.boxes, header).astype(np.float32)
-        size = header.upright if record.size else None
-        return VOCRecord(boxes, record.labels, record.difficult, size), header.orientation
-
     def _masked_ids(self) -> set[str]:
         folder = self.folder / "SegmentationClass"
         return (
@@ -223,26 +217,37 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
             record.boxes[keep], record.labels[keep], record.difficult[keep], record.size
         )
 
-    def _check_first(self) -> None:
-        """Find images resized without their boxes before a training starts, by one header."""
-        header = read_header(self.paths[0])
-        if header is None:  # unreadable: it is named when the item is read
-            return
-        size = header.stored
-        if self._records[0].size not in (None, size, header.upright):
-            raise DataError(
-                f"VOC: '{self.paths[0]}' {_size_clash(size, self._records[0])}. Resize images by "
-                "transforms, which move the boxes too."
-            )
+    def _make_upright(self) -> tuple[dict[int, Header], set[int]]:
+        """Turn boxes of stored pixels; list the images that are turned, and those with such boxes.
 
-    def _read_segmentation(
-        self, index: int, size: tuple[int, int], orientation: int
-    ) -> Tensor | None:
+        A first image that was resized without its boxes is told here, before a training starts.
+        """
+        turned, claims = {}, {}
+        for index, (path, record) in enumerate(zip(self.paths, self._records, strict=True)):
+            header = read_header(path)
+            if header is None:  # unreadable: it is named when the item is read
+                continue
+            if index == 0 and record.size not in (None, header.stored, header.upright):
+                raise DataError(
+                    f"VOC: '{path}' {_size_clash(header.upright, record)}. Resize images by "
+                    "transforms, which move the boxes too."
+                )
+            if header.orientation != 1:
+                turned[index] = header
+                if self.annotated[index]:
+                    claims[index] = Claim(path, header, record.size, record.boxes)
+        stored = find_stored(claims, caller="VOC", source="the XML files", stacklevel=4)
+        for index in stored:
+            boxes = turn_boxes(claims[index].boxes, turned[index])
+            self._records[index] = self._records[index]._replace(boxes=boxes)
+        return turned, stored
+
+    def _read_segmentation(self, index: int, size: tuple[int, int]) -> Tensor | None:
         """Class of every pixel plus one, ``(H, W)`` uint8; 0 background, 255 void."""
         path = self.folder / "SegmentationClass" / f"{self.ids[index]}.png"
         try:
             with PILImage.open(path) as file:
-                mode, pixels = file.mode, turn_mask(np.array(file), orientation)
+                mode, pixels = file.mode, np.array(file)
         except Exception as error:  # PIL raises whatever a broken file drives it to
             warn_skipped("VOC", path, f"cannot be read as a mask ({type(error).__name__})")
             return None
@@ -251,6 +256,14 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
                 f"VOC: '{path}' is a {mode} image. A mask file holds class indices (mode P or L); "
                 "colours cannot be told apart after a conversion."
             )
+        header = self._turned.get(index)
+        # A half turn or a square leaves the size: the mask is then taken as the boxes are.
+        if header is not None and (
+            index in self._stored
+            if header.stored == header.upright
+            else pixels.shape == header.stored
+        ):
+            pixels = turn_mask(pixels, header.orientation)
         if pixels.shape != size:
             warn_skipped("VOC", path, f"is {pixels.shape} and its image {size} (height, width)")
             return None

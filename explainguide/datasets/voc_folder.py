@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torchvision.datasets import VOCDetection
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from explainguide.datasets.items import require_folder, short_list
+from explainguide.datasets.items import class_hint, require_folder, short_list
 from explainguide.datasets.text_files import read_text, read_xml
 from explainguide.errors import DataError, OptionError, did_you_mean
 
@@ -39,6 +41,7 @@ VOC_CLASSES: tuple[str, ...] = (
     "tvmonitor",
 )
 
+_DIFFICULT = {"0": False, "false": False, "unspecified": False, "1": True, "true": True}
 _PARTS = ("Annotations", "ImageSets", "JPEGImages")
 
 
@@ -134,7 +137,7 @@ def read_record(path: Path, class_index: dict[str, int]) -> VOCRecord:
         if name not in class_index:
             raise DataError(
                 f"{OWNER}: '{path}' has an object of class {name!r}."
-                f"{did_you_mean(name, class_index)} classes= names other classes than VOC's; "
+                f"{class_hint(name, list(class_index))} classes= names other classes than VOC's; "
                 f"allowed now: {', '.join(class_index)}."
             )
         if size is not None and not (box[0] < size[1] and box[1] < size[0] and min(box[2:]) > 0):
@@ -144,7 +147,7 @@ def read_record(path: Path, class_index: dict[str, int]) -> VOCRecord:
             )
         boxes.append(box)
         labels.append(class_index[name])
-        difficult.append(str(item.get("difficult", "0")).lower() in ("1", "true"))
+        difficult.append(_read_difficult(path, item))
     return VOCRecord(
         np.array(boxes, dtype=np.float32).reshape(-1, 4),
         np.array(labels, dtype=np.int64),
@@ -171,19 +174,38 @@ def _read_object(path: Path, item: Any) -> tuple[str, tuple[float, float, float,
     return name, (x1 - 1, y1 - 1, x2, y2)
 
 
+def _read_difficult(path: Path, item: Any) -> bool:
+    said = str(item.get("difficult") or "0").strip().lower()
+    if said not in _DIFFICULT:
+        raise DataError(
+            f"{OWNER}: '{path}' has an object with difficult {said!r}. Write 0 or 1. Allowed: "
+            f"{', '.join(_DIFFICULT)}."
+        )
+    return _DIFFICULT[said]
+
+
 def _read_size(tree: Any) -> tuple[int, int] | None:
     try:
-        height, width = int(tree["size"]["height"]), int(tree["size"]["width"])
-    except (KeyError, TypeError, ValueError):
+        height, width = (int(float(tree["size"][key])) for key in ("height", "width"))
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return (height, width) if height > 0 and width > 0 else None
 
 
-def image_files(folder: Path) -> dict[str, str]:
+def image_files(folder: Path, listed: Collection[str]) -> dict[str, str]:
     """Image id to file name, by one listing instead of a look at every file."""
-    suffixes = {".jpg", ".jpeg", ".png"}
-    names = sorted(f.name for f in (folder / "JPEGImages").iterdir())
-    return {Path(n).stem: n for n in names if Path(n).suffix.lower() in suffixes}
+    files: dict[str, str] = {}
+    wanted = set(listed)
+    for name in sorted(f.name for f in (folder / "JPEGImages").iterdir()):
+        path = Path(name)
+        if path.suffix.lower() in IMG_EXTENSIONS and path.stem in wanted:
+            if path.stem in files:
+                raise DataError(
+                    f"{OWNER}: '{folder / 'JPEGImages'}' has two images of one id, "
+                    f"'{files[path.stem]}' and '{name}'. Leave one. Each id may have one file."
+                )
+            files[path.stem] = name
+    return files
 
 
 def describe_missing(image_set: str, listed: int, no_image: list[str], no_xml: list[str]) -> str:
