@@ -179,6 +179,8 @@ def _token_readings(
     if reading.grid is not None:
         return [_as_said(name, feature, reading, orders, caller)]
     shape = tuple(feature.shape)
+    if shape[2] == 1 and module is not None:  # what pooling over tokens leaves: (N, C, 1)
+        return []
     order: Any = said_of(model, name, "reroll")
     for block, (_, size) in getattr(order, "schedule", {}).items():
         if math.prod(size) == shape[1]:

@@ -73,7 +73,7 @@ class Steps:
         elif name in _JOINED:
             parts, dim = args[0] if args else kwargs["tensors"], _dim(args, kwargs)
             if len(shape) == 3 and dim in (1, -2):
-                self.joins.append(tuple(int(part.shape[1]) for part in parts))
+                self.joins.append(tuple(int(part.shape[1]) for part in parts if part.shape[1]))
         elif args and isinstance(args[0], Tensor):
             before = tuple(args[0].shape)
             turned = name in _TURNED or getattr(func, "__self__", None) is Tensor.mT
