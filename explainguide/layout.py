@@ -182,9 +182,10 @@ def _token_readings(
     if shape[2] == 1 and module is not None:  # what pooling over tokens leaves: (N, C, 1)
         return []
     order: Any = said_of(model, name, "reroll")
-    for block, (_, size) in getattr(order, "schedule", {}).items():
+    owner = getattr(order, "__self__", order)  # a module in timm, a method in Transformers
+    for block, (_, size) in getattr(owner, "schedule", {}).items():
         if math.prod(size) == shape[1]:
-            return [Layout("tokens", (size[0], size[1]), reroll=partial(order, block_idx=block))]
+            return [Layout("tokens", (size[0], size[1]), reroll=partial(_reroll, order, block))]
     certain = reading.prefix_tokens is not None
     prefix = reading.prefix_tokens if certain else _said_prefix(model, name)
     # The model's library knows its own grid, of what it makes of images of this size.
@@ -202,6 +203,10 @@ def _token_readings(
     if not found and False in orders and (steps is None or not steps.shown):
         found = _guessed(shape[1], image_size, prefix, certain)
     return [_as_layout(tokens, steps) for tokens in found]
+
+
+def _reroll(order: Callable[..., Tensor], block: int, tokens: Tensor) -> Tensor:
+    return order(tokens, block)
 
 
 def _as_layout(tokens: Tokens, steps: Steps | None) -> Layout:

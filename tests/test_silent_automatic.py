@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide import ExplanationGuidance
-from explainguide.attr import AttentionRelevance
+from explainguide.attr import AttentionRelevance, InputXGradient
 from explainguide.errors import LayerError
 from explainguide.probe import automatic_layer, input_size, probe_layers
 
@@ -170,6 +170,34 @@ def test_attribute_of_a_guide_takes_a_module() -> None:
         by_module, by_name = (guide.attribute(x, 1, layer=one) for one in (model[1], "1"))
         assert torch.equal(by_module, by_name)
         assert not torch.equal(by_name, guide.attribute(x, 1, layer=model[0]))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_hiera_of_transformers_keeps_its_tokens_in_an_order_of_its_own(stage: int) -> None:
+    """Its own hidden states, which it puts back in their places, are the independent word."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.HieraConfig(
+        embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), num_labels=4
+    )
+    torch.manual_seed(0)
+    model = transformers.HieraForImageClassification(config).eval()
+    images = torch.rand(1, 3, 224, 224)
+    layer, kept = f"hiera.encoder.stages.{stage}", {}
+    map_ = InputXGradient(model, layer).attribute(images, 1)[0, 0]
+    hook = model.get_submodule(layer).register_forward_hook(lambda m, a, o: kept.update(f=o))
+    output = model(images, output_hidden_states=True)
+    hook.remove()
+    feature = kept["f"] if isinstance(kept["f"], Tensor) else kept["f"][0]
+    (gradient,) = torch.autograd.grad(output.logits[0, 1], feature)
+    products = (feature * gradient).sum(-1).flatten()
+    # Where each token lies: a number a token, put in its place as the model does it itself.
+    number = torch.arange(products.numel(), dtype=torch.float32).view(1, -1, 1)
+    places = model.hiera.encoder.reroll(number, stage)[0, ..., 0].long()
+    side = 56 // 2**stage if stage < 3 else 7
+    assert map_.shape == (side, side) == places.shape
+    torch.testing.assert_close(map_, products[places].detach())
+    if stage < 2:
+        assert not torch.allclose(map_, products.view(side, side).detach())
 
 
 PART = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}
