@@ -287,7 +287,7 @@ class ExplanationGuidance:
         inputs: Tensor,
         target: int | str | Sequence[int] | Tensor | None = None,
         *,
-        layer: str | None = None,
+        layer: str | nn.Module | None = None,
         interpolate: bool = True,
     ) -> Tensor:
         """The map of a class, for evaluation and pictures, in the model's present mode.
@@ -309,6 +309,8 @@ class ExplanationGuidance:
             OptionError: If the layer is none of the guide's, or the target no class.
         """
         name = self.layers[0] if layer is None else layer
+        if isinstance(name, nn.Module):
+            (name,) = resolve_layers(self._model, name, caller=f"{NAME}.attribute")
         check_option("layer", name, self.layers, caller=f"{NAME}.attribute")
         maps = self._settings.attribution.at(name).attribute(
             inputs, PREDICTED if target is None else target

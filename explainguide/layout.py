@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from explainguide.errors import LayerError
 from explainguide.layers import said_of, split_index
+from explainguide.places import Arrangement
 from explainguide.reading import AS_FOUND, Reading
 from explainguide.token_grid import Steps, Tokens, find_tokens
 
@@ -29,6 +30,7 @@ class Layout:
         grid: (h, w).
         prefix: Number of tokens that belong to no place (class token, registers).
         others: Their positions, where they are not the first ones.
+        order: The token of each cell, row by row, where the tokens lie otherwise.
         assumed: What is taken for granted, in words; empty where all of it is known.
         reroll: Puts the tokens of a model that keeps them in another order (Hiera) in their places,
             (N, h*w, C) to (N, h, w, C).
@@ -38,6 +40,7 @@ class Layout:
     grid: tuple[int, int]
     prefix: int = 0
     others: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
     assumed: str = field(default="", compare=False)
     reroll: Callable[[Tensor], Tensor] | None = field(default=None, compare=False, repr=False)
 
@@ -74,8 +77,10 @@ def to_nchw(feature: Tensor, layout: Layout) -> Tensor:
 
 
 def places_alone(feature: Tensor, layout: Layout, *, dim: int = -2) -> Tensor:
-    """Without the tokens that belong to no place."""
+    """The tokens that belong to places, row by row."""
     count = layout.grid[0] * layout.grid[1]
+    if layout.order:
+        return feature.index_select(dim, torch.tensor(layout.order, device=feature.device))
     if not layout.others:
         return feature.narrow(dim, layout.prefix, count)
     kept = [i for i in range(count + layout.prefix) if i not in layout.others]
@@ -178,11 +183,16 @@ def _token_readings(
     orders = orders if module is not None else [False]
     if reading.grid is not None:
         return [_as_said(name, feature, reading, orders, caller)]
+    if steps is not None and steps.arrangement is not None and reading.prefix_tokens is None:
+        return [_as_traced(feature, steps.arrangement, steps)]
     shape = tuple(feature.shape)
+    if shape[2] == 1 and module is not None:  # what pooling over tokens leaves: (N, C, 1)
+        return []
     order: Any = said_of(model, name, "reroll")
-    for block, (_, size) in getattr(order, "schedule", {}).items():
+    owner = getattr(order, "__self__", order)  # a module in timm, a method in Transformers
+    for block, (_, size) in getattr(owner, "schedule", {}).items():
         if math.prod(size) == shape[1]:
-            return [Layout("tokens", (size[0], size[1]), reroll=partial(order, block_idx=block))]
+            return [Layout("tokens", (size[0], size[1]), reroll=partial(_reroll, order, block))]
     certain = reading.prefix_tokens is not None
     prefix = reading.prefix_tokens if certain else _said_prefix(model, name)
     # The model's library knows its own grid, of what it makes of images of this size.
@@ -202,6 +212,19 @@ def _token_readings(
     return [_as_layout(tokens, steps) for tokens in found]
 
 
+def _reroll(order: Callable[..., Tensor], block: int, tokens: Tensor) -> Tensor:
+    return order(tokens, block)
+
+
+def _as_traced(feature: Tensor, found: Arrangement, steps: Steps) -> Layout:
+    """What was followed through the pass, operation by operation."""
+    count = int(feature.shape[2 if found.channels_first else 1])
+    others = tuple(sorted(set(range(count)) - set(found.order)))
+    layout = _as_layout(Tokens(found.channels_first, found.grid, others), steps)
+    in_rows = tuple(i for i in range(count) if i not in others) == found.order
+    return layout if in_rows else replace(layout, order=found.order)
+
+
 def _as_layout(tokens: Tokens, steps: Steps | None) -> Layout:
     front = tokens.others == tuple(range(len(tokens.others)))
     assumed = tokens.assumed
@@ -215,7 +238,7 @@ def _as_layout(tokens: Tokens, steps: Steps | None) -> Layout:
         tokens.grid,
         len(tokens.others),
         () if front else tokens.others,
-        assumed,
+        assumed=assumed,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ __all__ = [
     "input_size",
     "probe",
     "probe_layers",
+    "probed_size",
 ]
 
 
 Result = TypeVar("Result")
-_PASSED_OVER = ("pool", "drop", "identity", "permute")
+# Modules that hand on, drop or resize what the one before them computed, by the end of their names: a
+# PoolFormerBlock is none of them.
+_PASSED_OVER = re.compile(r"(pool(ing|er)?|drop(out|path)?|identity|permute)(\dd)?(same)?$")
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,10 @@ class LayerInfo:
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
     """What the model was built for; a ViT knows it better than timm's config."""
-    config = getattr(model, "pretrained_cfg", None)
-    named = config.get("input_size") if isinstance(config, dict) else None
-    channels, height, width = named or (3, 224, 224)
+    # A wrapper does not know what timm's model inside knows.
+    configs = [getattr(m, "pretrained_cfg", getattr(m, "default_cfg", 0)) for m in model.modules()]
+    named = [c["input_size"] for c in configs if isinstance(c, dict) and c.get("input_size")]
+    channels, height, width = named[0] if named else (3, 224, 224)
     first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
     if first < 12:  # and not a stem that folds 2 x 2 pixels, or more, into channels
         # A model that adds the inverse itself takes half of what its stem does.
@@ -178,7 +183,7 @@ def probe_layers(
 
 def _look(model: nn.Module, reading: Reading, seed: int, caller: str) -> list[LayerInfo]:
     """Every layer, as one draw shows it."""
-    channels, height, width = _probed_size(model, reading)
+    channels, height, width = probed_size(model, reading)
     modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
     attention = {name for name, m in modules.items() if _is_attention(name, m)}
     tap = Tap(model, dict(modules), replace=False)
@@ -230,7 +235,8 @@ def _look(model: nn.Module, reading: Reading, seed: int, caller: str) -> list[La
             gradient, values = to_nchw(gradient, layout), to_nchw(feature.detach(), layout)
             alive = bool((gradient != 0).flatten(2).any(1).float().mean() > 0.5)
             product = gradient * values
-            cancels = bool(product.sum(1).abs().max() <= 1e-4 * product.abs().sum(1).max())
+            largest = product.abs().sum(1).max()  # 0 where the signal of untrained weights died out
+            cancels = bool(largest > 0 and product.sum(1).abs().max() <= 1e-4 * largest)
         calls = seen.calls[split_index(name)[0]]
         usable = alive and calls == 1 and not _inside(attention, name)
         found.append(
@@ -249,13 +255,13 @@ def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -
         LayerError: If there is none.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    by_name = {layer.name: layer for layer in layers}
+    whole = {split_index(layer.name)[0] for layer in layers if layer.alive}
     unread: LayerInfo | None = None
     for layer in reversed(layers):
         kind = type(modules[split_index(layer.name)[0]]).__name__.lower()
-        if any(word in kind for word in _PASSED_OVER):
+        if _PASSED_OVER.search(kind):
             continue
-        if layer.usable and not layer.cancels and not _is_branch(layer, by_name):
+        if layer.usable and not layer.cancels and not _is_branch(layer, whole):
             if unread is not None:
                 warnings.warn(
                     f"{caller}: layer {layer.name!r} is taken. Of the output of a later one, "
@@ -272,14 +278,13 @@ def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -
     )
 
 
-def _is_branch(layer: LayerInfo, by_name: dict[str, LayerInfo]) -> bool:
-    """Whether a layer lies inside one that reaches the logits and whose products cancel.
+def _is_branch(layer: LayerInfo, whole: set[str]) -> bool:
+    """Whether a layer lies inside one whose own places reach the logits, and that was passed over.
 
     What is added to a skip connection does not cancel by itself, and is a part of the truth only.
     """
     parts = split_index(layer.name)[0].split(".")
-    around = (by_name.get(".".join(parts[:i])) for i in range(1, len(parts)))
-    return any(one is not None and one.alive and one.cancels for one in around)
+    return any(".".join(parts[:i]) in whole for i in range(1, len(parts)))
 
 
 def _is_unread(layer: LayerInfo, modules: dict[str, nn.Module]) -> bool:
@@ -290,7 +295,7 @@ def _is_unread(layer: LayerInfo, modules: dict[str, nn.Module]) -> bool:
     return tokens and layer.reaches and free
 
 
-def _probed_size(model: nn.Module, reading: Reading) -> tuple[int, int, int]:
+def probed_size(model: nn.Module, reading: Reading) -> tuple[int, int, int]:
     """What is run on: the user's size, or the model's own."""
     channels, height, width = input_size(model)
     height, width = reading.image_size or (height, width)
@@ -318,7 +323,7 @@ def find_layer(model: nn.Module, *, reading: Reading = AS_FOUND, caller: str) ->
 
     try:
         with tap.alone():
-            probe(model, _probed_size(model, reading), look, reading=reading, caller=caller)
+            probe(model, probed_size(model, reading), look, reading=reading, caller=caller)
     finally:
         tap.remove()
     return layer

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from explainguide.attention import Weights
 from explainguide.layers import INPUT, split_index
 from explainguide.members import find_image, find_member, is_map, with_image, with_member
+from explainguide.places import Arrangement, PlaceTracer
 from explainguide.second_order import TwiceDifferentiable
 from explainguide.token_grid import Steps
 
@@ -22,6 +23,10 @@ __all__ = ["ForwardPass", "Tap", "unread"]
 
 # Whoever alone reads the forward passes of this thread, while one does.
 _READER: ContextVar[Any] = ContextVar("explainguide_reader", default=None)
+
+# What the first pass of a model, mode and image shape showed of its layers' tokens holds for the next.
+_Known = dict[str, tuple[tuple[int, ...], Arrangement | None]]
+_ARRANGED: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Known]] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -144,6 +149,8 @@ class Tap:
         self._watched: dict[str, Any] = {}
         self._place: int | str = 0
         self._mode: TwiceDifferentiable | None = None
+        self._tracer: PlaceTracer | None = None
+        self._known: _Known = {}
         self._context = ExitStack()
         handles = [
             model.register_forward_pre_hook(_Hook(self, "_begin"), prepend=False, with_kwargs=True),
@@ -244,6 +251,7 @@ class Tap:
         if place is not None and self.last.images is not None:
             self.last.steps.images = tuple(self.last.images.shape)
         self._enter_mode(activate=INPUT in self._layers, steps=self.last.steps)
+        self._trace(model, self.last.images)
         if INPUT not in self._layers or place is None:
             return None
         return with_image(args, kwargs, place, self._keep(INPUT, self.last.images))
@@ -262,7 +270,7 @@ class Tap:
         if self._replace:
             self._mode.activate()
         if not is_map(feature) or feature.ndim == 3:
-            self.last.until[name] = self.last.steps.copy()
+            self._note(name, feature, self._tracer.arrangement(feature) if self._tracer else None)
         if place is not None:  # not the paths by which other members were computed from this one
             feature = feature.clone()
         module, index = split_index(name)
@@ -273,6 +281,26 @@ class Tap:
             )
         onward = self._keep(name, feature)
         return None if onward is None else with_member(output, place, onward)
+
+    def _trace(self, model: nn.Module, images: Tensor | None) -> None:
+        """Follow where tokens go, where no pass has shown it yet."""
+        if images is None:
+            return
+        key = (images.shape[1:], model.training)
+        self._known = _ARRANGED.setdefault(model, {}).setdefault(key, {})
+        if any(name != INPUT and name not in self._known for name in self._layers):
+            self._tracer = self._context.enter_context(PlaceTracer())
+            self._tracer.start(images)
+
+    def _note(self, name: str, feature: Any, arrangement: Arrangement | None) -> None:
+        """Keep what the pass has shown until a layer."""
+        assert self.last is not None
+        steps = self.last.until[name] = self.last.steps.copy()
+        shape = tuple(feature.shape[1:]) if isinstance(feature, Tensor) else ()
+        if self._tracer is not None:
+            self._known[name] = shape, arrangement
+        seen, found = self._known.get(name, ((), None))
+        steps.arrangement = found if seen == shape else None
 
     def _attend(self, name: str, args: Any) -> None:
         if not self._silent and self._substitute is None and self._mode is not None:
@@ -291,16 +319,18 @@ class Tap:
         self.last.attentions.setdefault(name, []).append(weights)
         if name in self._layers:
             self.last.calls[name] = self.last.calls.get(name, 0) + 1
-            self.last.features[name] = weights.tensor.view(weights.shape)[:, 0].mT
-            self.last.until[name] = self.last.steps.copy()
+            rows = self.last.features[name] = weights.tensor.view(weights.shape)[:, 0].mT
+            self._note(name, rows, self._tracer.row(rows.shape[1]) if self._tracer else None)
 
     def _end(self, args: Any, output: Any) -> None:
         if self._silent:
             return
         if self._mode is not None and self.last is not None:
             self.last.replaced |= self._mode.replaced
+        if self._tracer is not None and output is not None:  # the other layers did not run
+            self._known |= {n: ((), None) for n in self._layers if n not in self._known}
         self._context.close()
-        self._mode = None
+        self._mode = self._tracer = None
         if self._substitute is not None or self.last is None:
             return
         if self._recomputing:

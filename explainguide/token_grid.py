@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from explainguide.places import Arrangement
+
 __all__ = ["Steps", "Tokens", "find_tokens"]
 
 Grid = tuple[int, int]
@@ -44,6 +46,7 @@ class Steps:
         folds: Shapes of five and more dimensions, such as (N, C, h, 16, w, 16), without N.
         joins: How many tokens each part had of what was put together along the tokens.
         cut: How the images were padded or cropped, in words.
+        arrangement: Which token of the layer lies where, if every operation could be followed.
     """
 
     images: tuple[int, ...] = ()
@@ -52,6 +55,7 @@ class Steps:
     folds: list[tuple[int, ...]] = field(default_factory=list)
     joins: list[tuple[int, ...]] = field(default_factory=list)
     cut: str = ""
+    arrangement: Arrangement | None = None
 
     def note(
         self,
@@ -73,7 +77,7 @@ class Steps:
         elif name in _JOINED:
             parts, dim = args[0] if args else kwargs["tensors"], _dim(args, kwargs)
             if len(shape) == 3 and dim in (1, -2):
-                self.joins.append(tuple(int(part.shape[1]) for part in parts))
+                self.joins.append(tuple(int(part.shape[1]) for part in parts if part.shape[1]))
         elif args and isinstance(args[0], Tensor):
             before = tuple(args[0].shape)
             turned = name in _TURNED or getattr(func, "__self__", None) is Tensor.mT

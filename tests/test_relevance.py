@@ -138,9 +138,9 @@ def test_one_row_times_matrices_is_the_product_of_matrices() -> None:
     whole[..., 1:, 1:] = identity + mixing[0]
     whole = whole + mixing[1] @ whole
     pooled = (whole[..., 1:, 1:] - identity).mean(-2)
-    torch.testing.assert_close(roll_out(mixing[:2], Readout((False,), True))[..., :4], pooled)
+    torch.testing.assert_close(roll_out(mixing[:2], Readout((0,), (), True))[..., :4], pooled)
     whole[..., :1, :] = whole[..., :1, :] + mixing[2] @ whole
-    by_row = roll_out(mixing, Readout((True,), False))
+    by_row = roll_out(mixing, Readout((0,), (0,), False))
     torch.testing.assert_close(by_row, whole[..., 0, 1:])
 
 

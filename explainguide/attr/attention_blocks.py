@@ -15,7 +15,8 @@ from explainguide.attention import Weights
 from explainguide.attr.rollout import Readout
 from explainguide.errors import ExplainGuideError, GuidanceError, LayerError
 from explainguide.layout import Layout, infer_layout
-from explainguide.probe import input_size, probe
+from explainguide.probe import probe, probed_size
+from explainguide.reading import AS_FOUND, Reading
 from explainguide.tap import Tap
 from explainguide.token_grid import Steps
 
@@ -28,7 +29,7 @@ class AttentionBlock:
 
     Attributes:
         name: Dotted name.
-        prefix: Tokens among its keys that stand in front of the patches.
+        prefix: Tokens among its keys that belong to no place.
         queries: Number of queries; None where every token asks.
     """
 
@@ -68,7 +69,9 @@ class _Seen:
         return self.weights.shape[-1]
 
 
-def find_attention(model: nn.Module, *, caller: str) -> tuple[tuple[AttentionBlock, ...], Readout]:
+def find_attention(
+    model: nn.Module, *, reading: Reading = AS_FOUND, caller: str
+) -> tuple[tuple[AttentionBlock, ...], Readout]:
     """The attention modules in the order in which they run, and what the logits are read from.
 
     The innermost module that computes an attention owns it. Attention after which nothing reaches
@@ -76,17 +79,18 @@ def find_attention(model: nn.Module, *, caller: str) -> tuple[tuple[AttentionBlo
 
     Args:
         model: The unwrapped model. It runs on one random image, as in `probe_layers`.
+        reading: What the user has said of the model.
         caller: The public callable that the error names.
 
     Raises:
         GuidanceError: If the model has no attention, or one that is not global over its tokens.
         LayerError: If it does not run on a random image.
     """
-    seen, gradients, steps = _probe(model, caller)
-    size = input_size(model)[1:]
+    size = probed_size(model, reading)
+    seen, gradients, steps = _probe(model, size, reading, caller)
     layouts = []
     for index, one in enumerate(seen):
-        problem, layout = _read(one, model, size, steps)
+        problem, layout = _read(one, model, size[1:], steps, reading)
         if problem or layout is None:
             raise _refusal(model, problem, caller)
         if any(one.name == other.name for other in seen[:index]):
@@ -106,10 +110,11 @@ def find_attention(model: nn.Module, *, caller: str) -> tuple[tuple[AttentionBlo
     joined = False  # a class token that came after the first attention
     for index, (one, layout) in enumerate(zip(seen, layouts, strict=True)):
         before = layouts[max(index - 1, 0)]
-        if layout.grid != before.grid or layout.prefix < before.prefix:
+        grows = layout.prefix > before.prefix
+        if layout.grid != before.grid or layout.prefix < before.prefix or (grows and layout.others):
             change = f"from {seen[index - 1].keys} to {one.keys} at module {one.name!r}"
             raise _refusal(model, f"changes its number of tokens, {change}", caller)
-        joined |= layout.prefix > before.prefix
+        joined |= grows
         asks = None if one.queries == one.keys else one.queries
         if asks is not None and not joined and one is not seen[-1]:
             few = f"lets only {asks} of {one.keys} tokens ask in module {one.name!r}"
@@ -118,15 +123,18 @@ def find_attention(model: nn.Module, *, caller: str) -> tuple[tuple[AttentionBlo
     last, gradient = blocks[-1], gradients[-1]
     assert gradient is not None
     read = (gradient.reshape(seen[-1].weights.shape) != 0).any(-1).flatten(0, -2).any(0).tolist()
-    prefix = (read + [False] * last.prefix)[: last.prefix]
+    others = layouts[-1].others or tuple(range(last.prefix))
+    used = tuple(place for place in others if place < len(read) and read[place])
     if last.queries is not None:
-        return tuple(blocks), Readout(tuple(prefix), False, latent=not joined)
-    return tuple(blocks), Readout(tuple(prefix), any(read[last.prefix :]))
+        return tuple(blocks), Readout(others, used, False, latent=not joined)
+    patches = any(is_read for place, is_read in enumerate(read) if place not in others)
+    return tuple(blocks), Readout(others, used, patches)
 
 
-def _probe(model: nn.Module, caller: str) -> tuple[list[_Seen], list[Tensor | None], Steps]:
+def _probe(
+    model: nn.Module, size: tuple[int, int, int], reading: Reading, caller: str
+) -> tuple[list[_Seen], list[Tensor | None], Steps]:
     """Every attention of a pass, the gradient with respect to its weights, and what the pass shows."""
-    size = input_size(model)
     modules = {n: m for n, m in model.named_modules() if n and not isinstance(m, nn.Softmax)}
     outputs: dict[str, Any] = {}
 
@@ -154,15 +162,14 @@ def _probe(model: nn.Module, caller: str) -> tuple[list[_Seen], list[Tensor | No
 
     try:
         with tap.alone():
-            return probe(model, size, look, caller=caller)
+            return probe(model, size, look, reading=reading, caller=caller)
     except ExplainGuideError:
         raise
     except Exception as error:  # whatever a model does with an image that it was not made for
         raise LayerError(
             f"{caller}: the attention could not be found, because {type(model).__name__} did not run "
-            f"on an image of {' x '.join(map(str, size))} ({str(error).splitlines()[0]}). Tell the "
-            "size with `model.image_size = (height, width)`. Models that map images to logits are "
-            "allowed."
+            f"on an image of {' x '.join(map(str, size))} ({str(error).splitlines()[0]}). Say the "
+            "size with image_size=(height, width). Models that map images to logits are allowed."
         ) from error
     finally:
         tap.remove()
@@ -177,7 +184,7 @@ def _depends(tensor: Tensor, other: Tensor) -> bool:
 
 
 def _read(
-    one: _Seen, model: nn.Module, size: tuple[int, int], steps: Steps
+    one: _Seen, model: nn.Module, size: tuple[int, int], steps: Steps, reading: Reading
 ) -> tuple[str, Layout | None]:
     """What keeps one attention from being rolled out, or the layout of its keys."""
     shape, where = one.weights.shape, f"in module {one.name!r}"
@@ -194,7 +201,15 @@ def _read(
     keys = one.weights.tensor.new_empty(1, one.keys, 1)
     try:
         return "", infer_layout(
-            one.name, keys, size, model=model, module=None, batch=1, steps=steps, caller=""
+            one.name,
+            keys,
+            size,
+            model=model,
+            module=None,
+            batch=1,
+            reading=reading,
+            steps=steps,
+            caller="",
         )
     except LayerError:
         height, width = size

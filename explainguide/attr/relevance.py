@@ -106,7 +106,9 @@ class AttentionRelevance(LayerMap):
                 "two. Both say where the roll-out starts."
             )
         self.detach_gradient = detach_gradient
-        self._all_blocks, self._readout = find_attention(self.model, caller=caller)
+        self._all_blocks, self._readout = find_attention(
+            self.model, reading=self.reading, caller=caller
+        )
         count = len(self._all_blocks)
         if last_blocks is None:
             last_blocks = count

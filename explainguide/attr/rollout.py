@@ -16,23 +16,23 @@ class Readout:
     """Which tokens the logits are read from, after the last attention.
 
     Attributes:
-        prefix: Of each token in front of the patches, whether it is read.
+        others: Positions of the tokens that belong to no place.
+        used: Those of them that are read.
         patches: Whether the patches are: a pooled model.
         latent: Whether neither is, because the last attention itself pools: its queries are learned.
     """
 
-    prefix: tuple[bool, ...]
+    others: tuple[int, ...]
+    used: tuple[int, ...]
     patches: bool
     latent: bool = False
 
     def row(self, like: Tensor, keys: int) -> Tensor:
         """The mean over the tokens that are read, as weights ``(1, keys)``."""
-        weights = like.new_zeros(1, keys)
-        for place, read in enumerate(self.prefix):
-            weights[:, place] = float(read)
-        weights[:, len(self.prefix) :] = float(self.patches)
-        patches = (keys - len(self.prefix)) * self.patches
-        return weights / (sum(self.prefix) + patches)
+        weights = like.new_full((1, keys), float(self.patches))
+        for place in self.others:
+            weights[:, place] = float(place in self.used)
+        return weights / (len(self.used) + (keys - len(self.others)) * self.patches)
 
 
 def mixing_matrix(weights: Tensor, gradient: Tensor) -> Tensor:
