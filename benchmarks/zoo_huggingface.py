@@ -1,6 +1,6 @@
 """Guidance on every image classifier of Transformers that builds from a small config: one row each.
 
-python benchmarks/zoo_huggingface.py --table docs/families_huggingface.md
+python benchmarks/zoo_huggingface.py --table docs/families_huggingface_results.md
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def main() -> None:
             try:
                 automatic, layout, said = check(kind, name)
             except Exception as error:  # whatever a model does: a row
-                reason = str(error).splitlines()[0][:160].replace("|", "/")
+                reason = str(error).strip().splitlines()[0][:160].replace("|", "/")
                 refused.append(f"- `{name}`: {type(error).__name__}: {reason}")
                 print(f"NO  {name}: {reason}", flush=True)
                 continue

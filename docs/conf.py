@@ -21,6 +21,7 @@ FRAGMENTS = (
     "bcos_features_results.md",
     "bcos_speed_results.md",
     "demo_results.md",
+    "families_huggingface_results.md",
     "families_results.md",
     "relevance_results.md",
     "robustvit_results.md",

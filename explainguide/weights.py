@@ -95,7 +95,7 @@ def _harmless() -> Iterator[None]:
         with allowed.safe_globals(_HARMLESS):
             yield
         return
-    before = allowed.get_safe_globals()  # torch 2.4
+    before = list(allowed.get_safe_globals())  # torch 2.4, whose list this is
     allowed.add_safe_globals(_HARMLESS)
     try:
         yield

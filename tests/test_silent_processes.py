@@ -81,7 +81,7 @@ def worker(rank: int, folder: str) -> None:
 )
 def test_two_processes_equal_one_whatever_is_annotated(tmp_path: Path) -> None:
     mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for case in ANNOTATED:
         expected = train(case)
         for process in found:
