@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor, nn
 
 from explainguide.bcos.modules import LogitBias
 from explainguide.dynamic import explanation_mode
-from explainguide.errors import LayerError, OptionError
+from explainguide.errors import ExplainGuideWarning, LayerError, OptionError
 from explainguide.layers import resolve_layers, unwrap
 from explainguide.layout import infer_layout, to_nchw
 from explainguide.logits import as_targets, check_logits, class_scores
-from explainguide.tap import unread
+from explainguide.tap import Tap, unread
 
 __all__ = ["contribution_map", "curvature", "dynamic_weights", "logit_bias", "missing_share"]
 
@@ -129,28 +130,45 @@ def logit_bias(model: nn.Module) -> Tensor:
 
 def _neurons(model: nn.Module, x: Tensor, layer: str, caller: str) -> Tensor:
     """A layer's activation, ``(N, C, h, w)``."""
-    (module,) = resolve_layers(model, layer, caller=caller).values()
-    found: list[Tensor] = []
+    modules = resolve_layers(model, layer, caller=caller)
+    ((name, module),) = modules.items()
     if module is None:
         raise LayerError(
             f"{caller}: layer is 'input', which has no neurons. Name a hidden layer, or leave it "
             "out to explain a logit. A dotted name is allowed."
         )
-    hook = module.register_forward_hook(lambda _, __, output: found.append(output))
+    tap = Tap(model, modules, replace=False)
     try:
-        model(x)
+        with tap.alone():
+            model(x)
+        passed = tap.last
     finally:
-        hook.remove()
-    if len(found) != 1 or not isinstance(found[0], Tensor):
+        tap.remove()
+    assert passed is not None
+    feature = passed.features.get(name)
+    calls = passed.calls.get(name, 0)
+    if calls != 1 or not isinstance(feature, Tensor):
         raise LayerError(
-            f"{caller}: layer {layer!r} returned {len(found)} tensors in one forward pass. Choose "
+            f"{caller}: layer {layer!r} returned {calls} tensors in one forward pass. Choose "
             "the layer around it. A layer that runs once and returns a tensor is allowed."
         )
-    size = (x.shape[-2], x.shape[-1])
     layout = infer_layout(
-        layer, found[0], size, model=model, module=module, batch=len(x), caller=caller
+        name,
+        feature,
+        passed.image_size,
+        model=model,
+        module=module,
+        batch=len(x),
+        steps=passed.until.get(name),
+        caller=caller,
     )
-    return to_nchw(found[0], layout)
+    if layout.assumed:
+        warnings.warn(
+            f"{caller}: of layer {layer!r} it is assumed that {layout.assumed}.",
+            ExplainGuideWarning,
+            stacklevel=4,
+        )
+    return to_nchw(feature, layout)
 
 
 def _select(

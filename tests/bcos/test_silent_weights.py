@@ -16,7 +16,13 @@ from torch.ao import quantization
 from torch.ao.nn import qat
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from explainguide.bcos import AddInverse, bcosify, conversion
+from explainguide.bcos import (
+    AddInverse,
+    bcosify,
+    contribution_map,
+    conversion,
+    explanation_mode,
+)
 from explainguide.errors import GuidanceError, OptionError
 from explainguide.same_logits import alive, difference
 from explainguide.xdnn import remove_bias
@@ -462,3 +468,30 @@ def test_a_normalisation_is_part_of_the_comparison() -> None:
     plain = (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     network = bcosify(model, b=1, mean=mean, std=std).eval()
     torch.testing.assert_close(network(AddInverse()(x)), model(plain), atol=1e-5, rtol=1e-4)
+
+
+class Columns(nn.Module):
+    """A ViT whose patches are columns of the image: 1 x 6 places, as the pass alone can tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.proj = nn.Conv2d(3, 8, (8, 4), stride=(8, 4))
+        self.mix = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.proj(x).flatten(2).mT).mean(1))
+
+
+def test_a_neuron_of_a_token_layer_is_where_the_pass_has_it() -> None:
+    network = bcosify(Columns(), b=1, image_size=(8, 24)).eval()
+    x = AddInverse()(torch.rand(2, 3, 8, 24))
+    found = contribution_map(network, x, 3, layer="mix", position=(0, 4))
+    by_hand = x.clone().requires_grad_()
+    tokens = network.mix(network.proj(by_hand).flatten(2).mT)
+    with explanation_mode(network):
+        (weights,) = torch.autograd.grad(tokens[:, 4, 3].sum(), by_hand)
+    torch.testing.assert_close(found, (weights * x).sum(1))
+    with pytest.raises(OptionError, match="1 x 6 places"):
+        contribution_map(network, x, 3, layer="mix", position=(1, 0))
