@@ -22,7 +22,7 @@ from torch import nn
 from zoo_check import Row, check_model, find_layers
 from zoo_families import FAMILIES, SIDES, build
 
-from explainguide.probe import input_size
+from explainguide.hooks.probe import input_size
 
 _PACKAGES = ("explainguide", "torch", "torchvision", "timm")
 

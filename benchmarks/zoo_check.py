@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from explainguide import ExplanationGuidance
-from explainguide.layers import INPUT, resolve_layers, split_index
-from explainguide.layout import Layout, infer_layout, to_nchw
-from explainguide.logits import check_logits
-from explainguide.probe import LayerInfo, automatic_layer, probe_layers
+from explainguide.hooks.layers import INPUT, resolve_layers, split_index
+from explainguide.hooks.layout import Layout, infer_layout, to_nchw
+from explainguide.hooks.logits import check_logits
+from explainguide.hooks.probe import LayerInfo, automatic_layer, probe_layers
 
 __all__ = [
     "ATTRIBUTIONS",

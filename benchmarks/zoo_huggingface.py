@@ -21,8 +21,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from explainguide import ExplainGuideWarning, ExplanationGuidance
-from explainguide.layout import Layout
-from explainguide.probe import LayerInfo, automatic_layer, input_size, probe_layers
+from explainguide.hooks.layout import Layout
+from explainguide.hooks.probe import LayerInfo, automatic_layer, input_size, probe_layers
 
 # Sizes under the names that configs have for them; each config takes those that are its own.
 _SMALL: dict[str, Any] = {

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING
 
-from explainguide import attr, losses
-from explainguide.annotations import Annotations, LimitedAnnotations, collate
-from explainguide.errors import ExplainGuideError, ExplainGuideWarning
-from explainguide.guidance import ExplanationGuidance
-from explainguide.recipes import Recipe, recipe
+from explainguide.lazy import on_demand
+
+if TYPE_CHECKING:
+    from explainguide import (
+        attr,
+        bcos,
+        datasets,
+        evaluation,
+        losses,
+        metrics,
+        models,
+        report,
+        training,
+        visualization,
+        xdnn,
+    )
+    from explainguide.annotations import Annotations, LimitedAnnotations, collate
+    from explainguide.errors import ExplainGuideError, ExplainGuideWarning
+    from explainguide.guidance import ExplanationGuidance
+    from explainguide.recipes import RECIPES, Recipe, recipe
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "RECIPES",
     "Annotations",
     "ExplainGuideError",
     "ExplainGuideWarning",
@@ -21,30 +36,33 @@ __all__ = [
     "LimitedAnnotations",
     "Recipe",
     "attr",
-    "collate",
-    "losses",
-    "recipe",
-]
-
-# Imported when they are first asked for: a training script needs no plots and no data sets.
-_ROOMS = (
     "bcos",
+    "collate",
     "datasets",
     "evaluation",
+    "losses",
     "metrics",
     "models",
+    "recipe",
     "report",
     "training",
     "visualization",
     "xdnn",
+]
+
+# The command line answers --help without torch, and a training script needs no plots.
+__getattr__, __dir__ = on_demand(
+    __name__,
+    {
+        **dict.fromkeys(__all__),
+        "Annotations": "annotations",
+        "LimitedAnnotations": "annotations",
+        "collate": "annotations",
+        "ExplainGuideError": "errors",
+        "ExplainGuideWarning": "errors",
+        "ExplanationGuidance": "guidance",
+        "RECIPES": "recipes",
+        "Recipe": "recipes",
+        "recipe": "recipes",
+    },
 )
-
-
-def __getattr__(name: str) -> ModuleType:
-    if name in _ROOMS:
-        return importlib.import_module(f"explainguide.{name}")
-    raise AttributeError(f"module 'explainguide' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*__all__, *_ROOMS]

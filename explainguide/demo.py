@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from explainguide.datasets import DecoyDigits
-from explainguide.evaluation import evaluate
-from explainguide.guidance import ExplanationGuidance
+from explainguide.evaluation.measure import evaluate
+from explainguide.guidance.guide import ExplanationGuidance
 
 __all__ = [
     "DEFAULT_RUNS",

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
 from explainguide.errors import GuidanceError, OptionError, did_you_mean
-from explainguide.layers import INPUT, resolve_layers, unwrap
-from explainguide.plain_weights import check_plain_weights, copied
-from explainguide.probe import input_size, probe
-from explainguide.same_logits import alive, difference
-from explainguide.tap import ForwardPass, Tap
+from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
+from explainguide.hooks.probe import input_size, probe
+from explainguide.hooks.tap import ForwardPass, Tap
+from explainguide.models.plain_weights import check_plain_weights, copied
+from explainguide.models.same_logits import alive, difference
 
 __all__ = ["ChannelScale", "changes", "is_homogeneous", "remove_bias", "scaling_fault"]
 

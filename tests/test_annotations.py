@@ -11,8 +11,8 @@ from torchvision import tv_tensors
 
 from explainguide import Annotations, LimitedAnnotations, collate
 from explainguide.annotations import rasterize_boxes
+from explainguide.annotations.regions import as_regions, choose_classes
 from explainguide.errors import AnnotationError, OptionError
-from explainguide.regions import as_regions, choose_classes
 
 from .networks import TARGETS, boxes
 

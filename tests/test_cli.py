@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 import explainguide
-from explainguide import cli
+from explainguide.cli import program as cli
 from explainguide.cli import COMMANDS, main
 from explainguide.errors import DataError
 
@@ -67,7 +67,7 @@ def test_without_a_command_every_command_is_listed(
 def test_help_of_a_command_ends_with_an_example(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = importlib.import_module(f"explainguide.commands.{name}")
+    module = importlib.import_module(f"explainguide.cli.{name}")
     assert main([name, "--help"]) == 0
     output = capsys.readouterr().out
     assert output.rstrip().endswith(module.EXAMPLE.rstrip())
@@ -76,7 +76,7 @@ def test_help_of_a_command_ends_with_an_example(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_says_what_the_command_says_of_itself(name: str) -> None:
-    module = importlib.import_module(f"explainguide.commands.{name}")
+    module = importlib.import_module(f"explainguide.cli.{name}")
     assert COMMANDS[name] == module.HELP
 
 

@@ -30,7 +30,6 @@ from explainguide.bcos import (
 from explainguide.bcos.modules import AddInverse, DynamicLinearUnit, LogitBias
 from explainguide.bcos.release import load_published, published
 from explainguide.bcos.simple_vit import SimpleViT
-from explainguide.classification import check_labels
 from explainguide.errors import (
     AnnotationError,
     DataError,
@@ -40,7 +39,8 @@ from explainguide.errors import (
     ShapeError,
     did_you_mean,
 )
-from explainguide.training_config import TrainConfig
+from explainguide.evaluation.classification import check_labels
+from explainguide.training.config import TrainConfig
 from explainguide.xdnn import remove_bias
 
 from .networks import TARGETS, InPlaceCnn, SmallCnn, batch, boxes

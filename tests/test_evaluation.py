@@ -13,9 +13,9 @@ from torch import nn
 from torchvision import tv_tensors
 
 from explainguide.attr import ATTRIBUTIONS, InputXGradient
-from explainguide.classification import ClassificationScores, classification_loss
 from explainguide.errors import DataError, ExplainGuideError, OptionError, ShapeError
 from explainguide.evaluation import evaluate
+from explainguide.evaluation.classification import ClassificationScores, classification_loss
 from explainguide.metrics import energy_pointing_game, localization_iou, on_object_energy
 from explainguide.models import small_cnn
 from explainguide.tables import format_table

@@ -10,8 +10,8 @@ from torchvision import models
 
 from explainguide.attr import InputXGradient
 from explainguide.errors import LayerError
-from explainguide.layout import Layout, infer_layout, to_nchw
-from explainguide.probe import automatic_layer, probe_layers
+from explainguide.hooks.layout import Layout, infer_layout, to_nchw
+from explainguide.hooks.probe import automatic_layer, probe_layers
 
 
 class Vit(nn.Module):

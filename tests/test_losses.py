@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from explainguide.errors import OptionError, ShapeError
+from explainguide.guidance.staging import resolve_loss
 from explainguide.losses import (
     LOSSES,
     confidence_boosting,
@@ -20,7 +21,6 @@ from explainguide.losses import (
     relevance_loss,
     rrr_loss,
 )
-from explainguide.staging import resolve_loss
 
 from .reference import losses as reference
 

@@ -12,7 +12,7 @@ from torchvision.models import googlenet, inception_v3
 
 from explainguide import ExplanationGuidance
 from explainguide.attr import InputXGradient, IntegratedGradients
-from explainguide.probe import probe_layers
+from explainguide.hooks.probe import probe_layers
 
 from .networks import TARGETS, SmallCnn, batch
 

@@ -19,7 +19,7 @@ from explainguide.attr import ATTRIBUTIONS
 from explainguide.errors import LayerError, OptionError
 from explainguide.losses import LOSSES
 from explainguide.recipes import RECIPES
-from explainguide.training_config import TrainConfig
+from explainguide.training.config import TrainConfig
 
 from .networks import SmallCnn, boxes
 

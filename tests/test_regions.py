@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainguide.regions import Choice, as_regions, choose_classes
+from explainguide.annotations.regions import Choice, as_regions, choose_classes
 
 COUNT, CLASSES = 6000, 5
 

@@ -13,9 +13,9 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from explainguide import Annotations, ExplainGuideWarning, ExplanationGuidance, collate
+from explainguide.annotations.labels import mark_soft, to_logits
+from explainguide.annotations.regions import as_regions, choose_classes
 from explainguide.errors import AnnotationError, ExplainGuideError, OptionError, ShapeError
-from explainguide.labels import mark_soft, to_logits
-from explainguide.regions import as_regions, choose_classes
 from explainguide.selfcheck import on_host
 
 from .networks import SmallCnn, batch, boxes
@@ -382,7 +382,7 @@ def test_soft_rows_are_not_plausible_where_no_value_is_read() -> None:
 
 def test_the_loss_of_a_soft_row_is_nan_where_no_value_is_read(guided, monkeypatch) -> None:
     model, loss_loc = guided
-    monkeypatch.setattr("explainguide.objective.check_multi_hot", lambda *_, **__: None)
+    monkeypatch.setattr("explainguide.guidance.objective.check_multi_hot", lambda *_, **__: None)
     loss = loss_loc(MASK.expand(3, -1, -1), torch.cat([HARD[:1], SOFT[1:2], HARD[2:]]))
     assert loss.isnan().tolist() == [False, True, False]
     loss.sum().backward()  # and no weight is spoilt

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from explainguide import ExplanationGuidance
 from explainguide.attr import AttentionRelevance, InputXGradient
 from explainguide.errors import LayerError
-from explainguide.probe import automatic_layer, input_size, probe_layers
+from explainguide.hooks.probe import automatic_layer, input_size, probe_layers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from explainguide import ExplainGuideWarning, ExplanationGuidance
 from explainguide.attr import GradCam, InputXGradient, IntegratedGradients
 from explainguide.errors import LayerError
-from explainguide.probe import automatic_layer, input_size, probe_layers
+from explainguide.hooks.probe import automatic_layer, input_size, probe_layers
 
 from .networks import TARGETS, SmallCnn, batch
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainguide.attention import Weights
 from explainguide.attr.rollout import Readout
 from explainguide.errors import ExplainGuideError, GuidanceError, LayerError
-from explainguide.layout import Layout, infer_layout
-from explainguide.probe import probe, probed_size
-from explainguide.reading import AS_FOUND, Reading
-from explainguide.tap import Tap
-from explainguide.token_grid import Steps
+from explainguide.hooks.attention import Weights
+from explainguide.hooks.layout import Layout, infer_layout
+from explainguide.hooks.probe import probe, probed_size
+from explainguide.hooks.reading import AS_FOUND, Reading
+from explainguide.hooks.tap import Tap
+from explainguide.hooks.token_grid import Steps
 
 __all__ = ["AttentionBlock", "find_attention"]
 

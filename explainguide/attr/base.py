@@ -14,13 +14,13 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from explainguide.attention import Weights
 from explainguide.errors import ExplainGuideWarning, GuidanceError, LayerError, ShapeError
-from explainguide.layers import INPUT, resolve_layers, unwrap
-from explainguide.layout import Layout, infer_layout
-from explainguide.logits import as_targets, check_classifier, check_logits, class_scores
-from explainguide.reading import Output, check_reading
-from explainguide.tap import ForwardPass, Tap
+from explainguide.hooks.attention import Weights
+from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
+from explainguide.hooks.layout import Layout, infer_layout
+from explainguide.hooks.logits import as_targets, check_classifier, check_logits, class_scores
+from explainguide.hooks.reading import Output, check_reading
+from explainguide.hooks.tap import ForwardPass, Tap
 
 __all__ = [
     "Evidence",

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from explainguide.attr.base import Evidence
 from explainguide.attr.gradients import InputXGradient
-from explainguide.dynamic import explanation_mode
+from explainguide.hooks.dynamic import explanation_mode
 
 __all__ = ["BcosContribution"]
 

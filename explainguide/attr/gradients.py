@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from explainguide.attr.base import Evidence, LayerMap
-from explainguide.dynamic import wide
 from explainguide.errors import GuidanceError, LayerError
-from explainguide.layout import Layout, to_nchw
+from explainguide.hooks.dynamic import wide
+from explainguide.hooks.layout import Layout, to_nchw
 
 __all__ = ["GradCam", "Gradient", "InputXGradient", "LayerCam", "layer_gradients"]
 

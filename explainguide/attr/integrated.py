@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from explainguide.attr.base import Evidence, Inputs, LayerMap, for_noise_tunnel
 from explainguide.attr.gradients import InputXGradient, dead_layer, layer_gradients
-from explainguide.dynamic import wide
 from explainguide.errors import OptionError
-from explainguide.layers import INPUT
-from explainguide.layout import to_nchw
-from explainguide.members import is_image
-from explainguide.reading import Output
+from explainguide.hooks.dynamic import wide
+from explainguide.hooks.layers import INPUT
+from explainguide.hooks.layout import to_nchw
+from explainguide.hooks.members import is_image
+from explainguide.hooks.reading import Output
 from explainguide.xdnn import is_homogeneous, scaling_fault
 
 __all__ = ["IntegratedGradients"]

@@ -12,11 +12,11 @@ from explainguide.attr.attention_blocks import AttentionBlock, find_attention
 from explainguide.attr.base import Evidence, LayerMap
 from explainguide.attr.gradients import dead_layer, layer_gradients
 from explainguide.attr.rollout import mixing_matrix, roll_out
-from explainguide.dynamic import wide
 from explainguide.errors import LayerError, OptionError, did_you_mean
-from explainguide.layers import resolve_layers
-from explainguide.layout import places_alone
-from explainguide.reading import Output
+from explainguide.hooks.dynamic import wide
+from explainguide.hooks.layers import resolve_layers
+from explainguide.hooks.layout import places_alone
+from explainguide.hooks.reading import Output
 
 __all__ = ["AttentionRelevance"]
 

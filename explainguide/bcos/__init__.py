@@ -29,7 +29,7 @@ from explainguide.bcos.release import load_published, published
 from explainguide.bcos.schedule import scale_biases, set_b
 from explainguide.bcos.simple_vit import SimpleViT
 from explainguide.bcos.units import BcosConv2d, BcosLinear
-from explainguide.dynamic import explanation_mode, hold
+from explainguide.hooks.dynamic import explanation_mode, hold
 
 __all__ = [
     "AddInverse",

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from explainguide.bcos.cosine import times_cosine
 from explainguide.bcos.lengths import rescaled
-from explainguide.dynamic import DynamicLinear
 from explainguide.errors import OptionError, did_you_mean
+from explainguide.hooks.dynamic import DynamicLinear
 
 __all__ = ["BcosUnit", "Gain", "check_unit"]
 

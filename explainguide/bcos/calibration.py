@@ -16,8 +16,8 @@ from explainguide.bcos.norms import (
     GroupNormUncentered2d,
     LayerNormUncentered,
 )
-from explainguide.dynamic import evaluating
-from explainguide.probe import input_size
+from explainguide.hooks.dynamic import evaluating
+from explainguide.hooks.probe import input_size
 
 __all__ = ["calibrate", "match_scales", "random_images"]
 

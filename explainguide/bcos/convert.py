@@ -28,12 +28,12 @@ from explainguide.bcos.record import Conversion, conversion
 from explainguide.bcos.settings import Numbers, Settings, resolve_settings
 from explainguide.bcos.units import BcosLinear
 from explainguide.bcos.walk import convert_parts
-from explainguide.dynamic import evaluating
 from explainguide.errors import ExplainGuideError, GuidanceError, OptionError
-from explainguide.layers import unwrap
-from explainguide.logits import check_logits
-from explainguide.plain_weights import copied
-from explainguide.same_logits import alive, difference
+from explainguide.hooks.dynamic import evaluating
+from explainguide.hooks.layers import unwrap
+from explainguide.hooks.logits import check_logits
+from explainguide.models.plain_weights import copied
+from explainguide.models.same_logits import alive, difference
 
 __all__ = ["bcosify", "convert"]
 

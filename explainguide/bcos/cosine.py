@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainguide.dynamic import Mode, hold, wide
+from explainguide.hooks.dynamic import Mode, hold, wide
 
 __all__ = ["times_cosine"]
 

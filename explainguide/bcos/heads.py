@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import DenseNet, MobileNetV2
 
-from explainguide.logits import find_logits
+from explainguide.hooks.logits import find_logits
 
 __all__ = ["Head", "classifier_first", "find_head", "pool_after_classifier", "replace"]
 

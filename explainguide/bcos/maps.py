@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.bcos.modules import LogitBias
-from explainguide.dynamic import explanation_mode
 from explainguide.errors import ExplainGuideWarning, LayerError, OptionError
-from explainguide.layers import resolve_layers, unwrap
-from explainguide.layout import infer_layout, to_nchw
-from explainguide.logits import as_targets, check_logits, class_scores
-from explainguide.tap import Tap, unread
+from explainguide.hooks.dynamic import explanation_mode
+from explainguide.hooks.layers import resolve_layers, unwrap
+from explainguide.hooks.layout import infer_layout, to_nchw
+from explainguide.hooks.logits import as_targets, check_logits, class_scores
+from explainguide.hooks.tap import Tap, unread
 
 __all__ = ["contribution_map", "curvature", "dynamic_weights", "logit_bias", "missing_share"]
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from explainguide.dynamic import DynamicLinear, hold
 from explainguide.errors import OptionError, ShapeError
+from explainguide.hooks.dynamic import DynamicLinear, hold
 
 __all__ = [
     "AddInverse",

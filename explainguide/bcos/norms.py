@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.bcos.variance import variance_of
-from explainguide.dynamic import DynamicLinear, Mode, hold, wide
 from explainguide.errors import ShapeError
+from explainguide.hooks.dynamic import DynamicLinear, Mode, hold, wide
 
 __all__ = [
     "AllNormUncentered2d",

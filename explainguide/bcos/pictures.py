@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.dynamic import wide
 from explainguide.errors import OptionError, ShapeError
+from explainguide.hooks.dynamic import wide
 
 __all__ = ["to_rgba"]
 

@@ -18,8 +18,8 @@ from explainguide.bcos.norms import BatchNormUncentered2d
 from explainguide.bcos.simple_vit import SimpleViT
 from explainguide.bcos.units import BcosLinear
 from explainguide.errors import DataError, OptionError, did_you_mean
-from explainguide.layers import unwrap
-from explainguide.weights import name_some
+from explainguide.hooks.layers import unwrap
+from explainguide.models.weights import name_some
 
 __all__ = ["load_published", "published"]
 

@@ -8,8 +8,8 @@ from torch import nn
 from explainguide.bcos.base import BcosUnit, check_unit
 from explainguide.bcos.norms import BatchNormUncentered2d
 from explainguide.bcos.tokens import BcosAttention, BcosMultiheadAttention
-from explainguide.dynamic import DynamicLinear, is_bcos
 from explainguide.errors import OptionError
+from explainguide.hooks.dynamic import DynamicLinear, is_bcos
 
 __all__ = ["scale_biases", "set_b"]
 

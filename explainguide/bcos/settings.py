@@ -9,11 +9,11 @@ from typing import Any, cast
 from torch import nn
 
 from explainguide.bcos.base import Gain, check_unit
-from explainguide.dynamic import is_bcos
 from explainguide.errors import OptionError
-from explainguide.layers import unwrap
-from explainguide.plain_weights import check_plain_weights
-from explainguide.probe import input_size
+from explainguide.hooks.dynamic import is_bcos
+from explainguide.hooks.layers import unwrap
+from explainguide.hooks.probe import input_size
+from explainguide.models.plain_weights import check_plain_weights
 
 __all__ = ["Numbers", "Settings", "resolve_settings"]
 

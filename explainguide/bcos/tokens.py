@@ -11,8 +11,8 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import vision_transformer as theirs
 
-from explainguide.dynamic import DynamicLinear, Mode, hold
 from explainguide.errors import GuidanceError
+from explainguide.hooks.dynamic import DynamicLinear, Mode, hold
 
 __all__ = ["BcosAttention", "BcosMultiheadAttention", "Positions", "separate_positions", "to_bcos"]
 

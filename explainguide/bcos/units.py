@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.bcos.base import BcosUnit, Gain, check_unit
-from explainguide.dynamic import wide
 from explainguide.errors import OptionError, ShapeError
+from explainguide.hooks.dynamic import wide
 
 __all__ = ["BcosConv2d", "BcosLinear"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainguide.dynamic import wide
+from explainguide.hooks.dynamic import wide
 
 __all__ = ["variance_of"]
 

@@ -28,8 +28,8 @@ from explainguide.bcos.tokens import (
     separate_positions,
     to_bcos,
 )
-from explainguide.dynamic import DynamicLinear
 from explainguide.errors import OptionError
+from explainguide.hooks.dynamic import DynamicLinear
 
 __all__ = ["convert_parts"]
 

@@ -19,7 +19,7 @@ from explainguide.losses.classification import (
     confidence_boosting,
 )
 from explainguide.losses.energy import energy_loss
-from explainguide.losses.maps import Loss, keep_positive, positive_part, scale_by_max
+from explainguide.losses.normalization import Loss, keep_positive, positive_part, scale_by_max
 from explainguide.losses.normalized import l1_loss, ppce_loss, rrr_loss
 from explainguide.losses.norms import gradmask_loss, reff_loss
 from explainguide.losses.relevance import relevance_loss, scale_to_unit

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explainguide.errors import OptionError, ShapeError
-from explainguide.losses.maps import check_choice
+from explainguide.losses.normalization import check_choice
 
 __all__ = ["CLASS_LOSSES", "classification_loss", "confidence_boosting"]
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from explainguide.losses.maps import check_choice, check_maps, keep_positive, over_pixels
+from explainguide.losses.normalization import check_choice, check_maps, keep_positive, over_pixels
 
 __all__ = ["energy_loss"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainguide.losses.maps import (
+from explainguide.losses.normalization import (
     Normalize,
     check_choice,
     check_maps,

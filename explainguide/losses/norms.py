@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from explainguide.losses.maps import check_choice, check_maps, over_pixels, root
+from explainguide.losses.normalization import check_choice, check_maps, over_pixels, root
 
 __all__ = ["gradmask_loss", "reff_loss"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from explainguide.errors import OptionError
-from explainguide.losses.maps import check_maps
+from explainguide.losses.normalization import check_maps
 
 __all__ = ["relevance_loss", "scale_to_unit"]
 

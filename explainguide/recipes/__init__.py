@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 
-from explainguide.options import check_option
+from explainguide.guidance.options import check_option
 from explainguide.recipes.published import RECIPES
 from explainguide.recipes.settings import Recipe
 

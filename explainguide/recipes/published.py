@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from explainguide.layers import INPUT
+from explainguide.hooks.layers import INPUT
 from explainguide.recipes.settings import Recipe
 
 __all__ = ["RECIPES"]

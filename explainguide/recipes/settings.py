@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from explainguide.errors import LayerError, OptionError, did_you_mean
-from explainguide.guidance import ExplanationGuidance
-from explainguide.layers import INPUT, list_layers, unwrap
+from explainguide.guidance.guide import ExplanationGuidance
+from explainguide.guidance.staging import with_options
+from explainguide.hooks.layers import INPUT, list_layers, unwrap
 from explainguide.losses import classification_loss
-from explainguide.staging import with_options
-from explainguide.training_config import TrainConfig
+from explainguide.training.config import TrainConfig
 
 __all__ = ["Recipe"]
 

@@ -24,7 +24,7 @@ from explainguide.bcos import (
     explanation_mode,
 )
 from explainguide.errors import GuidanceError, OptionError
-from explainguide.same_logits import alive, difference
+from explainguide.models.same_logits import alive, difference
 from explainguide.xdnn import remove_bias
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from explainguide.cli import main
-from explainguide.commands.demo import tell
+from explainguide.cli.demo import tell
 from explainguide.demo import (
     DEFAULT_RUNS,
     SETTINGS,

@@ -16,8 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from explainguide.bcos import AddInverse, bcosify, contribution_map, logit_bias
 from explainguide.checkpoints import load_model, save_checkpoint
-from explainguide.cli import main
-from explainguide.commands import bcos_pictures
+from explainguide.cli import bcos_pictures, main
 from explainguide.models import small_cnn
 
 MODULE = "models_of_a_user"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.cli import main
-from explainguide.commands.layers import list_stages
+from explainguide.cli.layers import list_stages
+from explainguide.hooks.probe import automatic_layer, probe_layers
 from explainguide.models import build_model
-from explainguide.probe import automatic_layer, probe_layers
 
 
 class _Blind(nn.Module):

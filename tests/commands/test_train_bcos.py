@@ -14,7 +14,7 @@ from torch import nn
 from explainguide.bcos import BcosConv2d
 from explainguide.checkpoints import load_checkpoint, load_model
 from explainguide.cli import main
-from explainguide.commands.data import build_transforms, image_encoding
+from explainguide.cli.data import build_transforms, image_encoding
 from explainguide.datasets import ImageFolder
 from explainguide.dynamic import is_bcos
 from explainguide.models import small_cnn
@@ -87,7 +87,7 @@ def test_a_bcos_network_is_trained_and_evaluated(
 def test_bcos_training_that_was_killed_goes_on(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from explainguide.epochs import Run
+    from explainguide.training.epochs import Run
 
     chosen = ["--model", NETWORK, "--bcos", "--weights", "w.pth"]
     torch.save(tiny(2).state_dict(), "w.pth")

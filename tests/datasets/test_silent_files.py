@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from explainguide import ExplainGuideWarning
-from explainguide.commands.pictures import read_picture
+from explainguide.cli.pictures import read_picture
 from explainguide.datasets import VOC, ImageFolder
 from explainguide.errors import DataError, OptionError
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from explainguide.commands.pictures import read_picture, tell_turned
+from explainguide.cli.pictures import read_picture, tell_turned
 from explainguide.datasets import VOC, VOC_CLASSES, ImageFolder
 from explainguide.datasets.orientation import turn_boxes, turn_mask
 from explainguide.datasets.pictures import Header, open_picture, read_header

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, TiffImagePlugin
 
-from explainguide.commands.pictures import read_picture
+from explainguide.cli.pictures import read_picture
 from explainguide.datasets import ImageFolder
 from explainguide.datasets.pictures import open_picture, read_header
 from explainguide.errors import DataError, ExplainGuideWarning

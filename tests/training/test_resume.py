@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from explainguide import run_folder
-from explainguide.batches import epoch_order, stream_seed
 from explainguide.checkpoints import save_checkpoint
+from explainguide.datasets.batches import epoch_order, stream_seed
 from explainguide.errors import OptionError
 from explainguide.models import small_cnn
 from explainguide.training import train

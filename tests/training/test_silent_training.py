@@ -15,11 +15,15 @@ from torch.utils.data import ConcatDataset, Subset
 
 from explainguide import ExplanationGuidance
 from explainguide.annotations import LimitedAnnotations
-from explainguide.batches import count_annotated, epoch_order
-from explainguide.classification import ClassificationScores, check_labels, classification_loss
 from explainguide.datasets import DecoyDigits
+from explainguide.datasets.batches import count_annotated, epoch_order
 from explainguide.errors import DataError, ExplainGuideWarning, OptionError, ShapeError
 from explainguide.evaluation import evaluate
+from explainguide.evaluation.classification import (
+    ClassificationScores,
+    check_labels,
+    classification_loss,
+)
 from explainguide.losses import confidence_boosting
 from explainguide.training import TrainConfig, train
 

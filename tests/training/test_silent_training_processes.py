@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from explainguide.batches import epoch_order
+from explainguide.datasets.batches import epoch_order
 from explainguide.errors import AnnotationError, DataError, GuidanceError
 from explainguide.evaluation import evaluate
 from explainguide.models import small_cnn

@@ -18,8 +18,8 @@ from explainguide import epochs
 from explainguide.checkpoints import load_checkpoint, load_model
 from explainguide.errors import OptionError
 from explainguide.models import small_cnn
-from explainguide.run_folder import History
 from explainguide.training import TrainConfig, train
+from explainguide.training.run_folder import History
 
 from .small_runs import QUICK, Noisy, Plain, rows_of, tiny
 

@@ -1,0 +1,312 @@
+"""Boxes, masks and labels of a batch as masks on the device, without a loop over images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from explainguide.annotations.checks import check_target
+from explainguide.annotations.labels import FirstLabel, check_first_label, warn_if_strangers
+from explainguide.errors import AnnotationError, OptionError
+
+__all__ = ["Annotations", "LimitedAnnotations", "collate", "rasterize_boxes"]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The boxes, labels and masks of a batch, padded to the same number of objects an image.
+
+    Build it with `from_targets`; `collate` does so in a DataLoader. Coordinates are pixels of the
+    model's input.
+
+    Attributes:
+        boxes: ``(N, M, 4)`` float, xyxy; rows without an object are zero.
+        labels: ``(N, M)`` int64, indices of logits; -1 where there is no object.
+        masks: ``(N, M, H, W)`` bool, one an object, or None. Where there are masks they are used
+            in place of the boxes.
+        canvas: (H, W) that the boxes or masks refer to, where it is known.
+        most_classes: No image has more distinct classes than this.
+        largest_label: The largest label, where the labels were on the host; else None.
+        first_label: What has made the labels indices of logits: the option of `from_targets`. A guide
+            with the same option does not apply it again.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+    canvas: tuple[int, int] | None = None
+    most_classes: int = 0
+    largest_label: int | None = None
+    first_label: FirstLabel = 0
+
+    def __post_init__(self) -> None:
+        if not self.most_classes:  # not counted: as many as there are objects
+            object.__setattr__(self, "most_classes", int(self.labels.shape[1]))
+
+    @classmethod
+    def from_targets(
+        cls,
+        targets: Sequence[Mapping[str, Any] | None],
+        *,
+        canvas: tuple[int, int] | None = None,
+        first_label: FirstLabel = 0,
+    ) -> Annotations:
+        """Pad a list of detection-style dicts.
+
+        Values are checked where they are on the host; on another device only shapes and dtypes
+        are, because a value costs a synchronisation.
+
+        Args:
+            targets: One an image: ``{"labels": (M,)}`` with ``"boxes": (M, 4)``, ``"masks": (M, H,
+                W)`` or both; other keys beside them are not read. Boxes are xyxy in pixels, or
+                `tv_tensors.BoundingBoxes` of any format, which are converted. Masks are bool, or
+                floating point in [0, 1], where 0.5 counts; without boxes the boxes are those around
+                the masks. None, or no boxes: an image without annotation.
+            canvas: (H, W) of the model's input, to check against; read from tv_tensors and masks
+                where it is not given.
+            first_label: The label of the first logit: 1 for torchvision's detection data sets, where
+                0 is the background. Or a dict from the data set's ids to logits, as COCO needs.
+
+        Raises:
+            AnnotationError: For boxes, labels or masks that cannot be meant; it names the image.
+            OptionError: If `first_label` is no label and no mapping.
+
+        Warns:
+            ExplainGuideWarning: If a mask has no pixel (its object is left out), or a box lies more
+                outside the canvas than in it.
+
+        Example:
+            >>> car = {"boxes": torch.tensor([[2.0, 3.0, 9.0, 8.0]]), "labels": torch.tensor([1])}
+            >>> batch = Annotations.from_targets([car, None])
+            >>> batch.labels
+            tensor([[ 1],
+                    [-1]])
+        """
+        if isinstance(targets, Mapping) or not isinstance(targets, Sequence):
+            raise AnnotationError(
+                f"Annotations.from_targets: targets is a {type(targets).__name__}. Pass a list with "
+                "one dict an image. None stands for an image without annotation."
+            )
+        first_label = check_first_label(first_label, caller="Annotations.from_targets")
+        if not targets:
+            empty = torch.zeros(0, 0, dtype=torch.int64)
+            return cls(torch.zeros(0, 0, 4), empty, canvas=canvas, first_label=first_label)
+        boxes, labels, masks = [], [], []
+        for index, target in enumerate(targets):
+            found = check_target(target, index, canvas, first_label=first_label)
+            canvas = canvas or found.size
+            boxes.append(found.boxes)
+            labels.append(found.labels)
+            masks.append(found.masks)
+        device = next((b.device for b in boxes if len(b)), torch.device("cpu"))
+        padded = pad_sequence([b.to(device) for b in boxes], batch_first=True)
+        padded_labels = pad_sequence(
+            [label.to(device) for label in labels], batch_first=True, padding_value=-1
+        )
+        on_host = device.type == "cpu"
+        most = max((int(label.unique().numel()) for label in labels), default=0) if on_host else 0
+        return cls(
+            padded.reshape(len(boxes), -1, 4),
+            padded_labels,
+            _pad_masks(masks, padded, canvas),
+            canvas,
+            most if on_host else padded_labels.shape[1],
+            int(padded_labels.max()) if on_host and padded_labels.numel() else None,
+            first_label,
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Annotations:
+        """The same annotations on another device."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Annotations:
+        """The same annotations in pinned memory; a DataLoader with ``pin_memory=True`` calls it."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, move: Any) -> Annotations:
+        masks = None if self.masks is None else move(self.masks)
+        return replace(self, boxes=move(self.boxes), labels=move(self.labels), masks=masks)
+
+    def without_masks(self) -> Annotations:
+        """The boxes alone."""
+        return replace(self, masks=None)
+
+    def dilate(self, fraction: float) -> Annotations:
+        """Boxes grown by a fraction of their own side, on each side (Rao et al., 2023, Sec. 5.5).
+
+        Args:
+            fraction: Non-negative; the margin is ``int(fraction * side)`` pixels, so that a box of
+                side s gets side ``s * (1 + 2 * fraction)``. Clipping is left to the rasterizer.
+
+        Raises:
+            OptionError: If the fraction is negative, or not finite.
+            AnnotationError: If there are masks, which are as exact as they should be.
+        """
+        if not 0 <= fraction < float("inf"):  # NaN neither
+            raise OptionError(
+                f"Annotations.dilate: fraction is {fraction}. Use 0 or more; 0.25 adds a quarter "
+                "of the side on each side."
+            )
+        if self.masks is not None:
+            raise AnnotationError(
+                "Annotations.dilate: there are masks, and only boxes grow. Call `without_masks()` "
+                "first. Boxes are allowed."
+            )
+        x1, y1, x2, y2 = self.boxes.unbind(-1)
+        dx, dy = ((x2 - x1) * fraction).trunc(), ((y2 - y1) * fraction).trunc()
+        return replace(self, boxes=torch.stack([x1 - dx, y1 - dy, x2 + dx, y2 + dy], -1))
+
+    def presence(self, num_classes: int) -> Tensor:
+        """Which classes have an object in which image, ``(N, num_classes)`` bool."""
+        hot = torch.zeros(len(self), num_classes + 1, dtype=torch.bool, device=self.labels.device)
+        # Padding goes to the extra column.
+        known = (self.labels >= 0) & (self.labels < num_classes)
+        index = torch.where(known, self.labels, num_classes)
+        return hot.scatter(1, index, True)[:, :num_classes]
+
+    def region(self, classes: Tensor, size: tuple[int, int]) -> Tensor:
+        """The union of the objects of one class an image.
+
+        Args:
+            classes: ``(..., N)`` int64; -1 stands for the objects of every class.
+            size: (H, W) of the image.
+
+        Returns:
+            ``(..., N, H, W)`` float32 in {0, 1}.
+        """
+        chosen = torch.where(
+            classes[..., None] < 0, self.labels >= 0, self.labels == classes[..., None]
+        ).float()
+        if self.masks is not None:
+            union = torch.einsum("...nm,nmhw->...nhw", chosen, self.masks.float())
+            return (union > 0).float()
+        return rasterize_boxes(self.boxes, chosen, size)
+
+
+def rasterize_boxes(boxes: Tensor, chosen: Tensor, size: tuple[int, int]) -> Tensor:
+    """The union of the chosen boxes of each image.
+
+    Pixel (row i, column j) is covered when ``floor(x1) <= j < ceil(x2)`` and
+    ``floor(y1) <= i < ceil(y2)``.
+
+    Args:
+        boxes: ``(N, M, 4)`` xyxy in pixels.
+        chosen: ``(..., N, M)`` float in {0, 1}.
+        size: (H, W).
+
+    Returns:
+        ``(..., N, H, W)`` float32 in {0, 1}.
+
+    Example:
+        >>> rasterize_boxes(torch.tensor([[[1.0, 0.0, 3.0, 1.0]]]), torch.ones(1, 1), (2, 4))
+        tensor([[[0., 1., 1., 0.],
+                 [0., 0., 0., 0.]]])
+    """
+    x1, y1, x2, y2 = boxes.float().unbind(-1)
+
+    def covered(low: Tensor, high: Tensor, length: int) -> Tensor:
+        place = torch.arange(length, device=boxes.device)
+        inside = (place >= low.floor()[..., None]) & (place < high.ceil()[..., None])
+        return inside.float()
+
+    rows, columns = covered(y1, y2, size[0]), covered(x1, x2, size[1])
+    # How many boxes cover each pixel, as one matrix product; above zero in any precision.
+    union = torch.einsum("...nm,nmh,nmw->...nhw", chosen, rows, columns)
+    return (union > 0).float()
+
+
+def _pad_masks(
+    masks: list[Tensor | None], boxes: Tensor, canvas: tuple[int, int] | None
+) -> Tensor | None:
+    """(N, M, H, W) bool, or None where no image has masks; images with boxes alone get theirs."""
+    if all(m is None for m in masks) or canvas is None:
+        return None
+    count, objects = boxes.shape[:2]
+    each = torch.eye(objects, device=boxes.device)[:, None].expand(-1, count, -1)
+    padded = rasterize_boxes(boxes, each, canvas).transpose(0, 1).bool()
+    for index, image_masks in enumerate(masks):
+        if image_masks is not None:
+            padded[index, : len(image_masks)] = image_masks.to(boxes.device)
+    return padded
+
+
+def collate(
+    batch: Sequence[Any], *, first_label: FirstLabel = 0
+) -> tuple[Tensor, Tensor, Annotations]:
+    """A DataLoader's `collate_fn` for items ``(image, labels, annotation)``.
+
+    Items that are None (files that could not be read) are left out.
+
+    Args:
+        batch: The items.
+        first_label: Of the annotations, as `Annotations.from_targets` takes it; images' labels stay
+            as they are. ``functools.partial(collate, first_label=1)`` is a `collate_fn`, too.
+
+    Returns:
+        Images ``(N, 3, H, W)``, labels ``(N,)`` int64 or ``(N, K)`` float32, `Annotations`.
+
+    Raises:
+        AnnotationError: If no item is left, or for an annotation that cannot be meant.
+
+    Warns:
+        ExplainGuideWarning: If boxes in two images or more all have a label one higher than the image.
+    """
+    items = [item for item in batch if item is not None]
+    if not items:
+        raise AnnotationError(
+            f"collate: none of the {len(batch)} images of a batch could be read. See the warnings "
+            "for their names. At least one must be readable."
+        )
+    images, labels, targets = zip(*items, strict=True)
+    stacked = torch.stack([torch.as_tensor(image) for image in images])
+    of_images = torch.stack([torch.as_tensor(label) for label in labels])
+    canvas = (stacked.shape[-2], stacked.shape[-1])
+    annotations = Annotations.from_targets(targets, canvas=canvas, first_label=first_label)
+    warn_if_strangers(annotations.labels, of_images, sure=True, caller="collate")
+    return stacked.as_subclass(Tensor), of_images, annotations
+
+
+class LimitedAnnotations(torch.utils.data.Dataset):
+    """A dataset in which only a fixed random fraction of the images keeps its annotation.
+
+    The choice depends on the seed and the length alone, and smaller fractions are subsets of
+    larger ones, so that a curve over fractions compares like with like.
+
+    Args:
+        dataset: Items ``(image, labels, annotation)``.
+        fraction: In [0, 1]; at least one image keeps its annotation when it is above 0.
+        seed: Chooses the images.
+
+    Attributes:
+        kept: ``(len(dataset),)`` bool.
+    """
+
+    def __init__(self, dataset: Any, fraction: float, *, seed: int = 0) -> None:
+        if not 0 <= fraction <= 1:
+            raise OptionError(
+                f"LimitedAnnotations: fraction is {fraction}. Did you mean {fraction / 100}? "
+                "It must be in [0, 1]."
+            )
+        self.dataset = dataset
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        count = max(round(fraction * len(dataset)), 1 if fraction > 0 else 0)
+        self.kept = torch.zeros(len(dataset), dtype=torch.bool)
+        self.kept[order[:count]] = True
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.dataset[index]
+        if item is None or self.kept[index]:
+            return item
+        image, labels, _ = item
+        return image, labels, None

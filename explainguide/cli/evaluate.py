@@ -1,0 +1,146 @@
+"""`explainguide evaluate`: checkpoints of a training, measured on a data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from explainguide.cli.data import (
+    KINDS,
+    add_data_arguments,
+    allow_local_modules,
+    build_transforms,
+    fits_classes,
+    image_encoding,
+    open_data,
+)
+from explainguide.cli.output import add_output_argument
+from explainguide.errors import DataError, OptionError
+from explainguide.guidance.options import check_option
+from explainguide.visualization.tables import format_table
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+
+HELP = "measure checkpoints: F1, mAP or accuracy, EPG, IoU, on-object EPG"
+EXAMPLE = """\
+explainguide evaluate runs/energy/last.pt --root VOC2007 --image-set test
+  explainguide evaluate runs/*/last.pt --data decoy --decoy class --markdown"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument(
+        "checkpoint",
+        nargs="+",
+        help="last.pt, epoch_003.pt or weights.safetensors of a training; several make a table",
+    )
+    add_data_arguments(parser, training=False)
+    group = parser.add_argument_group("measures")
+    group.add_argument(
+        "--layer", nargs="+", metavar="NAME", help="layers to explain (default: the training's)"
+    )
+    group.add_argument("--attribution", metavar="NAME", help="default: the training's")
+    add_output_argument(group)
+    group.add_argument("--region", metavar="NAME", help="boxes or masks (default: the training's)")
+    group.add_argument(
+        "--threshold", metavar="X", help="of the IoU, or fit (default: the training's)"
+    )
+    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
+    group.add_argument("--workers", type=int, default=0, metavar="N", help="default: 0")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto or cpu")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate every checkpoint, and print a table."""
+    check_option("device", args.device, ("auto", "cpu"), caller="--device")
+    if args.batch_size < 1 or args.workers < 0:
+        raise OptionError(
+            f"--batch-size, --workers: {args.batch_size} and {args.workers}. "
+            "A batch holds at least one image; 0 workers load in this process."
+        )
+    allow_local_modules()
+    rows = []
+    skipped = 0.0
+    for path in args.checkpoint:
+        scores = _evaluate(path, args)
+        skipped = max(skipped, scores.pop("skipped"))
+        rows.append({"checkpoint": path, **scores})
+    print(format_table(rows, markdown=args.markdown))
+    if skipped:
+        print(f"{skipped:.0f} images could not be read and were left out.", file=sys.stderr)
+    return 0
+
+
+def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
+    from explainguide.evaluation.measure import evaluate
+    from explainguide.training.checkpoints import load_model  # here, since --help needs none of it
+
+    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu"
+    model, info = load_model(path, device=device)
+    if "image_size" not in info or "mean" not in info:
+        raise DataError(
+            f"evaluate: '{Path(path)}' does not say how its images were prepared. Use "
+            "explainguide.evaluation.evaluate in Python. Those of `explainguide train` say it."
+        )
+    config = info["config"]
+    data = _open(args, info)
+    if not fits_classes(info["num_classes"], len(data.classes)):
+        raise OptionError(
+            f"evaluate: the data have {len(data.classes)} classes and '{Path(path)}' "
+            f"{info['num_classes']}. Name the data of the training. The classes must agree."
+        )
+    encoding = image_encoding(model, info["mean"], info["std"])
+    data.transforms = build_transforms(info["image_size"], encoding)
+    return evaluate(
+        model,
+        data,
+        layer=args.layer or config["layer"],
+        attribution=args.attribution or config["attribution"],
+        output=config.get("output") if args.output is None else args.output,
+        region=args.region or config["region"],
+        threshold=_threshold(args.threshold, config["threshold"]),
+        batch_size=args.batch_size,
+        workers=args.workers,
+        progress=not args.quiet,
+    )
+
+
+def _open(args: argparse.Namespace, info: dict[str, Any]) -> Any:
+    """The images that are named, else those that the training was evaluated on."""
+    kind = args.data or info.get("data")
+    if kind is None:
+        raise OptionError(
+            "--data: missing, and the network was converted and never trained. Name the images to "
+            f"evaluate it on. {', '.join(KINDS)} are allowed."
+        )
+    same = kind == info.get("data")
+    root = args.root or (same and (info.get("val_root") or info.get("root"))) or None
+    boxes = args.boxes
+    if boxes is None and args.root is None and same:
+        boxes = info.get("val_boxes")
+    return open_data(
+        kind,
+        root=root,
+        image_set=args.image_set or (info.get("val_set") if same else None),
+        boxes=boxes,
+        masks=True,
+        size=info["image_size"] if kind == "decoy" else None,
+        decoy=args.decoy,
+    )
+
+
+def _threshold(given: str | None, default: float) -> Any:
+    if given is None or given == "fit":
+        return given or default
+    try:
+        return float(given)
+    except ValueError:
+        raise OptionError(
+            f"--threshold: {given!r} is no number. Use 0.5. A number in [0, 1), or fit, is allowed."
+        ) from None

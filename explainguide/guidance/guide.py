@@ -1,0 +1,395 @@
+"""`ExplanationGuidance`: where a model, an attribution, a loss and annotations meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from explainguide.annotations.labels import FirstLabel, check_first_label
+from explainguide.attr import LayerMap
+from explainguide.attr.base import buffers_aside, usable
+from explainguide.guidance.objective import Settings, localize
+from explainguide.guidance.options import (
+    NAME,
+    check_choices,
+    check_model,
+    check_option,
+    check_weights,
+    combine_layers,
+    name_of,
+    resolve_attribution,
+)
+from explainguide.guidance.selfcheck import Report, as_it_was, on_host, probe_gradients
+from explainguide.guidance.staging import resolve_loss
+from explainguide.guidance.waiting import graph_kept, take_pass, tell_dropped
+from explainguide.hooks.layers import resolve_layers, unwrap
+from explainguide.hooks.logits import PREDICTED, check_classifier
+from explainguide.hooks.probe import find_layer
+from explainguide.hooks.reading import Output, check_reading
+from explainguide.losses import Loss
+
+__all__ = ["ExplanationGuidance"]
+
+
+class ExplanationGuidance:
+    r"""A localization loss on what a classifier looks at, from the training script's own forward.
+
+    .. math:: L = L_{class} + \lambda \sum_l w_l\, loss(A_l(x, k), M_k)
+
+    The guide reads the activations of named layers while the script runs the model, computes the
+    attribution :math:`A_l` of class k from them, differentiably, and compares it with the region
+    :math:`M_k` of that class. It changes neither the model's parameters nor its state dict; under
+    ``torch.no_grad`` it does nothing.
+
+    Args:
+        model: Images ``(N, C, H, W)`` to logits ``(N, K)``; any `nn.Module`, also inside
+            DistributedDataParallel.
+        layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, a module, or a list of
+            them.
+            None finds the last layer whose places reach the logits, with one probe forward.
+        attribution: ``"gradient"``, ``"ixg"``, ``"gradcam"``, ``"layercam"``, ``"intgrad"``,
+            ``"bcos"``, ``"relevance"``, or an object of `explainguide.attr` with settings of its own.
+        loss: ``"energy"``, ``"l1"``, ``"ppce"``, ``"rrr"``, ``"gradmask"``, ``"relevance"``,
+            ``"reff"``, or a callable ``(attribution (N, H, W), mask (N, H, W)) -> (N,)``.
+        target: Which classes of an image are explained: ``"sample"`` one of its annotated classes,
+            drawn uniformly; ``"all"`` of them, averaged, which is the expectation of "sample";
+            ``"predicted"`` the model's own, where it is annotated.
+        score: What is explained: the ``"logit"`` of class k, its ``"log_prob"`` under softmax, or
+            ``"sum_log_probs"`` over all classes.
+        negatives: With this probability a class that the image does not show is explained, against
+            the objects of all classes; needs target="sample".
+        layer_weights: One factor a layer; 1 by default.
+        reduction: ``"mean"`` over annotated images, ``"sum"`` (what the published lambdas assume) or
+            ``"none"``, one value an image.
+        generator: For the draw of classes; by default torch's own.
+        first_label: The label of the first logit, where the annotations' labels do not count from 0:
+            1 for torchvision's detection data sets. Or a dict from the data set's ids to logits. Not
+            for `target`, and not again for `Annotations` that were built with it.
+        sync_dist: Whether, in a distributed run, ``"mean"`` is over the annotated images of all
+            processes: their number is summed in each `loss_loc`, which every process must call then,
+            and each process's loss is scaled so that DistributedDataParallel's average of the
+            gradients is that mean's. Otherwise over each process's own.
+        output: Which of several things that the model returns are the logits: an index, a key, an
+            attribute, or a callable that takes what the model returned. Where the model returns a
+            tensor (as many do in evaluation mode only), an index or key is not used.
+        layout: ``"NCHW"`` or ``"NHWC"``, where a layer's four dimensions can be read both ways.
+        grid: (h, w) of a layer's tokens, where shape and model do not tell it.
+        prefix_tokens: How many tokens in front belong to no place (class token, registers), or their
+            positions; likewise.
+        image_size: (H, W) of an image that the model takes, for the probe that finds the layer, where
+            the model does not tell it.
+        image_argument: Which argument of the model the images are, a position or a name, where more
+            than one is floating point (N, C, H, W).
+
+    Attributes:
+        layers: The resolved layer names.
+        attributions: The maps of the last `loss_loc`, ``{layer: (N, h, w)}``, detached, averaged over
+            the classes where target="all".
+        replaced: Operations that have run in a form that can be differentiated twice.
+
+    Raises:
+        OptionError: For an unknown option; with the nearest allowed one.
+        LayerError: For an unknown layer.
+        GuidanceError: For a model that cannot be guided: frozen, compiled, SyncBatchNorm.
+
+    References:
+        Rao et al., 2023, Eq. 2 to 6.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        ...     nn.Linear(8, 5))
+        >>> guide = ExplanationGuidance(model, layer="1", loss="energy")
+        >>> logits = model(torch.rand(2, 3, 16, 16))
+        >>> boxes = {"boxes": torch.tensor([[4.0, 4.0, 12.0, 12.0]]), "labels": torch.tensor([3])}
+        >>> loss_loc = guide.loss_loc([boxes, None])  # the second image is not annotated
+        >>> (logits.logsumexp(1).mean() + 0.1 * loss_loc).backward()
+        >>> guide.remove()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        *,
+        attribution: str | LayerMap = "ixg",
+        loss: str | Loss = "energy",
+        target: Literal["sample", "all", "predicted"] = "sample",
+        score: Literal["logit", "log_prob", "sum_log_probs"] = "logit",
+        negatives: float = 0.0,
+        layer_weights: Sequence[float] | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        generator: torch.Generator | None = None,
+        first_label: FirstLabel = 0,
+        sync_dist: bool = True,
+        output: Output | None = None,
+        layout: Literal["NCHW", "NHWC"] | None = None,
+        grid: Sequence[int] | None = None,
+        prefix_tokens: int | Sequence[int] | None = None,
+        image_size: int | Sequence[int] | None = None,
+        image_argument: int | str | None = None,
+    ) -> None:
+        check_choices(target, score, reduction, negatives)
+        self._outer = model
+        self._model = unwrap(model, caller=NAME)
+        check_model(self._model)
+        staged = resolve_loss(loss, caller=NAME)
+        reading = check_reading(
+            output=output,
+            layout=layout,
+            grid=grid,
+            prefix_tokens=prefix_tokens,
+            image_argument=image_argument,
+            image_size=image_size,
+            caller=NAME,
+        )
+        check_classifier(self._model, reading, caller=NAME)
+        chosen = resolve_attribution(attribution, self._model, layer, reading)
+        layer = combine_layers(layer, chosen)
+        if layer is None:
+            layer = find_layer(self._model, reading=chosen.reading, caller=NAME)
+        modules = resolve_layers(self._model, layer, caller=NAME)
+        self._arguments = {
+            "attribution": attribution,
+            "loss": loss,
+            "target": target,
+            "score": score,
+            "negatives": negatives,
+            "layer_weights": layer_weights,
+            "reduction": reduction,
+            "generator": generator,
+            "sync_dist": sync_dist,
+            **vars(reading),
+        }
+        self._settings = Settings(
+            model=self._model,
+            modules=modules,
+            attribution=chosen,
+            loss=staged,
+            target=target,
+            score=score,
+            negatives=negatives,
+            layer_weights=check_weights(layer_weights, list(modules)),
+            reduction=reduction,
+            generator=generator,
+            first_label=check_first_label(first_label, caller=NAME),
+            names=(name_of(attribution), name_of(loss)),
+            sync_dist=sync_dist,
+            group=getattr(model, "process_group", None),
+        )
+        self._examined = False  # whether every operation was seen to have a second derivative
+        self._told = False  # whether it was said that passes were dropped
+        self.replaced: set[str] = set()
+        self.attributions: dict[str, Tensor] = {}
+        self._tap = chosen.tap(modules)
+
+    @property
+    def layers(self) -> list[str]:
+        """The resolved layer names."""
+        return list(self._settings.modules)
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """The model's own forward."""
+        return self._outer(*inputs, **options)
+
+    def __enter__(self) -> ExplanationGuidance:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        chosen = self._settings
+        replaced = f", replaced={sorted(self.replaced)}" if self.replaced else ""
+        state = "" if self._tap.attached else ", removed"
+        return (
+            f"{NAME}(layer={self.layers}, attribution={chosen.names[0]!r}, loss={chosen.names[1]!r}, "
+            f"target={chosen.target!r}, score={chosen.score!r}, reduction={chosen.reduction!r}"
+            f"{replaced}{state})"
+        )
+
+    def remove(self) -> None:
+        """Take every hook off the model; `loss_loc` cannot be called any more."""
+        self._tap.remove()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Within this context forward passes are not read, and run as they would without the guide.
+
+        For a pass of which no `loss_loc` follows: unlabelled images, another crop, the first step of
+        SAM, evaluation with gradients. A pass that awaits its `loss_loc` goes on waiting.
+        """
+        with self._tap.pause():
+            yield
+
+    def loss_loc(
+        self, annotations: Any, target: int | Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """The localization loss of the last forward pass.
+
+        Costs one backward pass through the layers above the first guided one, and a second when the
+        loss is differentiated. No value is read from the device when the annotations are there
+        already. The graph of the forward pass is let go.
+
+        Args:
+            annotations: A list of detection-style dicts, `Annotations`, or masks ``(N, H, W)``,
+                ``(N, 1, H, W)`` or ``(N, K, H, W)``; in pixels of the model's input.
+            target: Class indices, one for all images or ``(N,)``, or multi-hot labels ``(N, K)`` to
+                draw from. By default the annotated classes. Soft labels are refused on the host; on
+                a device, where no value is read, their images' loss is NaN.
+
+        Returns:
+            A scalar, or ``(N,)`` with reduction="none". Images without annotation add nothing; a
+            batch without any gives a zero that can be backpropagated. Not finite where a map is not.
+
+        Raises:
+            GuidanceError: Without a forward pass with gradients, or after one that was used, or after
+                its `backward`.
+            LayerError, AnnotationError, OptionError, ShapeError: With the reason. After an error the
+                forward pass is let go, and the guide reads the next.
+
+        Warns:
+            ExplainGuideWarning: Once, if passes before the last one were recorded for nothing.
+        """
+        return self._loss_loc(annotations, target, alone=False)
+
+    def _loss_loc(self, annotations: Any, target: Any, *, alone: bool) -> Tensor:
+        caller = f"{NAME}.loss_loc"
+        dropped = self._tap.dropped
+        passed = take_pass(self._tap, caller=caller)
+        if dropped and not self._told:
+            self._told = True
+            tell_dropped(dropped, caller=caller)
+        with graph_kept(caller=caller), torch.autocast(passed.device, enabled=False):
+            loss, maps = localize(
+                self._settings,
+                self._tap,
+                passed,
+                annotations,
+                target,
+                alone=alone,
+                examine=not self._examined,
+                caller=caller,
+            )
+        self._examined = True
+        self.attributions = maps
+        self.replaced |= passed.replaced
+        return loss
+
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: int | str | Sequence[int] | Tensor | None = None,
+        *,
+        layer: str | nn.Module | None = None,
+        interpolate: bool = True,
+    ) -> Tensor:
+        """The map of a class, for evaluation and pictures, in the model's present mode.
+
+        Costs one forward and one backward pass; works under ``torch.no_grad``; leaves a forward pass
+        that awaits its `loss_loc` as it is, and running statistics too.
+
+        Args:
+            inputs: Images, ``(N, C, H, W)``.
+            target: One class for all images, or one an image, ``(N,)``. By default, or as
+                ``"predicted"``, the predicted class of each image.
+            layer: One of the guide's layers; by default the first.
+            interpolate: Upsample to the image, bilinearly.
+
+        Returns:
+            ``(N, 1, H, W)``, or ``(N, 1, h, w)`` without interpolation; detached.
+
+        Raises:
+            OptionError: If the layer is none of the guide's, or the target no class.
+        """
+        name = self.layers[0] if layer is None else layer
+        if isinstance(name, nn.Module):
+            (name,) = resolve_layers(self._model, name, caller=f"{NAME}.attribute")
+        check_option("layer", name, self.layers, caller=f"{NAME}.attribute")
+        maps = self._settings.attribution.at(name).attribute(
+            inputs, PREDICTED if target is None else target
+        )
+        if interpolate and maps.shape[-2:] != inputs.shape[-2:]:
+            maps = F.interpolate(maps, inputs.shape[-2:], mode="bilinear", align_corners=False)
+        return maps
+
+    def check(self, images: Tensor, annotations: Any, target: Any = None) -> Report:
+        """Run one forward pass and see whether `loss_loc` alone trains the model.
+
+        Nothing of the model is changed: no gradient is stored, buffers and the state of torch's
+        random numbers come back as they were.
+
+        Args:
+            images: A batch, ``(N, C, H, W)``.
+            annotations: As in `loss_loc`; their values are checked, wherever they are.
+            target: As in `loss_loc`.
+
+        Returns:
+            A report that prints itself: for each layer whether the map is finite and alive, the
+            gradient's size in the parameters before and after it, and the operations replaced.
+        """
+        waiting, dropped = self._tap.last, self._tap.dropped
+        try:
+            with (
+                as_it_was(self._settings.generator),
+                self._tap.alone(),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                buffers_aside(self._model),
+            ):
+                self._tap.forget()
+                self._model(usable(images))
+                passed = self._tap.last
+                loss = self._loss_loc(on_host(annotations), on_host(target), alone=True)
+                assert passed is not None
+                return probe_gradients(
+                    self._model, passed.features, self.attributions, loss, self.replaced
+                )
+        finally:
+            self._tap.last, self._tap.dropped = waiting, dropped
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is built anew on the copy of the model; hooks are never copied."""
+        generator = self._arguments["generator"]
+        state = None if generator is None else (generator.device, generator.get_state())
+        arguments = {**self._arguments, "generator": None}
+        return _rebuild, (self._outer, self.layers, arguments, state, self._tap.attached)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever a copy lacks that was made while its model was: it is built on first use."""
+        if "_late" not in vars(self) or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        _build(self, *vars(self).pop("_late"))
+        return getattr(self, name)
+
+
+def _rebuild(model: nn.Module, *rest: Any) -> ExplanationGuidance:
+    """A guide from its arguments, when it was copied or read from a pickle."""
+    guide = ExplanationGuidance.__new__(ExplanationGuidance)
+    if "_modules" in vars(model):
+        _build(guide, model, *rest)
+    else:  # the model holds the guide, and is being copied itself
+        vars(guide)["_late"] = (model, *rest)
+    return guide
+
+
+def _build(
+    guide: ExplanationGuidance,
+    model: nn.Module,
+    layers: list[str],
+    arguments: dict[str, Any],
+    state: tuple[torch.device, Tensor] | None,
+    attached: bool,
+) -> None:
+    if state is not None:
+        arguments["generator"] = torch.Generator(state[0])
+        arguments["generator"].set_state(state[1])
+    guide.__init__(model, layers, **arguments)  # type: ignore[misc]
+    if not attached:
+        guide.remove()

@@ -1,0 +1,204 @@
+"""The localization loss of one forward pass: regions, classes, scores, maps, comparison, reduction."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from explainguide.annotations.labels import FirstLabel, as_labels, check_multi_hot, mark_soft
+from explainguide.annotations.regions import Choice, as_regions, choose_classes
+from explainguide.attr import LayerMap
+from explainguide.attr.base import gather, usable
+from explainguide.errors import ExplainGuideWarning, OptionError, ShapeError
+from explainguide.guidance.staging import StagedLoss
+from explainguide.hooks.derivatives import check_derivatives
+from explainguide.hooks.logits import (
+    as_targets,
+    class_scores,
+    count_classes,
+    ends_in_log_softmax,
+    log_probabilities,
+)
+from explainguide.hooks.tap import ForwardPass, Tap
+
+__all__ = ["Settings", "localize"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an `ExplanationGuidance` was built with, checked and resolved."""
+
+    model: nn.Module
+    modules: dict[str, nn.Module | None]
+    attribution: LayerMap
+    loss: StagedLoss
+    target: str
+    score: str
+    negatives: float
+    layer_weights: list[float]
+    reduction: str
+    generator: torch.Generator | None
+    first_label: FirstLabel
+    names: tuple[str, str]  # attribution and loss, for repr and errors
+    sync_dist: bool = True  # whether "mean" is over the annotated images of all processes
+    group: Any = None  # of those processes
+
+
+def localize(
+    settings: Settings,
+    tap: Tap,
+    passed: ForwardPass,
+    annotations: Any,
+    target: Any,
+    *,
+    alone: bool = False,
+    examine: bool = False,
+    caller: str,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The localization loss of one forward pass, and the maps that it is made of.
+
+    Args:
+        settings: What the guide was built with.
+        tap: Reads the model, for attributions that run it again.
+        passed: The forward pass.
+        annotations: As `ExplanationGuidance.loss_loc` takes them.
+        target: Likewise.
+        alone: Whether the other processes of a distributed run make no such call.
+        examine: Whether to look, without computing anything, for operations that cannot be
+            differentiated twice, and for log-probabilities in place of logits.
+        caller: The public callable that errors name.
+
+    Returns:
+        A scalar, or ``(N,)`` with reduction="none"; and ``{layer: (N, h, w)}``, detached.
+    """
+    method = settings.attribution
+    logits = method.logits(passed, caller=caller)
+    scores = class_scores(logits)
+    labels = _labels(target, logits, caller)
+    targets = _target_tensor(labels, logits, caller)
+    regions = as_regions(
+        annotations,
+        scores,
+        passed.image_size,
+        target=None if settings.target == "predicted" else labels,
+        first_label=settings.first_label,
+        caller=caller,
+    )
+    choice = choose_classes(
+        settings.target,
+        regions,
+        scores,
+        targets,
+        negatives=settings.negatives,
+        generator=settings.generator,
+        caller=caller,
+    )
+    masks = usable(regions.region(choice.regions, passed.image_size))
+    annotated = choice.valid & (masks > 0).flatten(2).any(2)
+    evidence = gather(
+        method,
+        settings.modules,
+        tap,
+        passed,
+        score=lambda z: _score(z, settings.score, choice, annotated),
+        create_graph=True,
+        caller=caller,
+    )
+    maps, detached = method.maps(evidence), {}
+    dtype = next(iter(maps.values())).dtype
+    share = annotated.to(dtype) / annotated.sum(0).clamp(min=1)  # of a class in its image
+    total = torch.zeros(len(logits), dtype=dtype, device=logits.device)
+    for (name, found), weight in zip(maps.items(), settings.layer_weights, strict=True):
+        detached[name] = (found.detach() * share[..., None, None]).sum(0)
+        losses = _compare(settings, found, masks.to(found.dtype), caller)
+        total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
+    total = mark_soft(total, targets)
+    if settings.reduction != "none":
+        total = total.sum()
+    if settings.reduction == "mean":
+        total = total * _per_image(annotated.any(0).sum().to(dtype), settings, alone)
+    if examine:
+        check_derivatives(
+            total, logits, evidence.features.values(), model=settings.model, caller=caller
+        )
+        if settings.score == "logit" and ends_in_log_softmax(logits):
+            warnings.warn(
+                f"{caller}: the model returns log-probabilities, so score='logit' explains log p of "
+                "class k. score='log_prob' says so.",
+                ExplainGuideWarning,
+                stacklevel=4,
+            )
+    return total, detached
+
+
+def _per_image(count: Tensor, settings: Settings, alone: bool) -> Tensor:
+    """What makes a sum over this process's annotated images a mean.
+
+    DistributedDataParallel averages the gradients of W processes, so that a sum times W over the
+    number of annotated images in all of them is the mean over those images.
+    """
+    world = 1
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if together and settings.sync_dist and not alone:
+        world = torch.distributed.get_world_size(settings.group)
+        torch.distributed.all_reduce(count, group=settings.group)
+    return world / count.clamp(min=1)
+
+
+def _compare(settings: Settings, maps: Tensor, masks: Tensor, caller: str) -> Tensor:
+    """``(S, N, h, w)`` and ``(S, N, H, W)`` to ``(S, N)``: prepare, upsample, compare."""
+    size = masks.shape[-2:]
+    flat = settings.loss.prepare(maps.flatten(0, 1))
+    if flat.shape[-2:] != size:
+        flat = F.interpolate(flat[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    losses = settings.loss.compare(flat, masks.flatten(0, 1))
+    if not isinstance(losses, Tensor) or losses.shape != flat.shape[:1]:
+        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ShapeError(
+            f"{caller}: the loss {settings.names[1]!r} returned {got} for {len(flat)} maps. Do not "
+            "reduce over images. (attribution (N, H, W), mask (N, H, W)) -> (N,) is allowed."
+        )
+    return losses.unflatten(0, maps.shape[:2])
+
+
+def _score(logits: Tensor, kind: str, choice: Choice, annotated: Tensor) -> Tensor:
+    """``(S, N)``, zero where there is nothing to explain."""
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    scores = class_scores(scores) if kind == "logit" else log_probabilities(scores)
+    if kind == "sum_log_probs":
+        chosen = scores.sum(1).expand(choice.classes.shape)
+    else:
+        chosen = scores.gather(1, choice.classes.T).T
+    return torch.where(annotated, chosen, 0)
+
+
+def _labels(target: Any, logits: Tensor, caller: str) -> Tensor | None:
+    """Class indices, or multi-hot labels ``(N, K)``; one logit has two classes."""
+    if target is None:
+        return None
+    if isinstance(target, str):
+        raise OptionError(
+            f"{caller}: target is {target!r}. Give class indices or multi-hot labels; a guide that is "
+            "built with target='predicted' explains the predicted class. (N,) or (N, K) is allowed."
+        )
+    labels: Tensor = usable(as_labels(target, caller=caller))
+    if logits.shape[1] == 1:
+        column = labels.shape == (len(logits), 1)
+        if column or (labels.shape == (len(logits),) and labels.is_floating_point()):
+            shown = labels.reshape(-1, 1).to(logits.dtype)  # labels as BCEWithLogitsLoss takes them
+            labels = torch.cat([1 - shown, shown], 1)
+    if labels.ndim == 2:
+        check_multi_hot(labels, (len(logits), count_classes(logits)), caller=caller)
+    return labels
+
+
+def _target_tensor(labels: Tensor | None, logits: Tensor, caller: str) -> Tensor | None:
+    """The labels on the logits' device."""
+    if labels is None or labels.ndim == 2:
+        return None if labels is None else labels.to(logits.device, non_blocking=True)
+    return as_targets(labels, logits, caller=caller)

@@ -1,0 +1,326 @@
+"""Activations of any family as (N, C, h, w)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from explainguide.errors import LayerError
+from explainguide.hooks.layers import said_of, split_index
+from explainguide.hooks.places import Arrangement
+from explainguide.hooks.reading import AS_FOUND, Reading
+from explainguide.hooks.token_grid import Steps, Tokens, find_tokens
+
+__all__ = ["Layout", "infer_layout", "places_alone", "to_nchw"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read an activation as (N, C, h, w).
+
+    Attributes:
+        kind: "NCHW", "NHWC", "tokens" (N, prefix + h*w, C) or "channels" (N, C, prefix + h*w).
+        grid: (h, w).
+        prefix: Number of tokens that belong to no place (class token, registers).
+        others: Their positions, where they are not the first ones.
+        order: The token of each cell, row by row, where the tokens lie otherwise.
+        assumed: What is taken for granted, in words; empty where all of it is known.
+        reroll: Puts the tokens of a model that keeps them in another order (Hiera) in their places,
+            (N, h*w, C) to (N, h, w, C).
+    """
+
+    kind: str
+    grid: tuple[int, int]
+    prefix: int = 0
+    others: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
+    assumed: str = field(default="", compare=False)
+    reroll: Callable[[Tensor], Tensor] | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        place = f"{self.grid[0]} x {self.grid[1]}"
+        if self.kind in ("tokens", "channels"):
+            among = f"{place} tokens, {self.prefix} among them" if self.others else ""
+            front = f"{self.prefix} + {place} tokens" if self.prefix else f"{place} tokens"
+            return (among or front) + (", channels first" if self.kind == "channels" else "")
+        return f"{self.kind} {place}"
+
+
+def to_nchw(feature: Tensor, layout: Layout) -> Tensor:
+    """A view of an activation as (..., C, h, w); leading dimensions stay.
+
+    Example:
+        >>> import torch
+        >>> tokens = torch.arange(10.0).reshape(1, 5, 2)  # a class token and a 2 x 2 grid
+        >>> to_nchw(tokens, Layout("tokens", (2, 2), prefix=1))[0, 0]
+        tensor([[2., 4.],
+                [6., 8.]])
+    """
+    if layout.kind == "NCHW":
+        return feature
+    if layout.kind == "NHWC":
+        return rearrange(feature, "... h w c -> ... c h w")
+    if layout.kind == "channels":
+        feature = feature.mT
+    patches = places_alone(feature, layout)
+    if layout.reroll is not None:
+        placed = layout.reroll(patches.flatten(0, -3)).unflatten(0, patches.shape[:-2])
+        return rearrange(placed, "... h w c -> ... c h w")
+    return rearrange(patches, "... (h w) c -> ... c h w", h=layout.grid[0])
+
+
+def places_alone(feature: Tensor, layout: Layout, *, dim: int = -2) -> Tensor:
+    """The tokens that belong to places, row by row."""
+    count = layout.grid[0] * layout.grid[1]
+    if layout.order:
+        return feature.index_select(dim, torch.tensor(layout.order, device=feature.device))
+    if not layout.others:
+        return feature.narrow(dim, layout.prefix, count)
+    kept = [i for i in range(count + layout.prefix) if i not in layout.others]
+    return feature.index_select(dim, torch.tensor(kept, device=feature.device))
+
+
+def infer_layout(
+    name: str,
+    feature: object,
+    image_size: tuple[int, int],
+    *,
+    model: nn.Module,
+    module: nn.Module | None,
+    batch: int,
+    reading: Reading = AS_FOUND,
+    steps: Steps | None = None,
+    caller: str,
+) -> Layout:
+    """Read the layout of a layer's output from its shape and from what the model says of itself.
+
+    Args:
+        name: The layer, for the error.
+        feature: What the layer returned.
+        image_size: (H, W) of the input.
+        model: The whole model: its `num_prefix_tokens`, class token and `output_fmt` are read.
+        module: The layer's module; None for the input.
+        batch: Number of images.
+        reading: What the user has said of the model.
+        steps: What the forward pass has shown until the layer was read.
+        caller: The public callable that the error names.
+
+    Raises:
+        LayerError: If the output has no spatial extent, or can be read in two ways.
+    """
+    if not isinstance(feature, Tensor):
+        raise LayerError(
+            f"{caller}: layer {name!r} returns a {type(feature).__name__}, not a tensor. "
+            f"{_members(name, feature)} One tensor with a height and a width is needed."
+        )
+    shape = tuple(feature.shape)
+    if shape[0] != batch:
+        raise LayerError(
+            f"{caller}: the output of layer {name!r} has shape {shape} for {batch} images: it works on "
+            "windows or parts of an image. Choose the block around it. The first dimension must be the "
+            "image."
+        )
+    readings: list[Layout] = []
+    if feature.ndim == 3:
+        readings = _token_readings(name, feature, image_size, model, module, reading, steps, caller)
+    elif feature.ndim == 4:
+        readings = _image_readings(name, shape, image_size, model, module, reading.layout)
+    if not readings or readings[0].grid == (1, 1):
+        raise LayerError(
+            f"{caller}: the output of layer {name!r} has shape {shape}, which has no spatial extent "
+            f"for an image of {image_size[0]} x {image_size[1]}. Choose an earlier layer. "
+            "(N, C, h, w), (N, h, w, C) and (N, tokens, C) can be guided; where tokens are dropped, "
+            "merged or added, say grid=(h, w) and prefix_tokens=."
+        )
+    if len(readings) > 1 and feature.ndim == 3 and readings[0].kind == readings[1].kind:
+        raise LayerError(
+            f"{caller}: the output of layer {name!r} has shape {shape}, which can be read as "
+            f"{' or '.join(map(str, readings))}. Say grid=(h, w). The reading must be certain."
+        )
+    if len(readings) > 1:
+        names = {"tokens": "NLC", "channels": "NCL"}
+        kinds = " or ".join(f"layout={names.get(r.kind, r.kind)!r}" for r in readings)
+        raise LayerError(
+            f"{caller}: the output of layer {name!r} has shape {shape}, which can be read as "
+            f"{' or '.join(map(str, readings))}. Say {kinds}. The reading must be certain."
+        )
+    return readings[0]
+
+
+def _members(name: str, feature: object) -> str:
+    """What to do with a layer that returns several things."""
+    if isinstance(feature, tuple | list):
+        found = [
+            f"layer='{split_index(name)[0]}[{i}]' {tuple(f.shape)}"
+            for i, f in enumerate(feature)
+            if isinstance(f, Tensor) and f.ndim > 2
+        ]
+        if found:
+            return f"Choose one of its members: {', '.join(found)}."
+    return "Choose a layer before or after it."
+
+
+def _token_readings(
+    name: str,
+    feature: Tensor,
+    image_size: tuple[int, int],
+    model: nn.Module,
+    module: nn.Module | None,
+    reading: Reading,
+    steps: Steps | None,
+    caller: str,
+) -> list[Layout]:
+    """What the user, the model's library or the pass says; else a guess, which is told."""
+    # Attention weights, for which there is no module, come as (N, keys, queries).
+    orders = {"NLC": [False], "NCL": [True]}.get(reading.layout or "", [False, True])
+    orders = orders if module is not None else [False]
+    if reading.grid is not None:
+        return [_as_said(name, feature, reading, orders, caller)]
+    if steps is not None and steps.arrangement is not None and reading.prefix_tokens is None:
+        return [_as_traced(feature, steps.arrangement, steps)]
+    shape = tuple(feature.shape)
+    if shape[2] == 1 and module is not None:  # what pooling over tokens leaves: (N, C, 1)
+        return []
+    order: Any = said_of(model, name, "reroll")
+    owner = getattr(order, "__self__", order)  # a module in timm, a method in Transformers
+    for block, (_, size) in getattr(owner, "schedule", {}).items():
+        if math.prod(size) == shape[1]:
+            return [Layout("tokens", (size[0], size[1]), reroll=partial(_reroll, order, block))]
+    certain = reading.prefix_tokens is not None
+    prefix = reading.prefix_tokens if certain else _said_prefix(model, name)
+    # The model's library knows its own grid, of what it makes of images of this size.
+    embedding: Any = said_of(model, name, "patch_embed")
+    if (
+        hasattr(embedding, "dynamic_feat_size")
+        and not isinstance(prefix, tuple)
+        and False in orders
+    ):
+        height, width = embedding.dynamic_feat_size(image_size)
+        for candidate in (0, 1) if prefix is None else (prefix,) if certain else (prefix, 0):
+            if candidate + height * width == shape[1]:
+                return [Layout("tokens", (height, width), candidate)]
+    found = find_tokens(feature, steps, prefix=prefix, certain=certain, orders=orders)
+    if not found and False in orders and (steps is None or not steps.shown):
+        found = _guessed(shape[1], image_size, prefix, certain)
+    return [_as_layout(tokens, steps) for tokens in found]
+
+
+def _reroll(order: Callable[..., Tensor], block: int, tokens: Tensor) -> Tensor:
+    return order(tokens, block)
+
+
+def _as_traced(feature: Tensor, found: Arrangement, steps: Steps) -> Layout:
+    """What was followed through the pass, operation by operation."""
+    count = int(feature.shape[2 if found.channels_first else 1])
+    others = tuple(sorted(set(range(count)) - set(found.order)))
+    layout = _as_layout(Tokens(found.channels_first, found.grid, others), steps)
+    in_rows = tuple(i for i in range(count) if i not in others) == found.order
+    return layout if in_rows else replace(layout, order=found.order)
+
+
+def _as_layout(tokens: Tokens, steps: Steps | None) -> Layout:
+    front = tokens.others == tuple(range(len(tokens.others)))
+    assumed = tokens.assumed
+    if not assumed and steps is not None and steps.cut:
+        assumed = (
+            f"its places are spread over the images as given, though the model {steps.cut}. Pad or "
+            "crop them before the model"
+        )
+    return Layout(
+        "channels" if tokens.channels_first else "tokens",
+        tokens.grid,
+        len(tokens.others),
+        () if front else tokens.others,
+        assumed=assumed,
+    )
+
+
+def _said_prefix(model: nn.Module, name: str) -> int | None:
+    """How many tokens belong to no place, where the model says so."""
+    said = said_of(model, name, "num_prefix_tokens")
+    if said is not None:
+        return int(said)
+    return 1 if said_of(model, name, "class_token") is not None else None
+
+
+def _as_said(
+    name: str, feature: Tensor, reading: Reading, orders: list[bool], caller: str
+) -> Layout:
+    """The user's grid, and the tokens that are left."""
+    assert reading.grid is not None
+    places, said = math.prod(reading.grid), reading.prefix_tokens
+    number = len(said) if isinstance(said, tuple) else said
+    for channels_first in orders:
+        extra = int(feature.shape[2 if channels_first else 1]) - places
+        if extra >= 0 and number in (None, extra):
+            others = said if isinstance(said, tuple) else tuple(range(extra))
+            if others and others[-1] >= places + extra:
+                break
+            return _as_layout(Tokens(channels_first, reading.grid, others), None)
+    raise LayerError(
+        f"{caller}: grid is {reading.grid} and prefix_tokens {said!r}, which do not make the output of "
+        f"layer {name!r}, {tuple(feature.shape)}. Count its tokens. h * w and the others make them all."
+    )
+
+
+def _guessed(
+    count: int, image_size: tuple[int, int], prefix: int | tuple[int, ...] | None, certain: bool
+) -> list[Tokens]:
+    """Grids of cells that are square, for what the pass has not shown; told where it is used."""
+    if isinstance(prefix, tuple):
+        candidates = [(len(prefix), prefix)]
+    else:
+        counts = (0, 1) if prefix is None else (prefix,) if certain else (prefix, 0)
+        candidates = [(n, tuple(range(n))) for n in counts]
+    for number, others in candidates:
+        patches = count - number
+        grids = [(h, patches // h) for h in range(1, patches + 1) if patches % h == 0]
+        square = [grid for grid in grids if _same_stride(grid, image_size)]
+        if square:
+            told = "{} of {} tokens lie on a grid of {} x {}. Say grid=(h, w) where they do not"
+            return [Tokens(False, g, others, told.format(patches, count, *g)) for g in square]
+    return []
+
+
+def _image_readings(
+    name: str,
+    shape: tuple[int, ...],
+    image_size: tuple[int, int],
+    model: nn.Module,
+    module: nn.Module | None,
+    choice: str | None,
+) -> list[Layout]:
+    first = Layout("NCHW", (shape[2], shape[3]))
+    last = Layout("NHWC", (shape[1], shape[2]))
+    if choice is not None:
+        return [first if choice == "NCHW" else last]
+    if module is None:  # the image itself
+        return [first]
+    channels_last = said_of(model, name, "output_fmt") == "NHWC"
+    linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    on_last = {m.normalized_shape for m in module.modules() if isinstance(m, nn.LayerNorm)}
+    on_last |= {(size,) for m in linear for size in (m.in_features, m.out_features)}
+    readings = [r for r in (first, last) if _same_stride(r.grid, image_size)]
+    if not channels_last and (shape[3],) not in on_last and readings != [last]:
+        # Nothing here works on the last dimension: these are convolutions, and channels are second.
+        # Those without padding lose as many cells of the height as of the width, so that the grid of
+        # a long image is a little longer than the image. (A map of attention is far from its shape.)
+        slack = 0.25 * (1 - min(image_size) / max(image_size))
+        return [first] if _same_stride(first.grid, image_size, slack=slack) else []
+    return readings
+
+
+def _same_stride(grid: tuple[int, int], image_size: tuple[int, int], *, slack: float = 0.0) -> bool:
+    """Whether a grid covers the image with cells that are square up to rounding."""
+    (h, w), (height, width) = grid, image_size
+    if h > height or w > width:
+        return False
+    allowed = 1 + slack * max(h, w)
+    return abs(h * width / height - w) < allowed and abs(w * height / width - h) < allowed

@@ -1,0 +1,135 @@
+"""Forms of an operation that can be differentiated twice, for the forward pass that is guided only.
+
+A localization loss is a function of a gradient, so training through it differentiates every
+operation after the layer a second time. Two kinds of operation have no second derivative in
+PyTorch: the fused attention kernels, and ``hardsigmoid``. Inside `TwiceDifferentiable` they run in a
+form that has one, with equal values. Outside, the fast form runs as before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from explainguide.errors import GuidanceError
+from explainguide.hooks.attention import SHOWN, Weights, as_fused
+from explainguide.hooks.token_grid import Steps
+
+__all__ = ["TwiceDifferentiable"]
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """``relu6(x + 3) / 6``: the definition of hardsigmoid, in operations that have derivatives."""
+    value = F.relu6(input + 3) / 6
+    return input.copy_(value) if inplace else value
+
+
+_aten_nn: Any = torch._C._nn  # what torch.nn.functional calls, and some models call themselves
+_REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.hardsigmoid: _hardsigmoid,
+    _aten_nn.hardsigmoid: _hardsigmoid,
+    _aten_nn.hardsigmoid_: partial(_hardsigmoid, inplace=True),
+}
+
+# Callers of the fused kernels, whose explicit form torch has itself. The choice between them is a
+# global flag, set for the one call: flags that stayed set over two guides' passes would come back in
+# the wrong order.
+_ATTENTION = {
+    F.scaled_dot_product_attention: "scaled_dot_product_attention",
+    F.multi_head_attention_forward: "multi_head_attention_forward",
+}
+
+
+def _is_checkpointed() -> bool:
+    """Whether the call comes from `torch.utils.checkpoint`, which tells nobody that it runs."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == torch.utils.checkpoint.__name__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _refuse_checkpointing(name: str) -> None:
+    """A checkpointed segment is computed again in backward, outside this mode: by the other form."""
+    if _is_checkpointed():
+        raise GuidanceError(
+            f"ExplanationGuidance: {name} runs inside a checkpointed segment above the guided layer, "
+            "where it cannot be differentiated twice. Turn gradient checkpointing off, or guide a "
+            "layer above the segment. Other operations may be checkpointed (use_reentrant=False)."
+        )
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """Context of one forward pass; passive until `activate` is called within it.
+
+    It is entered before the model runs and left after, so that modes stay properly nested; it is
+    activated at the first guided layer, because nothing before that layer is differentiated twice.
+
+    Attributes:
+        replaced: Names of the operations that ran in another form.
+        steps: Notes what the operations show of the places of tokens.
+        record: Takes the weights of an attention that runs while the mode is active; None leaves
+            them where they are.
+    """
+
+    def __init__(self, steps: Steps | None = None) -> None:
+        super().__init__()
+        self.steps = steps or Steps()
+        self.replaced: set[str] = set()
+        self.record: Callable[[Weights], None] | None = None
+        self._active = False
+
+    def activate(self) -> None:
+        """From here to the end of the context, replace what has no second derivative."""
+        self._active = True
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._active and self.record is not None and func in SHOWN:
+            return self._show(self.record, func, args, kwargs)
+        if not self._active or not (func in _ATTENTION or func in _REPLACEMENTS):
+            output = func(*args, **kwargs)
+            self.steps.note(func, args, kwargs, output)
+            return output
+        name = _ATTENTION.get(func) or func.__name__.strip("_")
+        _refuse_checkpointing(name)
+        self.replaced.add(name)
+        if func in _REPLACEMENTS:
+            return _REPLACEMENTS[func](*args, **kwargs)
+        with sdpa_kernel(SDPBackend.MATH):
+            output = func(*args, **kwargs)
+        return as_fused(output) if func is F.scaled_dot_product_attention else output
+
+    def _show(
+        self,
+        record: Callable[[Weights], None],
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        output, weights = SHOWN[func](*args, **kwargs)
+        if weights is not None:
+            _refuse_checkpointing(func.__name__)
+            self.replaced |= {_ATTENTION[func]} if func in _ATTENTION else set()
+            record(weights)
+        return output
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._active = False
+        super().__exit__(*exc_info)

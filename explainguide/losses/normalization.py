@@ -1,0 +1,78 @@
+"""What the losses share: the check of their arguments, and how a map is normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from explainguide.annotations.checks import check_mask_dtype
+from explainguide.errors import OptionError, ShapeError, did_you_mean
+
+__all__ = [
+    "Loss",
+    "Normalize",
+    "check_choice",
+    "check_maps",
+    "keep_positive",
+    "over_pixels",
+    "positive_part",
+    "root",
+    "scale_by_max",
+]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Normalize = bool | Literal["paper"]
+
+
+def keep_positive(attribution: Tensor) -> Tensor:
+    """The positive part; its gradient is 0 where the map is 0, on every version of torch."""
+    return torch.relu(attribution)
+
+
+def scale_by_max(attribution: Tensor) -> Tensor:
+    """Each map over its own largest magnitude, which is differentiated too; zero maps stay."""
+    largest = attribution.abs().amax((-2, -1), keepdim=True)
+    return attribution / torch.where(largest == 0, 1, largest)
+
+
+def positive_part(attribution: Tensor, normalize: Normalize) -> Tensor:
+    """The normalised positive part that `l1_loss` and `ppce_loss` compare with the mask."""
+    if normalize == "paper":
+        return keep_positive(scale_by_max(attribution))
+    positive = keep_positive(attribution)
+    return scale_by_max(positive) if normalize else positive
+
+
+def over_pixels(maps: Tensor) -> Tensor:
+    """The sum of each map, ``(N, H, W) -> (N,)``."""
+    return maps.sum((-2, -1))
+
+
+def root(squared: Tensor) -> Tensor:
+    """The square root, with gradient 0 at 0."""
+    zero = squared == 0
+    return torch.where(zero, 0, torch.sqrt(torch.where(zero, 1, squared)))
+
+
+def check_maps(attribution: Tensor, mask: Tensor, caller: str) -> Tensor:
+    """The mask in the attribution's dtype."""
+    if attribution.ndim != 3 or attribution.shape != mask.shape:
+        raise ShapeError(
+            f"{caller}: attribution has shape {tuple(attribution.shape)} but mask has shape "
+            f"{tuple(mask.shape)}; both must be (N, H, W)."
+        )
+    check_mask_dtype(mask, caller)
+    return mask.to(attribution.dtype)
+
+
+def check_choice(option: str, value: object, allowed: tuple[object, ...], caller: str) -> None:
+    """Refuse a value that would otherwise be read as another one."""
+    if value not in allowed:
+        words = [a for a in allowed if isinstance(a, str)]
+        raise OptionError(
+            f"{caller}: unknown {option} {value!r}.{did_you_mean(str(value), words)} "
+            f"{', '.join(map(repr, allowed))} are allowed."
+        )

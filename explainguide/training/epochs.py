@@ -1,0 +1,294 @@
+"""One epoch: steps of the optimizer on classification loss and localization loss."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from explainguide.annotations.batch import Annotations, LimitedAnnotations
+from explainguide.datasets.batches import Batch, batches, epoch_order, seed_all, stream_seed
+from explainguide.errors import GuidanceError
+from explainguide.evaluation.classification import check_labels
+from explainguide.guidance.guide import ExplanationGuidance
+from explainguide.guidance.staging import with_options
+from explainguide.hooks.layers import unwrap
+from explainguide.hooks.logits import check_logits
+from explainguide.hooks.reading import Reading
+from explainguide.losses import classification_loss
+from explainguide.processes import (
+    add_up,
+    add_up_gradients,
+    failed_elsewhere,
+    process,
+    send_buffers,
+)
+from explainguide.training.config import TrainConfig
+from explainguide.training.epoch_means import EpochMeans
+from explainguide.training.lone_images import LoneImages
+from explainguide.training.run_folder import History
+from explainguide.training.schedules import build_optimizer, build_scheduler
+
+__all__ = ["Run"]
+
+_CALLER = "train"
+
+
+class Run:
+    """A model in training: the pieces that a step needs.
+
+    Several processes add up their gradients here rather than in DistributedDataParallel, which
+    averages over processes, not over images, and waits for one that has nothing to do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        config: TrainConfig,
+        layer: str | list[str],
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.layer, self.accelerator = config, layer, accelerator
+        self.data = data
+        if config.annotated < 1:
+            self.data = LimitedAnnotations(data, config.annotated, seed=config.seed)
+        self.inner = unwrap(model, caller=_CALLER)
+        self.plain_optimizer = build_optimizer(self.inner, config)
+        self.forward = vars(self.inner).get("forward")
+        accelerator.prepare_model(self.inner, evaluation_mode=True)  # its device and precision
+        self.optimizer = accelerator.prepare(self.plain_optimizer)
+        self.parameters = [p for p in self.inner.parameters() if p.requires_grad]
+        send_buffers(self.inner, parameters=True)
+        self.lone = LoneImages(self.inner)
+        self.batches = self.lone.count_batches(self.data, config.batch_size, accelerator.device)
+        self.scheduler = build_scheduler(
+            self.plain_optimizer,
+            config,
+            steps=config.epochs * -(-self.batches // config.grad_accumulation),
+        )
+
+    def close(self) -> None:
+        """Give the model back as it came: mixed precision sets a forward on the instance."""
+        attributes = vars(self.inner)
+        attributes.pop("_original_forward", None)
+        attributes.pop("forward", None)
+        if self.forward is not None:
+            attributes["forward"] = self.forward
+
+    def state(self) -> dict[str, Any]:
+        """What a later process needs to go on."""
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.inner.state_dict(),
+            "optimizer": self.plain_optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load(self, payload: dict[str, Any]) -> None:
+        """Take up a state."""
+        self.inner.load_state_dict(payload["model"])
+        self.plain_optimizer.load_state_dict(payload["optimizer"])
+        self.scheduler.load_state_dict(payload["scheduler"])
+        if self.accelerator.scaler is not None and payload["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(payload["scaler"])
+
+    def epoch(self, epoch: int, history: History, *, progress: bool) -> dict[str, float]:
+        """Train for one epoch."""
+        config, device = self.config, self.accelerator.device
+        seed_all(stream_seed(config.seed, epoch, 1 + 2 * process()[0]))
+        source = batches(
+            self.data,
+            epoch_order(len(self.data), config.seed, epoch),
+            batch_size=config.batch_size,
+            workers=config.workers,
+            device=device,
+        )
+        bar = tqdm(total=self.batches, desc=f"epoch {epoch}/{config.epochs}", disable=not progress)
+        means = EpochMeans()
+        self.inner.train()
+        with bar, self.guide(epoch) as guide:
+            for step, first in enumerate(range(0, self.batches, config.grad_accumulation), start=1):
+                count = min(config.grad_accumulation, self.batches - first)
+                self._step(source, count, guide, means, f"epoch {epoch}, step {step}")
+                bar.update(count)
+                epg = history.rows[-1]["epg"] if history.rows else math.nan
+                bar.set_postfix(means.shown(epg), refresh=False)
+        means.reduce(device)
+        send_buffers(self.inner)
+        return {**means.compute(), "lr": float(self.scheduler.get_last_lr()[0])}
+
+    @contextlib.contextmanager
+    def guide(self, epoch: int) -> Iterator[ExplanationGuidance | None]:
+        """The guide of an epoch, off the model outside of it; None without guidance."""
+        config = self.config
+        if config.lam == 0:
+            yield None
+            return
+        purpose = 2 + 2 * process()[0]
+        generator = torch.Generator().manual_seed(stream_seed(config.seed, epoch, purpose))
+        with ExplanationGuidance(
+            self.inner,
+            self.layer,
+            attribution=config.attribution,
+            loss=with_options(config.loss, config.loss_options, caller=_CALLER),
+            target=config.target,  # type: ignore[arg-type]
+            score=config.score,  # type: ignore[arg-type]
+            negatives=config.negatives,
+            layer_weights=config.layer_weights,
+            reduction="sum",  # what it is divided by is known here, of the whole step
+            generator=generator,
+            output=config.output,
+        ) as guide:
+            yield guide
+
+    def _step(
+        self,
+        source: Iterator[Batch],
+        count: int,
+        guide: ExplanationGuidance | None,
+        means: EpochMeans,
+        where: str,
+    ) -> None:
+        """One step of the optimizer, from one or several batches."""
+        error: Exception | None = None
+        group: list[Batch] = []
+        try:
+            for _ in range(count):
+                if (batch := next(source, None)) is not None:
+                    means.skipped += batch.skipped
+                    group += [batch] if self.lone.usable(batch) else []
+        except Exception as caught:
+            error = self._alone(caught)
+        own = [sum(len(b.images) for b in group), sum(b.annotated for b in group)]
+        totals = add_up([0, 0] if error else own, self.accelerator.device)
+        try:
+            for index, batch in enumerate([] if error else group):
+                self._backward(batch, totals, guide, means, where, first=index == 0)
+        except Exception as caught:
+            error = self._alone(caught)
+        if not group and process()[1] == 1:
+            return
+        self._update(totals, error, where)
+
+    def _alone(self, error: Exception) -> Exception:
+        """An error to raise when the others know of it; at once where there are none."""
+        if process()[1] == 1:
+            raise error
+        return error
+
+    def _backward(
+        self,
+        batch: Batch,
+        totals: Tensor,
+        guide: ExplanationGuidance | None,
+        means: EpochMeans,
+        where: str,
+        *,
+        first: bool,
+    ) -> None:
+        """The gradients of one batch: its share of the means over all images of the step."""
+        config = self.config
+        # Of a pass without annotation no loss is asked for.
+        unread = guide is not None and not batch.annotated
+        with guide.pause() if guide is not None and unread else contextlib.nullcontext():
+            output = self.inner(batch.images)
+        logits = check_logits(
+            output,
+            reading=Reading(output=config.output),
+            images=len(batch.images),
+            caller=_CALLER,
+        )
+        if first:
+            check_labels(batch.labels, logits, caller=_CALLER, class_loss=config.class_loss)
+        class_loss = classification_loss(
+            logits, batch.labels, class_loss=config.class_loss, temperature=config.temperature
+        )
+        totals = totals.to(class_loss.dtype)
+        loss = config.class_weight * class_loss * (len(batch.images) / totals[0])
+        loss_loc = None
+        if guide is not None and batch.annotated:
+            total = guide.loss_loc(self._regions(batch.annotations))
+            mean = config.reduction == "mean"
+            loss = loss + config.lam * total / (totals[1] if mean else 1)  # type: ignore[operator]
+            loss_loc = total / batch.annotated if mean else total
+        means.add(self._finite(class_loss, loss_loc, guide, where), batch)
+        self.accelerator.backward(loss)
+
+    def _update(self, totals: Tensor, error: Exception | None, where: str) -> None:
+        """Move the weights by the gradients of all processes; stop where one of them failed."""
+        scaler, several = self.accelerator.scaler, process()[1] > 1
+        counts = None
+        if several:
+            counts = add_up_gradients(self.parameters, failed=error is not None)
+        limit = self.config.clip_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
+        norm = totals.new_zeros(1) if norm is None else norm.detach().float().reshape(1)
+        if counts is not None:
+            failed, images, *used, size = torch.cat(
+                [counts[:1], totals[:1], counts[1:], norm]
+            ).tolist()
+            if error is not None:
+                raise error
+            if failed:
+                raise failed_elsewhere(failed, caller=_CALLER)
+            for parameter, processes in zip(self.parameters, used, strict=True):
+                if not processes:
+                    parameter.grad = None
+            if not images:
+                if scaler is not None:
+                    scaler.update()
+                return
+        # Under fp16 the scaler skips such a step and lowers its scale.
+        elif scaler is None:
+            size = float(norm)
+        if scaler is None and not math.isfinite(size):
+            raise _not_finite(where, f"the losses are finite, but their gradient is {size}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not self.optimizer.step_was_skipped:
+            self.scheduler.step()
+
+    def _regions(self, annotations: Annotations) -> Annotations:
+        if self.config.region == "boxes":
+            annotations = annotations.without_masks()
+        return annotations.dilate(self.config.dilate) if self.config.dilate else annotations
+
+    def _finite(
+        self,
+        class_loss: Tensor,
+        loss_loc: Tensor | None,
+        guide: ExplanationGuidance | None,
+        where: str,
+    ) -> dict[str, float]:
+        """The losses as numbers; stops before one that is not finite reaches the weights."""
+        parts = {"loss": class_loss}
+        if loss_loc is not None:
+            parts["loss_loc"] = loss_loc
+        found = torch.stack([v.detach().float() for v in parts.values()]).tolist()
+        values = dict(zip(parts, found, strict=True))
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if not bad:
+            return values
+        names = {"loss": "the class loss", "loss_loc": "loss_loc"}
+        said = " and ".join(f"{names[name]} is {value}" for name, value in bad.items())
+        if "loss_loc" in bad and guide is not None:
+            maps = [n for n, m in guide.attributions.items() if not bool(m.isfinite().all())]
+            if maps:
+                said += f" (the map of layer {', '.join(map(repr, maps))} is not finite)"
+        raise _not_finite(where, said)
+
+
+def _not_finite(where: str, said: str) -> GuidanceError:
+    return GuidanceError(
+        f"{_CALLER}: {where}: {said}. Lower lr or lam, set clip_grad_norm, or use "
+        "mixed_precision='no'. The training stopped before this step; checkpoints of earlier "
+        "epochs are unchanged."
+    )

@@ -1,0 +1,221 @@
+r"""The reference training: classification and the localization loss together, on Accelerate.
+
+Every epoch begins by seeding all random numbers from (seed, epoch), and a checkpoint is written at
+its end. A run that is killed repeats the epoch in which it died and so goes on to the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch import nn
+
+from explainguide.annotations.batch import LimitedAnnotations
+from explainguide.datasets.batches import check_data, count_annotated
+from explainguide.errors import DataError, ExplainGuideWarning, GuidanceError, OptionError
+from explainguide.evaluation.measure import evaluate
+from explainguide.guidance.options import named_attribution
+from explainguide.hooks.layers import resolve_layers, unwrap
+from explainguide.hooks.probe import automatic_layer, probe_layers
+from explainguide.hooks.reading import Reading
+from explainguide.processes import process, together
+from explainguide.training.config import TrainConfig
+from explainguide.training.epochs import Run
+from explainguide.training.run_folder import History, RunFolder
+
+__all__ = ["History", "TrainConfig", "train"]
+
+_CALLER = "train"
+
+
+def train(
+    model: nn.Module,
+    train_data: Any,
+    val_data: Any,
+    config: TrainConfig | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    info: dict[str, Any] | None = None,
+) -> History:
+    r"""Train a model in place, evaluate it after every epoch, keep what is worth keeping.
+
+    With an `output_dir` these files appear in it, each written whole or not at all: ``last.pt``
+    (everything needed to go on), ``epoch_003.pt`` and so on for the epochs on the Pareto front of
+    (F1 or accuracy, EPG, IoU), ``log.csv`` with one row an epoch, ``config.json``, and at the end
+    ``weights.safetensors``.
+
+    In a distributed run each process takes its share of every batch, and the weights are those of
+    one process with batches as large as all of theirs together, up to BatchNorm and random draws.
+    Where one process stops with an error, all do.
+
+    A batch of one image is left out where a BatchNorm would see one value a channel of it.
+
+    Costs, where an image is annotated, about one more backward pass through the layers above the
+    guided one, differentiated once more; next to nothing for batches without annotation.
+
+    Args:
+        model: Images ``(N, 3, H, W)`` to logits ``(N, K)``.
+        train_data: Items ``(image, labels, annotation)``; None for an image that could not be read.
+            Labels are an int (cross-entropy), or multi-hot floats (binary cross-entropy).
+        val_data: The same, for evaluation.
+        config: The settings.
+        resume: Go on after the last whole epoch in `output_dir`, or begin where there is none. On
+            one CPU process the final weights are bitwise those of an uninterrupted run.
+        progress: Whether to show a bar and, at the end, a line on images that could not be read.
+        info: Plain values to keep in the checkpoints; with ``"name"`` and ``"num_classes"``, as
+            `explainguide.models.build_model` takes them, `explainguide.checkpoints.load_model`
+            needs nothing but the file.
+
+    Returns:
+        One row of numbers an epoch, the epochs on the Pareto front, and the count of images that
+        could not be read.
+
+    Raises:
+        OptionError: If the folder holds a training and `resume` is not set, the settings differ
+            from those of the training that should go on, or `lam` is given and nothing is
+            annotated.
+        DataError: If a file cannot be read or written.
+        GuidanceError: If the loss is not finite, or another process stopped with an error; the
+            checkpoints stay as they are.
+        LayerError, AnnotationError, ShapeError: As `ExplanationGuidance`.
+    """
+    config = config or TrainConfig()
+    count = check_data(train_data, name="train_data", caller=_CALLER)
+    check_data(val_data, name="val_data", caller=_CALLER)
+    main = process()[0] == 0
+    accelerator = _accelerator(config)
+    with together(accelerator.device, caller=_CALLER):
+        config = _check_annotated(config, train_data, val_data)
+        inner = unwrap(model, caller=_CALLER)
+        layer = _layer(inner, config)
+    folder = RunFolder(config, info or {}, images=count, main=main)
+    history = folder.history
+    run = Run(inner, train_data, config, layer, accelerator)
+    try:
+        with together(accelerator.device, caller=_CALLER):
+            with run.guide(epoch=1):  # settings that do not fit the model, before any file
+                pass
+            payload = folder.open(resume=resume)
+            if payload is not None:
+                run.load(payload)
+        for epoch in range(len(history.rows) + 1, config.epochs + 1):
+            began = time.perf_counter()
+            losses = run.epoch(epoch, history, progress=progress and main)
+            if math.isnan(losses["loss"]):  # a loss that is not finite stops its own step
+                raise DataError(
+                    f"train: none of the {len(train_data)} training images could be read. See the "
+                    "warnings for their names. At least one must be readable."
+                )
+            scores = evaluate(
+                inner,
+                val_data,
+                layer=layer,
+                attribution=config.attribution,
+                output=config.output,
+                region=config.region,  # type: ignore[arg-type]
+                threshold=config.threshold,
+                batch_size=config.batch_size,
+                workers=config.workers,
+            )
+            if epoch == 1 and config.lam:
+                _say_what_is_missing(losses, scores, val_data)
+            skipped = losses.pop("skipped") + scores.pop("skipped")
+            row = {"epoch": epoch, **losses, **scores, "skipped": skipped}
+            row["seconds"] = time.perf_counter() - began
+            with together(accelerator.device, caller=_CALLER):
+                folder.finish_epoch(row, run.state())
+        with together(accelerator.device, caller=_CALLER):
+            folder.finish(inner.state_dict(), layer=layer)
+    finally:
+        folder.close()
+        run.close()
+    if progress and main and history.skipped:
+        print(
+            f"{history.skipped} images could not be read in an epoch and were left out; the "
+            "warnings name them."
+        )
+    return history
+
+
+def _layer(model: nn.Module, config: TrainConfig) -> str | list[str]:
+    """What is guided: as named, else the attribution's own choice, else the last spatial layer."""
+    layer: Any = config.layer
+    reading = Reading(output=config.output)
+    if layer is None:
+        method = named_attribution(config.attribution, model, None, reading=reading, caller=_CALLER)
+        layer = method.layer
+    if layer is None:
+        found = probe_layers(model, reading=reading, caller=_CALLER)
+        layer = automatic_layer(model, found, caller=_CALLER)
+    layer = layer if isinstance(layer, str) else list(layer)
+    resolve_layers(model, layer, caller=_CALLER)
+    return layer
+
+
+def _check_annotated(config: TrainConfig, train_data: Any, val_data: Any) -> TrainConfig:
+    """The settings with a number for lam, which is 0 where it is not given and nothing is annotated.
+
+    Raises:
+        OptionError: If it is given and nothing is annotated.
+    """
+    kept = train_data
+    if config.annotated < 1:
+        kept = LimitedAnnotations(train_data, config.annotated, seed=config.seed)
+    nothing = count_annotated(kept) == 0
+    if nothing and config.lam:
+        share = f" (annotated={config.annotated:g})" if config.annotated < 1 else ""
+        raise OptionError(
+            f"{_CALLER}: lam is {config.lam:g}, but no image of train_data is annotated{share}, so "
+            "that there is nothing to guide with. Give boxes (--boxes for --data folder), or lam=0. "
+            "One annotated image is enough."
+        )
+    if nothing and config.lam is None:
+        _warn(
+            "no image of train_data is annotated, so the training goes without guidance (lam=0). "
+            "Give boxes (--boxes for --data folder) to guide it."
+        )
+    lam = config.lam if config.lam is not None else 0.0 if nothing else 1.0
+    if lam and count_annotated(val_data) == 0:
+        _warn(
+            "no image of val_data is annotated, so EPG and IoU are not known. Give boxes "
+            "(--val-boxes for --data folder) to measure them."
+        )
+    return replace(config, lam=lam)
+
+
+def _say_what_is_missing(losses: dict[str, float], scores: dict[str, float], val_data: Any) -> None:
+    """After the first epoch, of data sets that do not say it before."""
+    if math.isnan(losses["loss_loc"]):
+        _warn(
+            "no training image of the first epoch was annotated, so nothing was guided. Give "
+            "annotations, or set lam=0."
+        )
+    if not scores["pairs"] and count_annotated(val_data) is None:
+        _warn("no image of val_data is annotated, so EPG and IoU are not known.")
+
+
+def _warn(text: str) -> None:
+    if process()[0] == 0:
+        warnings.warn(f"{_CALLER}: {text}", ExplainGuideWarning, stacklevel=4)
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    # Accelerate keeps the settings of the first training of a process; each has its own here.
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=not distributed)
+    found = Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+    if found.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise GuidanceError(
+            f"{_CALLER}: Accelerate is set up for {found.distributed_type.value}, which cuts the model "
+            "in pieces. Launch with --multi_gpu. A copy of the model in every process is allowed."
+        )
+    return found
