@@ -1,14 +1,21 @@
 """The exceptions, the warning, and the search for the name that was meant.
 
 Every message reads ``<public callable>: <what is wrong, with the value>. <nearest fix>. <what is
-allowed>.`` Each exception is also the built-in one that a caller would expect, so that
-``except ValueError`` keeps working.
+allowed>.`` The public callable is named once, where it is entered (`operation`, `method`); what it
+calls raises and warns without a name. Each exception is also the built-in one that a caller would
+expect, so that ``except ValueError`` keeps working.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 __all__ = [
     "AnnotationError",
@@ -20,11 +27,20 @@ __all__ = [
     "OptionError",
     "ShapeError",
     "did_you_mean",
+    "method",
+    "operation",
+    "warn",
 ]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+# Of this thread or task alone; without one, messages go unnamed.
+_operation: ContextVar[str] = ContextVar("operation", default="")
 
 
 class ExplainGuideError(Exception):
     """Whatever this package refuses; catch it to catch them all."""
+
+    _named = False  # whether the message begins with a public callable
 
 
 class ExplainGuideWarning(UserWarning):
@@ -74,3 +90,63 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """
     close = get_close_matches(name, list(allowed), n=2, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+@contextmanager
+def operation(name: str) -> Iterator[None]:
+    """Within this context, errors and warnings of the package begin with a public callable's name.
+
+    Also a decorator. Where one public callable calls another, the inner one is named.
+
+    Args:
+        name: As users write it: ``"evaluate"``, ``"ExplanationGuidance.loss_loc"``.
+
+    Example:
+        >>> with operation("train"):
+        ...     raise OptionError("epochs is 0. Use 1. Whole numbers from 1 on are allowed.")
+        Traceback (most recent call last):
+        explainguide.errors.OptionError: train: epochs is 0. Use 1. Whole numbers from 1 on are allowed.
+    """
+    before = _operation.set(name)
+    try:
+        yield
+    except ExplainGuideError as error:
+        if not error._named:
+            error.args = (f"{name}: {error}",)
+            error._named = True
+        raise
+    finally:
+        _operation.reset(before)
+
+
+def method(function: Function) -> Function:
+    """`operation` for a method, named after its object's class: ``"GradCam.attribute"``.
+
+    A constructor has the name of its class alone.
+    """
+    suffix = "" if function.__name__ == "__init__" else f".{function.__name__}"
+
+    @wraps(function)
+    def named(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with operation(f"{type(self).__name__}{suffix}"):
+            return function(self, *args, **kwargs)
+
+    return cast(Function, named)
+
+
+def warn(text: str) -> None:
+    """Warn with an `ExplainGuideWarning`, at the line that called this package.
+
+    Args:
+        text: The message, without the name of the operation.
+    """
+    name = _operation.get()
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and _is_between(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"{name}: {text}" if name else text, ExplainGuideWarning, stacklevel=level)
+
+
+def _is_between(module: str) -> bool:
+    """Whether a frame is this package's, or one through which it calls itself."""
+    return module.partition(".")[0] in ("explainguide", "captum", "contextlib", "torch", "tqdm")
