@@ -120,9 +120,9 @@ def find_layers(model: nn.Module) -> dict[str, LayerInfo | None]:
 
     Half-way, layers that only scale, drop or resize what the one before them computed do not count.
     """
-    infos = probe_layers(model, caller="zoo")
+    infos = probe_layers(model)
     modules = dict(model.named_modules(remove_duplicate=False))
-    automatic = automatic_layer(model, infos, caller="zoo")
+    automatic = automatic_layer(model, infos)
     usable = []
     for info in infos:
         kind = type(modules[split_index(info.name)[0]]).__name__.lower()
@@ -147,7 +147,7 @@ def _restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
 def _logits(model: nn.Module, images: Tensor, mode: str, buffers: dict[str, Tensor]) -> Tensor:
     torch.manual_seed(0)
     _restore(model, buffers)
-    return check_logits(model.train(mode == "train")(images), caller="zoo").detach()
+    return check_logits(model.train(mode == "train")(images)).detach()
 
 
 def _look(model: nn.Module, layer: str, images: Tensor, place: Place) -> tuple[Any, set[str]]:
@@ -159,9 +159,8 @@ def _look(model: nn.Module, layer: str, images: Tensor, place: Place) -> tuple[A
         feature,
         (size, size),
         model=model,
-        module=resolve_layers(model, layer, caller="zoo")[layer],
+        module=resolve_layers(model, layer)[layer],
         batch=len(images),
-        caller="zoo",
     )
     energy = torch.zeros(4, 4)
     for seed in range(_CORNER_IMAGES):
@@ -183,7 +182,7 @@ def _feature(model: nn.Module, layer: str, images: Tensor) -> Tensor:
 
     They keep a random network's signal alive through many layers.
     """
-    module = resolve_layers(model, layer, caller="zoo")[layer]
+    module = resolve_layers(model, layer)[layer]
     if module is None:
         return images
     kept: list[Any] = []
@@ -247,7 +246,7 @@ def _guide(
         options = {"attribution": step.attribution, "target": "all", "reduction": "none"}
         with ExplanationGuidance(model, step.layer, **options) as guide:
             torch.manual_seed(0)
-            logits = check_logits(model(images), caller="zoo").detach()
+            logits = check_logits(model(images)).detach()
             loss = guide.loss_loc(targets)
             replaced |= guide.replaced
         if label == _LABELS[0]:  # later passes start from other running statistics
@@ -294,6 +293,6 @@ def _compare_in_double(
 def _used(model: nn.Module, image: Tensor) -> set[str]:
     """Names of the parameters on which the logits depend."""
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    logits = check_logits(model.eval()(image), caller="zoo")
+    logits = check_logits(model.eval()(image))
     found = torch.autograd.grad(logits.sum(), list(named.values()), allow_unused=True)
     return {n for n, g in zip(named, found, strict=True) if g is not None}

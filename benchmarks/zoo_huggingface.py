@@ -92,8 +92,8 @@ def check(kind: str, name: str) -> tuple[str, str, str]:
     size = input_size(model)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", ExplainGuideWarning)
-        layers = probe_layers(model, caller="zoo")
-        automatic = automatic_layer(model, layers, caller="zoo")
+        layers = probe_layers(model)
+        automatic = automatic_layer(model, layers)
         layout = next(layer.layout for layer in layers if layer.name == automatic)
         assert isinstance(layout, Layout)
         height, width = size[1:]

@@ -26,6 +26,8 @@ __all__ = [
     "LayerError",
     "OptionError",
     "ShapeError",
+    "check_option",
+    "constructor",
     "did_you_mean",
     "method",
     "operation",
@@ -92,6 +94,31 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
+def check_option(option: str, value: object, allowed: Iterable[object]) -> None:
+    """Refuse a value that is none of those allowed, with the nearest that is.
+
+    Args:
+        option: Its name, for the message.
+        value: What was given.
+        allowed: Strings, and True or False.
+
+    Raises:
+        OptionError: If it is not allowed.
+
+    Example:
+        >>> check_option("loss", "energi", ["energy", "l1"])
+        Traceback (most recent call last):
+        explainguide.errors.OptionError: unknown loss 'energi'. Did you mean 'energy'? ...
+    """
+    choices = list(allowed)
+    if not isinstance(value, str | int) or value not in choices:
+        words = [choice for choice in choices if isinstance(choice, str)]
+        raise OptionError(
+            f"unknown {option} {value!r}.{did_you_mean(str(value), words)} "
+            f"{', '.join(map(repr, choices))} are allowed."
+        )
+
+
 @contextmanager
 def operation(name: str) -> Iterator[None]:
     """Within this context, errors and warnings of the package begin with a public callable's name.
@@ -120,12 +147,16 @@ def operation(name: str) -> Iterator[None]:
 
 
 def method(function: Function) -> Function:
-    """`operation` for a method, named after its object's class: ``"GradCam.attribute"``.
+    """`operation` for a method, named after its object's class: ``"GradCam.attribute"``."""
+    return _named(function, f".{function.__name__}")
 
-    A constructor has the name of its class alone.
-    """
-    suffix = "" if function.__name__ == "__init__" else f".{function.__name__}"
 
+def constructor(function: Function) -> Function:
+    """`operation` for what makes an object or stands for it, named after its class: ``"GradCam"``."""
+    return _named(function, "")
+
+
+def _named(function: Function, suffix: str) -> Function:
     @wraps(function)
     def named(self: Any, *args: Any, **kwargs: Any) -> Any:
         with operation(f"{type(self).__name__}{suffix}"):

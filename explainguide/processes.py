@@ -75,17 +75,17 @@ def add_up_gradients(parameters: Sequence[nn.Parameter], *, failed: bool) -> Ten
     return counts
 
 
-def failed_elsewhere(count: float, *, caller: str) -> GuidanceError:
+def failed_elsewhere(count: float) -> GuidanceError:
     """What a process says that stops because another one failed."""
     return GuidanceError(
-        f"{caller}: {count:.0f} of the {process()[1]} processes stopped with an error of their own, so "
+        f"{count:.0f} of the {process()[1]} processes stopped with an error of their own, so "
         "this one stops too. Look for the first error among their messages. Checkpoints of earlier "
         "epochs are unchanged."
     )
 
 
 @contextmanager
-def together(device: torch.device, *, caller: str) -> Iterator[None]:
+def together(device: torch.device) -> Iterator[None]:
     """A piece of work that no process goes on from alone: an error in one stops them all.
 
     Raises:
@@ -103,4 +103,4 @@ def together(device: torch.device, *, caller: str) -> Iterator[None]:
     if error is not None:
         raise error
     if failed:
-        raise failed_elsewhere(failed, caller=caller)
+        raise failed_elsewhere(failed)

@@ -22,7 +22,7 @@ import torchvision.ops
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
-from explainguide.errors import GuidanceError, OptionError, did_you_mean
+from explainguide.errors import GuidanceError, OptionError, did_you_mean, operation
 from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
 from explainguide.hooks.probe import input_size, probe
 from explainguide.hooks.tap import ForwardPass, Tap
@@ -77,6 +77,7 @@ _FOLDED = (batchnorm._BatchNorm,)
 _SCALE_INVARIANT = (nn.LayerNorm, nn.GroupNorm, instancenorm._InstanceNorm, nn.LocalResponseNorm)
 
 
+@operation("remove_bias")
 def remove_bias(
     model: nn.Module,
     *,
@@ -124,12 +125,12 @@ def remove_bias(
     """
     if normalization not in ("fold", "remove"):
         raise OptionError(
-            f"{_NAME}: unknown normalization {normalization!r}."
+            f"unknown normalization {normalization!r}."
             f"{did_you_mean(str(normalization), ('fold', 'remove'))} 'fold', 'remove' are allowed."
         )
     fold = normalization == "fold"
-    model = unwrap(model, caller=_NAME)
-    check_plain_weights(model, caller=_NAME)
+    model = unwrap(model)
+    check_plain_weights(model)
     converted, told = _exchange(model, fold=fold)
     _refuse_modules(converted, fold=fold)
     _refuse_operations(converted, image_size)
@@ -141,7 +142,7 @@ def remove_bias(
 
 def _exchange(model: nn.Module, *, fold: bool) -> tuple[nn.Module, list[str]]:
     """The copy, and what is other in it."""
-    converted = copied(model, caller=_NAME)
+    converted = copied(model)
     told: list[str] = []
     instead: dict[nn.Module, nn.Module] = {}
     for name, module in converted.named_modules():
@@ -160,9 +161,10 @@ def _exchange(model: nn.Module, *, fold: bool) -> tuple[nn.Module, list[str]]:
     return instead.get(converted, converted), told
 
 
+@operation("changes")
 def changes(model: nn.Module) -> list[str]:
     """What `remove_bias` changed, a line a module; nothing for any other model."""
-    return list(getattr(unwrap(model, caller="changes"), _CHANGES, []))
+    return list(getattr(unwrap(model), _CHANGES, []))
 
 
 def is_homogeneous(model: nn.Module) -> bool:
@@ -180,9 +182,7 @@ def is_homogeneous(model: nn.Module) -> bool:
     return next(_offenders(model), None) is None
 
 
-def scaling_fault(
-    model: nn.Module, layer: str, size: tuple[int, int, int], *, caller: str
-) -> str | None:
+def scaling_fault(model: nn.Module, layer: str, size: tuple[int, int, int]) -> str | None:
     """What shows that the logits do not scale with a layer, or None if they do.
 
     None at the input means that the model is positively homogeneous; at a hidden layer, that the part
@@ -195,10 +195,10 @@ def scaling_fault(
     and residual branches often start, anything would scale.
     """
     twin = _twin(model)
-    modules = resolve_layers(twin, layer, caller=caller)
+    modules = resolve_layers(twin, layer)
     (name,) = modules
     tap = Tap(twin, modules, replace=False)
-    score = partial(probe, twin, size, lambda s: s.detach().item(), caller=caller)
+    score = partial(probe, twin, size, lambda s: s.detach().item())
     try:
         with tap.alone():
             whole = score()
@@ -296,7 +296,7 @@ def _refuse_modules(model: nn.Module, *, fold: bool) -> None:
     norms = fold and any(isinstance(m, _SCALE_INVARIANT) for m in model.modules())
     if told:
         raise GuidanceError(
-            f"{_NAME}: {type(model).__name__} has modules that do not give a f(x) for a x: "
+            f"{type(model).__name__} has modules that do not give a f(x) for a x: "
             f"{'; '.join(told[:5] + more)}. Exchange them, activations for ReLU. "
             f"{drop if norms else ''}Convolutions, linear layers, BatchNorm, ReLU, LeakyReLU, PReLU, "
             "pooling, dropout, upsampling and containers of these are allowed."
@@ -306,7 +306,7 @@ def _refuse_modules(model: nn.Module, *, fold: bool) -> None:
 @torch.no_grad()
 def _refuse_what_is_lost(model: nn.Module, image_size: tuple[int, int] | None) -> None:
     """Hold the conversion against the model itself where its biases and running means are 0."""
-    model = copied(alive(model), caller=_NAME)
+    model = copied(alive(model))
     for module in model.modules():
         if isinstance(module, (*_WEIGHTED, *_FOLDED)) or _is_frozen_norm(module):
             for key in ("bias", "running_mean"):
@@ -315,10 +315,10 @@ def _refuse_what_is_lost(model: nn.Module, image_size: tuple[int, int] | None) -
     converted, _ = _exchange(model, fold=True)
     image = _random_image(model, image_size)
     for other in (converted, _twin(converted)):  # a twin has no hooks
-        found = difference(model, other, image, caller=_NAME)
+        found = difference(model, other, image)
         if found is not None:
             raise GuidanceError(
-                f"{_NAME}: without biases the logits of {type(model).__name__} are not those of what "
+                f"without biases the logits of {type(model).__name__} are not those of what "
                 f"it becomes: they differ {found}. Look for hooks, and for norms with a forward of "
                 "their own. Layers of torch, timm and torchvision are allowed."
             )
@@ -335,16 +335,16 @@ def _refuse_operations(model: nn.Module, image_size: tuple[int, int] | None) -> 
     channels, height, width = input_size(model)
     height, width = image_size or (height, width)
     try:
-        fault = scaling_fault(model, INPUT, (channels, height, width), caller=_NAME)
+        fault = scaling_fault(model, INPUT, (channels, height, width))
     except (AssertionError, RuntimeError, TypeError) as error:  # not made for such an image
         raise GuidanceError(
-            f"{_NAME}: the result did not run on a random image of {channels} x {height} x {width} "
+            f"the result did not run on a random image of {channels} x {height} x {width} "
             f"({str(error).splitlines()[0]}). Give the size that the model was made for with "
             "image_size=(height, width). One image must be enough input."
         ) from error
     if fault is not None:
         raise GuidanceError(
-            f"{_NAME}: without biases {type(model).__name__} is still not positively homogeneous: "
+            f"without biases {type(model).__name__} is still not positively homogeneous: "
             f"{fault}. Look in its forward methods for operations such as F.gelu, torch.sigmoid, a "
             "clamp or an added constant. Those with f(a x) = a f(x) are allowed."
         )

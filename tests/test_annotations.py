@@ -135,11 +135,9 @@ def test_a_fixed_fraction_keeps_its_annotation() -> None:
 def draw(regions, target=None, mode="sample", negatives=0.0, count=600):
     logits = torch.zeros(3, 4)
     generator = torch.Generator().manual_seed(0)
-    parsed = as_regions(regions, logits, (12, 12), caller="test")
+    parsed = as_regions(regions, logits, (12, 12))
     return [
-        choose_classes(
-            mode, parsed, logits, target, negatives=negatives, generator=generator, caller="test"
-        )
+        choose_classes(mode, parsed, logits, target, negatives=negatives, generator=generator)
         for _ in range(count)
     ]
 
@@ -192,9 +190,7 @@ def test_no_value_is_read_on_a_device() -> None:
     }
     found = Annotations.from_targets([target, None, target], canvas=(12, 12))
     logits = torch.zeros(3, 4, device="meta")
-    regions = as_regions(found, logits, (12, 12), caller="test")
+    regions = as_regions(found, logits, (12, 12))
     for mode in ("sample", "all", "predicted"):
-        choice = choose_classes(
-            mode, regions, logits, None, negatives=0.0, generator=None, caller="test"
-        )
+        choice = choose_classes(mode, regions, logits, None, negatives=0.0, generator=None)
         assert regions.region(choice.regions, (12, 12)).shape[1:] == (3, 12, 12)

@@ -434,7 +434,7 @@ CALLS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
     (OptionError, "TrainConfig", lambda: TrainConfig(loss="relevance", loss_options={"background": "2"}), ["refuses its options {'background': '2'}"]),
     (OptionError, "TrainConfig", lambda: TrainConfig(loss_options={"eps": torch.tensor(1.0)}), ["loss_options is {'eps': tensor(1.)}", "numbers and words"]),
     (OptionError, "TrainConfig", lambda: TrainConfig(loss_options=["eps"]), ["loss_options is ['eps']", "{'normalize': False}"]),
-    (DataError, "train", lambda: check_labels(LOGITS, LOGITS, caller="train", class_loss="confidence-boosting"), ["labels are multi-hot (2, 3)", "class_loss='task'"]),
+    (DataError, "train", lambda: check_labels(LOGITS, LOGITS, class_loss="confidence-boosting"), ["labels are multi-hot (2, 3)", "class_loss='task'"]),
     (OptionError, "classification_loss", lambda: losses.classification_loss(LOGITS, LOGITS, class_loss="tsk"), ["unknown class_loss 'tsk'", "Did you mean 'task'"]),
     (OptionError, "confidence_boosting", lambda: losses.confidence_boosting(LOGITS, temperature=-1), ["temperature is -1", "above 0"]),
     (OptionError, "confidence_boosting", lambda: losses.confidence_boosting(LOGITS, reduction="men"), ["unknown reduction 'men'", "'mean'"]),

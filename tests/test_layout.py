@@ -40,9 +40,7 @@ CASES = [
 
 @pytest.mark.parametrize(("shape", "size", "model", "module", "expected"), CASES)
 def test_layouts(shape, size, model, module, expected) -> None:
-    found = infer_layout(
-        "x", torch.zeros(shape), size, model=model, module=module, batch=2, caller="test"
-    )
+    found = infer_layout("x", torch.zeros(shape), size, model=model, module=module, batch=2)
     assert found == expected
     assert to_nchw(torch.zeros(shape), found).shape[-2:] == expected.grid
 
@@ -68,7 +66,6 @@ def test_what_cannot_be_read(output, reason) -> None:
             model=nn.Module(),
             module=nn.LayerNorm(7),
             batch=2,
-            caller="test",
         )
 
 
@@ -100,8 +97,8 @@ def test_the_automatic_layer(build, expected) -> None:
     model = build().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
-    layers = probe_layers(model, caller="test")
-    assert automatic_layer(model, layers, caller="test") == expected
+    layers = probe_layers(model)
+    assert automatic_layer(model, layers) == expected
     assert all(m.training for m in model.modules())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -111,12 +108,12 @@ def test_the_automatic_layer(build, expected) -> None:
 def test_a_model_without_a_grid_is_refused() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2))
     with pytest.raises(LayerError, match="no layer of Sequential keeps a spatial grid"):
-        automatic_layer(flat, probe_layers(flat, caller="test"), caller="test")
+        automatic_layer(flat, probe_layers(flat))
 
 
 def test_dead_layers_are_told_apart() -> None:
     model = timm.create_model("vit_tiny_patch16_224", depth=2)
-    alive = {row.name: row.alive for row in probe_layers(model, caller="test")}
+    alive = {row.name: row.alive for row in probe_layers(model)}
     assert alive["blocks.0"]
     assert alive["blocks.1.norm1"]
     assert not alive["blocks.1"]  # only the class token goes on
@@ -153,9 +150,9 @@ def test_a_wrapper_changes_no_map(name: str, options: dict, layer: str) -> None:
     inside = InputXGradient(model, layer).attribute((images - 0.5) / 0.25, 1)
     outside = InputXGradient(Normalised(model), f"model.{layer}").attribute(images, 1)
     assert torch.equal(inside, outside)
-    own = automatic_layer(model, probe_layers(model, caller="test"), caller="test")
+    own = automatic_layer(model, probe_layers(model))
     wrapped = Normalised(model)
-    found = automatic_layer(wrapped, probe_layers(wrapped, caller="test"), caller="test")
+    found = automatic_layer(wrapped, probe_layers(wrapped))
     assert found == f"model.{own}"
 
 
@@ -163,14 +160,14 @@ def test_the_patch_embedding_knows_a_grid_of_long_patches() -> None:
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=64, depth=2, patch_size=(16, 8), num_classes=3
     )
-    layers = {info.name: info for info in probe_layers(model, caller="test")}
+    layers = {info.name: info for info in probe_layers(model)}
     assert layers["blocks.1.norm1"].layout == Layout("tokens", (4, 8), 1)
 
 
 @pytest.mark.parametrize("channels", [1, 4, 6])
 def test_images_of_other_channels(channels: int) -> None:
     model = timm.create_model("resnet10t", num_classes=3, in_chans=channels)
-    found = automatic_layer(model, probe_layers(model, caller="test"), caller="test")
+    found = automatic_layer(model, probe_layers(model))
     assert found == "layer4"
 
 
@@ -179,10 +176,10 @@ def test_images_of_other_channels(channels: int) -> None:
 def test_checkpointed_models_are_probed_as_they_are_without(name: str, training: bool) -> None:
     options = {"img_size": 64, "depth": 2} if "vit" in name else {"zero_init_last": True}
     model = timm.create_model(name, num_classes=3, **options).train(training)
-    plain = {i.name: i.usable for i in probe_layers(model, image_size=(64, 64), caller="test")}
+    plain = {i.name: i.usable for i in probe_layers(model, image_size=(64, 64))}
     model.set_grad_checkpointing(True)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    found = {i.name: i.usable for i in probe_layers(model, image_size=(64, 64), caller="test")}
+    found = {i.name: i.usable for i in probe_layers(model, image_size=(64, 64))}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert set(found) <= set(plain)  # stages whose blocks are called one by one do not run
     assert all(plain[layer] == usable for layer, usable in found.items())

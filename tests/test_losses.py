@@ -160,11 +160,11 @@ def test_shapes_and_dtypes_are_checked(name: str) -> None:
 def test_two_stages_are_one_at_the_same_resolution() -> None:
     attribution, mask = maps(), masks()
     for name, function in LOSSES.items():
-        staged = resolve_loss(name, caller="test")
+        staged = resolve_loss(name)
         found = staged.compare(staged.prepare(attribution), mask)
         torch.testing.assert_close(found, function(attribution, mask))
     for options in ({"normalize": "paper"}, {"normalize": False}):
-        staged = resolve_loss(partial(l1_loss, **options), caller="test")
+        staged = resolve_loss(partial(l1_loss, **options))
         found = staged.compare(staged.prepare(attribution), mask)
         torch.testing.assert_close(found, l1_loss(attribution, mask, **options))
 

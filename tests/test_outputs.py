@@ -143,7 +143,7 @@ class _Pair(nn.Module):
 
 
 def test_the_probe_shows_members() -> None:
-    found = {info.name: info for info in probe_layers(Branches(), caller="test")}
+    found = {info.name: info for info in probe_layers(Branches())}
     assert found["stage[0]"].usable and found["stage[1]"].usable
     assert str(found["stage[1]"].layout) == "NCHW 112 x 112"
 

@@ -14,12 +14,11 @@ def draw(annotations: Tensor, *, negatives: float, target: Tensor | None = None)
     logits = torch.zeros(len(annotations), annotations.shape[1])
     return choose_classes(
         "sample",
-        as_regions(annotations, logits, (2, 2), caller="test"),
+        as_regions(annotations, logits, (2, 2)),
         logits,
         target,
         negatives=negatives,
         generator=torch.Generator().manual_seed(5),
-        caller="test",
     )
 
 
@@ -51,7 +50,7 @@ def test_silent_what_is_annotated_is_never_taken_for_absent() -> None:
 
 def test_silent_an_absent_class_is_compared_with_all_objects() -> None:
     masks = 0.5 + torch.rand(3, CLASSES, 2, 2, generator=torch.Generator().manual_seed(0)) / 2
-    regions = as_regions(masks, torch.zeros(3, CLASSES), (2, 2), caller="test")
+    regions = as_regions(masks, torch.zeros(3, CLASSES), (2, 2))
     found = regions.region(torch.tensor([[-1, 2, -1]]), (2, 2))
     expected = torch.stack([masks[0].max(0).values, masks[1, 2], masks[2].max(0).values])
     assert torch.equal(found[0], expected)

@@ -418,10 +418,8 @@ def test_soft_masks_of_classes_are_refused(guided) -> None:
 def test_where_no_value_is_read_a_faint_class_is_absent() -> None:
     masks = torch.full((3, 4, 12, 12), 0.2)
     masks[:, 2, 5, 5] = 0.9
-    found = as_regions((masks >= 0.5).float(), torch.zeros(3, 4), (12, 12), caller="x")
+    found = as_regions((masks >= 0.5).float(), torch.zeros(3, 4), (12, 12))
     device = type(found)(masks)  # as after the move to a device
     assert torch.equal(device.presence(4), found.presence(4))
-    choice = choose_classes(
-        "all", device, torch.zeros(3, 4), None, negatives=0.0, generator=None, caller="x"
-    )
+    choice = choose_classes("all", device, torch.zeros(3, 4), None, negatives=0.0, generator=None)
     assert choice.classes[0].tolist() == [2, 2, 2]

@@ -56,8 +56,8 @@ def test_names_that_speak_of_pooling(block: nn.Module, found: str) -> None:
         nn.Flatten(),
         nn.Linear(8, 4),
     )
-    layers = probe_layers(model, image_size=(32, 32), caller="test")
-    assert automatic_layer(model, layers, caller="test") == found
+    layers = probe_layers(model, image_size=(32, 32))
+    assert automatic_layer(model, layers) == found
 
 
 def test_a_network_whose_signal_died_out_keeps_its_layers() -> None:
@@ -70,8 +70,8 @@ def test_a_network_whose_signal_died_out_keeps_its_layers() -> None:
     with torch.no_grad():
         for layer in (model[0], model[1]):
             layer.weight.mul_(1e-30)
-    layers = probe_layers(model, image_size=(32, 32), caller="test")
-    assert automatic_layer(model, layers, caller="test") == "2"
+    layers = probe_layers(model, image_size=(32, 32))
+    assert automatic_layer(model, layers) == "2"
 
 
 class Summary(nn.Module):
@@ -89,9 +89,9 @@ class Summary(nn.Module):
 
 def test_a_pooled_vector_is_no_row_of_tokens() -> None:
     model = Summary()
-    layers = probe_layers(model, image_size=(32, 32), caller="test")
+    layers = probe_layers(model, image_size=(32, 32))
     assert {one.name: one.layout for one in layers}["scale"] is None
-    assert automatic_layer(model, layers, caller="test") == "proj"
+    assert automatic_layer(model, layers) == "proj"
     with ExplanationGuidance(model, "scale") as guide:
         model(torch.rand(1, 3, 32, 32))
         with pytest.raises(LayerError, match="no spatial extent"):
@@ -219,5 +219,5 @@ def test_the_automatic_layer_of_transformers(family: str, options: Any, layer: s
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForImageClassification")(config).eval()
     side = options.get("image_size", 128)
-    layers = probe_layers(model, image_size=(side, side), caller="test")
-    assert automatic_layer(model, layers, caller="test") == layer
+    layers = probe_layers(model, image_size=(side, side))
+    assert automatic_layer(model, layers) == layer

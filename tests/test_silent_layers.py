@@ -82,9 +82,9 @@ class Normed(nn.Module):
 def test_no_branch_inside_a_residual_whatever_the_weights(seed: int) -> None:
     torch.manual_seed(seed)
     model = Normed()
-    layers = {one.name: one for one in probe_layers(model, image_size=(32, 32), caller="test")}
+    layers = {one.name: one for one in probe_layers(model, image_size=(32, 32))}
     assert layers["two"].cancels and not layers["two.branch"].cancels
-    found = automatic_layer(model, list(layers.values()), caller="test")
+    found = automatic_layer(model, list(layers.values()))
     assert found in ("one", "stem")
     assert ExplanationGuidance(model, image_size=32).layers == [found]
 

@@ -533,7 +533,7 @@ def test_xdnn_trial_does_not_copy_who_watches() -> None:
 
 def test_xdnn_scaling_fault_says_what() -> None:
     def fault(model: nn.Module, layer: str = "input") -> str | None:
-        return scaling_fault(model, layer, SIZE, caller="test")
+        return scaling_fault(model, layer, SIZE)
 
     assert fault(converted()) is None
     assert fault(without_check(Shifted)) == "f(0) is not 0"

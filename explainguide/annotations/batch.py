@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from explainguide.annotations.checks import check_target
 from explainguide.annotations.labels import FirstLabel, check_first_label, warn_if_strangers
-from explainguide.errors import AnnotationError, OptionError
+from explainguide.errors import AnnotationError, OptionError, operation
 
 __all__ = ["Annotations", "LimitedAnnotations", "collate", "rasterize_boxes"]
 
@@ -49,6 +49,7 @@ class Annotations:
             object.__setattr__(self, "most_classes", int(self.labels.shape[1]))
 
     @classmethod
+    @operation("Annotations.from_targets")
     def from_targets(
         cls,
         targets: Sequence[Mapping[str, Any] | None],
@@ -89,10 +90,10 @@ class Annotations:
         """
         if isinstance(targets, Mapping) or not isinstance(targets, Sequence):
             raise AnnotationError(
-                f"Annotations.from_targets: targets is a {type(targets).__name__}. Pass a list with "
+                f"targets is a {type(targets).__name__}. Pass a list with "
                 "one dict an image. None stands for an image without annotation."
             )
-        first_label = check_first_label(first_label, caller="Annotations.from_targets")
+        first_label = check_first_label(first_label)
         if not targets:
             empty = torch.zeros(0, 0, dtype=torch.int64)
             return cls(torch.zeros(0, 0, 4), empty, canvas=canvas, first_label=first_label)
@@ -139,6 +140,7 @@ class Annotations:
         """The boxes alone."""
         return replace(self, masks=None)
 
+    @operation("Annotations.dilate")
     def dilate(self, fraction: float) -> Annotations:
         """Boxes grown by a fraction of their own side, on each side (Rao et al., 2023, Sec. 5.5).
 
@@ -152,12 +154,12 @@ class Annotations:
         """
         if not 0 <= fraction < float("inf"):  # NaN neither
             raise OptionError(
-                f"Annotations.dilate: fraction is {fraction}. Use 0 or more; 0.25 adds a quarter "
+                f"fraction is {fraction}. Use 0 or more; 0.25 adds a quarter "
                 "of the side on each side."
             )
         if self.masks is not None:
             raise AnnotationError(
-                "Annotations.dilate: there are masks, and only boxes grow. Call `without_masks()` "
+                "there are masks, and only boxes grow. Call `without_masks()` "
                 "first. Boxes are allowed."
             )
         x1, y1, x2, y2 = self.boxes.unbind(-1)
@@ -238,6 +240,7 @@ def _pad_masks(
     return padded
 
 
+@operation("collate")
 def collate(
     batch: Sequence[Any], *, first_label: FirstLabel = 0
 ) -> tuple[Tensor, Tensor, Annotations]:
@@ -262,7 +265,7 @@ def collate(
     items = [item for item in batch if item is not None]
     if not items:
         raise AnnotationError(
-            f"collate: none of the {len(batch)} images of a batch could be read. See the warnings "
+            f"none of the {len(batch)} images of a batch could be read. See the warnings "
             "for their names. At least one must be readable."
         )
     images, labels, targets = zip(*items, strict=True)
@@ -270,7 +273,7 @@ def collate(
     of_images = torch.stack([torch.as_tensor(label) for label in labels])
     canvas = (stacked.shape[-2], stacked.shape[-1])
     annotations = Annotations.from_targets(targets, canvas=canvas, first_label=first_label)
-    warn_if_strangers(annotations.labels, of_images, sure=True, caller="collate")
+    warn_if_strangers(annotations.labels, of_images, sure=True)
     return stacked.as_subclass(Tensor), of_images, annotations
 
 
@@ -289,11 +292,11 @@ class LimitedAnnotations(torch.utils.data.Dataset):
         kept: ``(len(dataset),)`` bool.
     """
 
+    @operation("LimitedAnnotations")
     def __init__(self, dataset: Any, fraction: float, *, seed: int = 0) -> None:
         if not 0 <= fraction <= 1:
             raise OptionError(
-                f"LimitedAnnotations: fraction is {fraction}. Did you mean {fraction / 100}? "
-                "It must be in [0, 1]."
+                f"fraction is {fraction}. Did you mean {fraction / 100}? It must be in [0, 1]."
             )
         self.dataset = dataset
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))

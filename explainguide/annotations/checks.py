@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,11 +19,10 @@ from explainguide.annotations.keys import (
     no_region,
 )
 from explainguide.annotations.labels import FirstLabel, to_logits
-from explainguide.errors import AnnotationError, ExplainGuideWarning, ShapeError
+from explainguide.errors import AnnotationError, ShapeError, warn
 
 __all__ = ["Objects", "check_mask", "check_mask_dtype", "check_target"]
 
-_CALLER = "Annotations.from_targets"
 Size = tuple[int, int]
 
 
@@ -66,7 +64,7 @@ def check_target(
         AnnotationError: For what cannot be meant.
         ShapeError: For integer masks.
     """
-    where = f"{_CALLER}: image {index}"
+    where = f"image {index}"
     nothing = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     if target is None:
         return nothing
@@ -99,24 +97,24 @@ def check_target(
     return Objects(boxes, labels.to(boxes.device), masks, size)
 
 
-def check_mask_dtype(mask: Tensor, caller: str) -> None:
+def check_mask_dtype(mask: Tensor) -> None:
     """Refuse integer masks: 0/255 and 0/1 cannot be told apart without reading values."""
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise ShapeError(
-            f"{caller}: the mask has dtype {mask.dtype}, which may hold 0/1 or 0/255. "
+            f"the mask has dtype {mask.dtype}, which may hold 0/1 or 0/255. "
             "Use `mask > 0`. bool, or floating point in [0, 1], is allowed."
         )
 
 
-def check_mask(mask: Tensor, caller: str) -> None:
+def check_mask(mask: Tensor) -> None:
     """Refuse integer masks and, on the host, values outside [0, 1]."""
-    check_mask_dtype(mask, caller)
+    check_mask_dtype(mask)
     if mask.dtype == torch.bool or mask.device.type != "cpu":
         return
     outside = ~((mask >= 0) & (mask <= 1))  # NaN is outside, too
     if bool(outside.any()):
         raise AnnotationError(
-            f"{caller}: the mask holds {float(mask[outside][0]):g}. Use `mask > 0`, or divide by the "
+            f"the mask holds {float(mask[outside][0]):g}. Use `mask > 0`, or divide by the "
             "largest value that it may have. bool, or floating point in [0, 1], is allowed."
         )
 
@@ -194,7 +192,7 @@ def _as_masks(masks: Tensor, count: int, many: str, where: str, canvas: Size | N
             f"{where} has {many} but masks of shape {tuple(masks.shape)}. {fix} (M, H, W) bool is "
             "allowed."
         )
-    check_mask(masks, where)
+    check_mask(masks)
     if canvas is not None and tuple(masks.shape[1:]) != canvas:
         raise AnnotationError(
             f"{where} has masks of {masks.shape[1]} x {masks.shape[2]}, but the model's input is "
@@ -213,11 +211,9 @@ def _with_pixels(
         return boxes, labels, masks
     kept = masks.flatten(1).any(1)
     if not bool(kept.all()):
-        warnings.warn(
-            f"{_CALLER}: the mask of an object has no pixel, and the object is left out. Drop such "
-            "objects, as a crop leaves them: `masks.flatten(1).any(1)` are those to keep.",
-            ExplainGuideWarning,
-            stacklevel=4,  # who called from_targets
+        warn(
+            "the mask of an object has no pixel, and the object is left out. Drop such "
+            "objects, as a crop leaves them: `masks.flatten(1).any(1)` are those to keep."
         )
     return boxes[kept.to(boxes.device)], labels[kept.to(labels.device)], masks[kept]
 
@@ -276,11 +272,9 @@ def _check_values(boxes: Tensor, where: str, canvas: Size | None) -> None:
         limit = boxes.new_tensor([canvas[1], canvas[0]])
         inside = (torch.minimum(boxes[:, 2:], limit) - boxes[:, :2].clamp(min=0)).prod(1)
         if bool((inside < 0.5 * (x2 - x1) * (y2 - y1)).any()):
-            warnings.warn(
-                f"{_CALLER}: a box lies more outside the image than in it; it is clipped. Were the "
-                "boxes resized with the image? Boxes are in pixels of the model's input.",
-                ExplainGuideWarning,
-                stacklevel=4,  # who called from_targets
+            warn(
+                "a box lies more outside the image than in it; it is clipped. Were the "
+                "boxes resized with the image? Boxes are in pixels of the model's input."
             )
 
 

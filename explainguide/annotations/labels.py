@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from explainguide.errors import AnnotationError, ExplainGuideWarning, OptionError, ShapeError
+from explainguide.errors import AnnotationError, OptionError, ShapeError, warn
 
 __all__ = [
     "FirstLabel",
@@ -26,7 +25,7 @@ FirstLabel = int | Mapping[int, int]
 _SHOWN = 5  # labels that an error lists
 
 
-def check_first_label(first_label: FirstLabel, *, caller: str) -> FirstLabel:
+def check_first_label(first_label: FirstLabel) -> FirstLabel:
     """The option as it was given, or a dict of it.
 
     Raises:
@@ -36,7 +35,7 @@ def check_first_label(first_label: FirstLabel, *, caller: str) -> FirstLabel:
         for label, logit in first_label.items():
             if not (_is_index(label) and _is_index(logit)):
                 raise OptionError(
-                    f"{caller}: first_label holds {label!r}: {logit!r}. Give the data set's id and the "
+                    f"first_label holds {label!r}: {logit!r}. Give the data set's id and the "
                     "index of its logit, both from 0 on, as {18: 0, 44: 1}. An int, or a dict of "
                     "ints, is allowed."
                 )
@@ -45,7 +44,7 @@ def check_first_label(first_label: FirstLabel, *, caller: str) -> FirstLabel:
     elif _is_index(first_label):
         return first_label
     raise OptionError(
-        f"{caller}: first_label is {first_label!r}. Give the label of the first logit: 1 where 0 is "
+        f"first_label is {first_label!r}. Give the label of the first logit: 1 where 0 is "
         "the background. An int from 0 on, or a dict from the data set's ids to logits, is allowed."
     )
 
@@ -116,7 +115,7 @@ def outside_hint(label: int, first_label: FirstLabel, num_classes: int) -> str:
     )
 
 
-def as_labels(target: Any, *, caller: str) -> Tensor:
+def as_labels(target: Any) -> Tensor:
     """Class indices or multi-hot labels as a tensor.
 
     Raises:
@@ -126,18 +125,17 @@ def as_labels(target: Any, *, caller: str) -> Tensor:
         return torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionError(
-            f"{caller}: target makes no tensor ({str(error).splitlines()[0]}). Give class indices for "
+            f"target makes no tensor ({str(error).splitlines()[0]}). Give class indices for "
             "names. An int, class indices (N,) or multi-hot labels (N, K) are allowed."
         ) from error
 
 
-def check_multi_hot(target: Tensor, shape: tuple[int, int], *, caller: str) -> None:
+def check_multi_hot(target: Tensor, shape: tuple[int, int]) -> None:
     """Refuse what is no multi-hot ``(N, K)``; values are read on the host only.
 
     Args:
         target: Two-dimensional.
         shape: N images and K classes.
-        caller: The public callable that errors name.
 
     Raises:
         ShapeError: For another shape.
@@ -148,7 +146,7 @@ def check_multi_hot(target: Tensor, shape: tuple[int, int], *, caller: str) -> N
         if target.shape == (shape[0], 1):
             fix = "If these are class indices, write `target[:, 0].long()`."
         raise ShapeError(
-            f"{caller}: target has shape {tuple(target.shape)} but the logits {tuple(shape)}. {fix} "
+            f"target has shape {tuple(target.shape)} but the logits {tuple(shape)}. {fix} "
             "Class indices (N,) or multi-hot labels (N, K) are allowed."
         )
     if target.device.type != "cpu":
@@ -159,13 +157,13 @@ def check_multi_hot(target: Tensor, shape: tuple[int, int], *, caller: str) -> N
     value = float(target[other][0])
     if 0 < value < 1:
         raise OptionError(
-            f"{caller}: target holds {value:.3g}: soft labels, as label smoothing, mixup and cutmix "
+            f"target holds {value:.3g}: soft labels, as label smoothing, mixup and cutmix "
             "make them, do not say which classes an image shows. Pass the hard labels, as class "
             "indices (N,); for mixup and cutmix the labels of both images, as one multi-hot row. "
             "0 and 1 are allowed."
         )
     raise OptionError(
-        f"{caller}: target holds {value:g} in shape {tuple(target.shape)}, which is read as multi-hot "
+        f"target holds {value:g} in shape {tuple(target.shape)}, which is read as multi-hot "
         "labels. Write 1 for a class that the image shows and 0 for any other. 0 and 1 are allowed."
     )
 
@@ -185,14 +183,13 @@ def mark_soft(losses: Tensor, target: Tensor | None) -> Tensor:
     return losses.masked_fill(_neither(target).any(1), float("nan"))
 
 
-def warn_if_strangers(labels: Tensor, target: Any, *, sure: bool = False, caller: str) -> None:
+def warn_if_strangers(labels: Tensor, target: Any, *, sure: bool = False) -> None:
     """Say so where no image of a batch has an object of its own class; on the host only.
 
     Args:
         labels: Of the objects, ``(N, M)``; negative where there is none.
         target: Of the images: class indices, one or ``(N,)``, or multi-hot ``(N, K)``.
         sure: Say nothing but where two images or more have labels that are all one too high.
-        caller: The public callable that the warning names.
     """
     target = torch.as_tensor(target)
     if labels.device.type != "cpu" or target.device.type != "cpu":
@@ -209,11 +206,9 @@ def warn_if_strangers(labels: Tensor, target: Any, *, sure: bool = False, caller
         if shifted
         else "Do boxes and images count their classes alike? first_label says how the boxes do."
     )
-    warnings.warn(
-        f"{caller}: no image of a batch has a box with the image's own label. {what} A label is the "
-        "index of a logit.",
-        ExplainGuideWarning,
-        stacklevel=3,
+    warn(
+        f"no image of a batch has a box with the image's own label. {what} A label is the "
+        "index of a logit."
     )
 
 

@@ -74,7 +74,6 @@ def as_regions(
     *,
     target: Any = None,
     first_label: FirstLabel = 0,
-    caller: str,
 ) -> Regions:
     """Detection dicts, `Annotations` or a mask tensor, on the logits' device.
 
@@ -85,7 +84,6 @@ def as_regions(
         target: The images' labels, where they are known, for a warning.
         first_label: The label of the first logit, or a mapping from labels to logits; for dicts, and
             for `Annotations` that were built without.
-        caller: The public callable that the error names.
 
     Raises:
         AnnotationError: If the number of images, the canvas, the labels or a mask's values do not fit.
@@ -97,68 +95,68 @@ def as_regions(
     """
     count, num_classes = logits.shape
     if isinstance(annotations, Tensor):
-        return _from_masks(annotations, logits, size, caller=caller)
+        return _from_masks(annotations, logits, size)
     if not isinstance(annotations, Annotations):
         if isinstance(annotations, dict) or not isinstance(annotations, Sequence):
             raise AnnotationError(
-                f"{caller}: annotations is a {type(annotations).__name__}. Pass a list with one dict "
+                f"annotations is a {type(annotations).__name__}. Pass a list with one dict "
                 "an image. A list of dicts, explainguide.Annotations or a mask tensor is allowed."
             )
-        _check_count(len(annotations), count, caller)
+        _check_count(len(annotations), count)
         annotations = Annotations.from_targets(annotations, canvas=size, first_label=first_label)
-    _check_count(len(annotations), count, caller)
+    _check_count(len(annotations), count)
     if annotations.canvas is not None and annotations.canvas != size:
         raise AnnotationError(
-            f"{caller}: the annotations are for a canvas of {annotations.canvas[0]} x "
+            f"the annotations are for a canvas of {annotations.canvas[0]} x "
             f"{annotations.canvas[1]}, but the model's input is {size[0]} x {size[1]}. Resize image "
             "and annotations together. Boxes are in pixels of the model's input."
         )
-    annotations = _counted(annotations, first_label, caller)
+    annotations = _counted(annotations, first_label)
     largest = annotations.largest_label
     if largest is not None and largest >= num_classes:
         raise AnnotationError(
-            f"{caller}: the annotations hold label {largest}, but the model has {num_classes} classes. "
+            f"the annotations hold label {largest}, but the model has {num_classes} classes. "
             f"{outside_hint(largest, annotations.first_label, num_classes)} 0 to {num_classes - 1} are "
             "allowed."
         )
     if target is not None:
-        warn_if_strangers(annotations.labels, target, caller=caller)
+        warn_if_strangers(annotations.labels, target)
     return annotations.to(logits.device, non_blocking=True)
 
 
-def _counted(annotations: Annotations, first_label: FirstLabel, caller: str) -> Annotations:
+def _counted(annotations: Annotations, first_label: FirstLabel) -> Annotations:
     """With indices of logits for labels; nothing is applied twice."""
     if first_label in (0, annotations.first_label):
         return annotations
     if annotations.first_label != 0:
         raise OptionError(
-            f"{caller}: the Annotations were built with first_label={annotations.first_label}, but the "
+            f"the Annotations were built with first_label={annotations.first_label}, but the "
             f"guide with {first_label}. Give it to one of them. The guide applies it to dicts, and to "
             "Annotations without."
         )
-    labels = to_logits(annotations.labels, first_label, where=f"{caller}: an object")
+    labels = to_logits(annotations.labels, first_label, where="an object")
     on_host = annotations.largest_label is not None
     largest = int(labels.max()) if on_host and labels.numel() else None
     return replace(annotations, labels=labels, largest_label=largest, first_label=first_label)
 
 
-def _check_count(found: int, count: int, caller: str) -> None:
+def _check_count(found: int, count: int) -> None:
     if found != count:
         raise AnnotationError(
-            f"{caller}: {found} annotations for {count} images. Give one an image. None stands for "
+            f"{found} annotations for {count} images. Give one an image. None stands for "
             "an image without annotation."
         )
 
 
-def _from_masks(masks: Tensor, logits: Tensor, size: tuple[int, int], *, caller: str) -> Regions:
+def _from_masks(masks: Tensor, logits: Tensor, size: tuple[int, int]) -> Regions:
     count, num_classes = logits.shape
-    check_mask(masks, caller)
+    check_mask(masks)
     if masks.ndim >= 1:
-        _check_count(len(masks), count, caller)
+        _check_count(len(masks), count)
     shape = tuple(masks.shape)
     if shape[-2:] != size:
         raise ShapeError(
-            f"{caller}: the masks have shape {shape}, but the model's input is {size[0]} x "
+            f"the masks have shape {shape}, but the model's input is {size[0]} x "
             f"{size[1]}. Resize them with mode='nearest'. Masks have the size of the model's input."
         )
     plain = masks.as_subclass(Tensor)
@@ -168,15 +166,15 @@ def _from_masks(masks: Tensor, logits: Tensor, size: tuple[int, int], *, caller:
     if masks.ndim == 4 and masks.shape[1] == 1:
         return _SingleMask(masks[:, 0])
     if masks.ndim == 4 and masks.shape[1] == num_classes:
-        _check_hard(plain, caller)
+        _check_hard(plain)
         return _ClassMasks(masks)
     raise ShapeError(
-        f"{caller}: the masks have shape {shape} for {count} images of {num_classes} classes. Give "
+        f"the masks have shape {shape} for {count} images of {num_classes} classes. Give "
         f"one mask an image. (N, H, W), (N, 1, H, W) and (N, {num_classes}, H, W) are allowed."
     )
 
 
-def _check_hard(masks: Tensor, caller: str) -> None:
+def _check_hard(masks: Tensor) -> None:
     """Refuse ``(N, K, H, W)`` in which every class has a little everywhere; on the host only."""
     if masks.dtype == torch.bool or masks.device.type != "cpu":
         return
@@ -185,7 +183,7 @@ def _check_hard(masks: Tensor, caller: str) -> None:
     if bool(faint.any()):
         image, label = faint.nonzero()[0].tolist()
         raise AnnotationError(
-            f"{caller}: the mask of class {label} of image {image} reaches only "
+            f"the mask of class {label} of image {image} reaches only "
             f"{float(highest[image, label]):.3g}: soft masks, as a softmax makes them, do not say "
             "which classes an image shows. Use `masks >= 0.5`. A mask of a class that is there reaches "
             "0.5, and any other is 0."
@@ -214,7 +212,6 @@ def choose_classes(
     *,
     negatives: float,
     generator: torch.Generator | None,
-    caller: str,
 ) -> Choice:
     """The classes that are explained, without synchronising with the device.
 
@@ -225,7 +222,6 @@ def choose_classes(
         target: None, class indices ``(N,)`` on the logits' device, or multi-hot labels ``(N, K)``.
         negatives: Probability of a class that the image does not show, against all its objects.
         generator: For the draw.
-        caller: The public callable that the error names.
 
     Raises:
         OptionError: If the target cannot be used, or is needed and missing.
@@ -234,7 +230,7 @@ def choose_classes(
     if mode == "predicted":
         if target is not None:
             raise OptionError(
-                f"{caller}: a target is given, but the guide explains the predicted class. Leave it "
+                "a target is given, but the guide explains the predicted class. Leave it "
                 "out. target='sample' takes one."
             )
         classes = logits.detach().argmax(1)[None]
@@ -250,7 +246,7 @@ def choose_classes(
         candidates = shown = annotated
     else:
         raise OptionError(
-            f"{caller}: masks (N, H, W) do not say their class. Pass target. Class indices (N,) or "
+            "masks (N, H, W) do not say their class. Pass target. Class indices (N,) or "
             "multi-hot labels (N, K) are allowed."
         )
     if mode == "all":

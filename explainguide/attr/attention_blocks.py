@@ -70,7 +70,7 @@ class _Seen:
 
 
 def find_attention(
-    model: nn.Module, *, reading: Reading = AS_FOUND, caller: str
+    model: nn.Module, *, reading: Reading = AS_FOUND
 ) -> tuple[tuple[AttentionBlock, ...], Readout]:
     """The attention modules in the order in which they run, and what the logits are read from.
 
@@ -80,32 +80,31 @@ def find_attention(
     Args:
         model: The unwrapped model. It runs on one random image, as in `probe_layers`.
         reading: What the user has said of the model.
-        caller: The public callable that the error names.
 
     Raises:
         GuidanceError: If the model has no attention, or one that is not global over its tokens.
         LayerError: If it does not run on a random image.
     """
     size = probed_size(model, reading)
-    seen, gradients, steps = _probe(model, size, reading, caller)
+    seen, gradients, steps = _probe(model, size, reading)
     layouts = []
     for index, one in enumerate(seen):
         problem, layout = _read(one, model, size[1:], steps, reading)
         if problem or layout is None:
-            raise _refusal(model, problem, caller)
+            raise _refusal(model, problem)
         if any(one.name == other.name for other in seen[:index]):
             several = f"computes several attentions in module {one.name!r}"
-            raise _refusal(model, several, caller)
+            raise _refusal(model, several)
         if not one.follows:
             parallel = (
                 f"runs the attention of {seen[index - 1].name!r} and {one.name!r} side by side"
             )
-            raise _refusal(model, parallel, caller)
+            raise _refusal(model, parallel)
         layouts.append(layout)
     while gradients and (gradients[-1] is None or not gradients[-1].any()):
         del gradients[-1], layouts[-1], seen[-1]
     if not seen:
-        raise _refusal(model, "has no softmax attention over tokens", caller)
+        raise _refusal(model, "has no softmax attention over tokens")
     blocks: list[AttentionBlock] = []
     joined = False  # a class token that came after the first attention
     for index, (one, layout) in enumerate(zip(seen, layouts, strict=True)):
@@ -113,12 +112,12 @@ def find_attention(
         grows = layout.prefix > before.prefix
         if layout.grid != before.grid or layout.prefix < before.prefix or (grows and layout.others):
             change = f"from {seen[index - 1].keys} to {one.keys} at module {one.name!r}"
-            raise _refusal(model, f"changes its number of tokens, {change}", caller)
+            raise _refusal(model, f"changes its number of tokens, {change}")
         joined |= grows
         asks = None if one.queries == one.keys else one.queries
         if asks is not None and not joined and one is not seen[-1]:
             few = f"lets only {asks} of {one.keys} tokens ask in module {one.name!r}"
-            raise _refusal(model, few, caller)
+            raise _refusal(model, few)
         blocks.append(AttentionBlock(one.name, layout.prefix, asks))
     last, gradient = blocks[-1], gradients[-1]
     assert gradient is not None
@@ -132,7 +131,7 @@ def find_attention(
 
 
 def _probe(
-    model: nn.Module, size: tuple[int, int, int], reading: Reading, caller: str
+    model: nn.Module, size: tuple[int, int, int], reading: Reading
 ) -> tuple[list[_Seen], list[Tensor | None], Steps]:
     """Every attention of a pass, the gradient with respect to its weights, and what the pass shows."""
     modules = {n: m for n, m in model.named_modules() if n and not isinstance(m, nn.Softmax)}
@@ -162,12 +161,12 @@ def _probe(
 
     try:
         with tap.alone():
-            return probe(model, size, look, reading=reading, caller=caller)
+            return probe(model, size, look, reading=reading)
     except ExplainGuideError:
         raise
     except Exception as error:  # whatever a model does with an image that it was not made for
         raise LayerError(
-            f"{caller}: the attention could not be found, because {type(model).__name__} did not run "
+            f"the attention could not be found, because {type(model).__name__} did not run "
             f"on an image of {' x '.join(map(str, size))} ({str(error).splitlines()[0]}). Say the "
             "size with image_size=(height, width). Models that map images to logits are allowed."
         ) from error
@@ -209,16 +208,15 @@ def _read(
             batch=1,
             reading=reading,
             steps=steps,
-            caller="",
         )
     except LayerError:
         height, width = size
         return f"attends over {one.keys} positions {where}, no grid of {height} x {width}", None
 
 
-def _refusal(model: nn.Module, problem: str, caller: str) -> GuidanceError:
+def _refusal(model: nn.Module, problem: str) -> GuidanceError:
     return GuidanceError(
-        f"{caller}: {type(model).__name__} {problem}. Use attribution='gradcam' or 'ixg'. Models with "
+        f"{type(model).__name__} {problem}. Use attribution='gradcam' or 'ixg'. Models with "
         "global softmax attention over all tokens, block after block, are allowed: vit, deit, beit, "
         "eva, cait, vit_relpos, torchvision's vit."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,14 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from explainguide.errors import ExplainGuideWarning, GuidanceError, LayerError, ShapeError
+from explainguide.errors import (
+    GuidanceError,
+    LayerError,
+    ShapeError,
+    constructor,
+    method,
+    warn,
+)
 from explainguide.hooks.attention import Weights
 from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
 from explainguide.hooks.layout import Layout, infer_layout
@@ -51,7 +57,6 @@ class Evidence:
         rerun: Runs the model again on the same images from other features, ``{layer: activation}``;
             returns the logits and the activations of the other layers.
         create_graph: Whether the maps must be differentiable.
-        caller: The public callable that errors name.
         attentions: Name of an attention module to the weights that it computed, for an attribution
             that asks for them with `LayerMap.attentions`.
     """
@@ -63,7 +68,6 @@ class Evidence:
     images: Tensor
     rerun: Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
     create_graph: bool
-    caller: str
     attentions: Mapping[str, Sequence[Weights]] = field(default_factory=dict)
 
 
@@ -108,6 +112,7 @@ class LayerMap(Attribution):
     reruns: ClassVar[bool] = False
     places_itself: ClassVar[bool] = False
 
+    @constructor
     def __init__(
         self,
         model: nn.Module,
@@ -121,7 +126,6 @@ class LayerMap(Attribution):
         image_size: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__(model)
-        caller = type(self).__name__
         self.reading = check_reading(
             output=output,
             layout=layout,
@@ -129,22 +133,22 @@ class LayerMap(Attribution):
             prefix_tokens=prefix_tokens,
             image_argument=image_argument,
             image_size=image_size,
-            caller=caller,
         )
-        self.model = unwrap(model, caller=caller)
-        check_classifier(self.model, self.reading, caller=caller)
+        self.model = unwrap(model)
+        check_classifier(self.model, self.reading)
         self._told: set[str] = set()
-        self._modules = resolve_layers(self.model, INPUT if layer is None else layer, caller=caller)
+        self._modules = resolve_layers(self.model, INPUT if layer is None else layer)
         self.layer = None if layer is None else next(iter(self._modules))
         self._check()
 
     def _check(self) -> None:
         """Refuse a model that the attribution cannot explain, before any forward pass."""
 
+    @constructor
     def at(self, layer: str | nn.Module) -> LayerMap:
         """The same attribution, with the same settings, at another layer."""
         other = copy.copy(self)
-        other._modules = resolve_layers(self.model, layer, caller=type(self).__name__)
+        other._modules = resolve_layers(self.model, layer)
         other.layer = next(iter(other._modules))
         return other
 
@@ -158,18 +162,14 @@ class LayerMap(Attribution):
             image_argument=self.reading.image_argument,
         )
 
-    def tell(self, layouts: dict[str, Layout], *, caller: str) -> None:
+    def tell(self, layouts: dict[str, Layout]) -> None:
         """Say once, for each layer, what is assumed of the places of its tokens."""
         for name, layout in layouts.items():
             if layout.assumed and name not in self._told:
                 self._told.add(name)
-                warnings.warn(
-                    f"{caller}: of layer {name!r} it is assumed that {layout.assumed}.",
-                    ExplainGuideWarning,
-                    stacklevel=6,
-                )
+                warn(f"of layer {name!r} it is assumed that {layout.assumed}.")
 
-    def logits(self, passed: ForwardPass, *, caller: str) -> Tensor:
+    def logits(self, passed: ForwardPass) -> Tensor:
         """The logits of a forward pass, ``(N, K)``.
 
         Raises:
@@ -177,19 +177,18 @@ class LayerMap(Attribution):
         """
         if passed.images is None:
             raise ShapeError(
-                f"{caller}: the model was called without images that can be told: {passed.no_image}. "
+                f"the model was called without images that can be told: {passed.no_image}. "
                 "Call it with a batch of images, or name the argument with image_argument=. Floating "
                 "point (N, C, H, W) is allowed."
             )
-        return check_logits(
-            passed.output, reading=self.reading, images=len(passed.images), caller=caller
-        )
+        return check_logits(passed.output, reading=self.reading, images=len(passed.images))
 
     def maps(self, evidence: Evidence) -> dict[str, Tensor]:
         """The maps of every layer in the evidence, ``{layer: (S, N, h, w)}``; subclasses say how."""
         raise TypeError(f"{type(self).__name__} does not say how its maps are computed")
 
     @for_noise_tunnel
+    @method
     def attribute(
         self,
         inputs: Inputs,
@@ -234,7 +233,6 @@ class LayerMap(Attribution):
         finish: Callable[[Evidence, Tensor], Result],
     ) -> Result:
         """Run the model and attribute; `finish` sees the evidence and the maps, ``(N, 1, h, w)``."""
-        caller = f"{type(self).__name__}.attribute"
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
         given = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *extra)
         tap = self.tap(self._modules)
@@ -248,8 +246,8 @@ class LayerMap(Attribution):
             ):
                 self.model(*map(usable, given))
                 passed = cast(ForwardPass, tap.last)
-                logits = self.logits(passed, caller=caller)
-                classes = as_targets(target, logits, caller=caller)
+                logits = self.logits(passed)
+                classes = as_targets(target, logits)
                 evidence = gather(
                     self,
                     self._modules,
@@ -257,7 +255,6 @@ class LayerMap(Attribution):
                     passed,
                     score=lambda z: class_scores(z).gather(1, classes[:, None]).T,
                     create_graph=create_graph,
-                    caller=caller,
                 )
                 (found,) = self.maps(evidence).values()
                 found = found[0, :, None]
@@ -301,7 +298,6 @@ def gather(
     *,
     score: Callable[[Tensor], Tensor],
     create_graph: bool,
-    caller: str,
 ) -> Evidence:
     """The evidence of one forward pass: captured activations, how each is read, and the logits.
 
@@ -309,7 +305,7 @@ def gather(
         LayerError: If a layer did not run, ran twice, or has no spatial extent.
         ShapeError: If the images or the logits cannot be told.
     """
-    logits, image = method.logits(passed, caller=caller), passed.images
+    logits, image = method.logits(passed), passed.images
     assert image is not None
     for name in modules:
         calls = passed.calls.get(name, 0)
@@ -318,11 +314,11 @@ def gather(
             if calls == 0:  # timm's checkpointing calls the blocks of a stage one by one
                 fix = "one that the model calls: the last part of it, perhaps"
             raise LayerError(
-                f"{caller}: layer {name!r} ran {calls} times in the forward pass. Choose {fix}. "
+                f"layer {name!r} ran {calls} times in the forward pass. Choose {fix}. "
                 "A guided layer runs once."
             )
         if name in passed.problems:
-            raise LayerError(f"{caller}: layer {name!r} {passed.problems[name]}")
+            raise LayerError(f"layer {name!r} {passed.problems[name]}")
     layouts = {
         name: infer_layout(
             name,
@@ -333,26 +329,24 @@ def gather(
             batch=len(image),
             reading=method.reading,
             steps=passed.until.get(name),
-            caller=caller,
         )
         for name, module in modules.items()
     }
-    method.tell(layouts, caller=caller)
+    method.tell(layouts)
     return Evidence(
         {name: passed.features[name] for name in modules},
         layouts,
         logits,
         score,
         image,
-        rerun=lambda substitutes: _rerun(method, tap, passed, substitutes, caller),
+        rerun=lambda substitutes: _rerun(method, tap, passed, substitutes),
         create_graph=create_graph,
-        caller=caller,
         attentions=passed.attentions,
     )
 
 
 def _rerun(
-    method: LayerMap, tap: Tap, passed: ForwardPass, substitutes: dict[str, Tensor], caller: str
+    method: LayerMap, tap: Tap, passed: ForwardPass, substitutes: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The logits of the same images from other features, and the other layers' activations.
 
@@ -360,9 +354,7 @@ def _rerun(
     the model's own. Buffers are copies: running statistics are not updated a second time.
     """
     if passed.state is None:
-        raise GuidanceError(
-            f"{caller}: {type(method).__name__} runs the model again without reruns = True."
-        )
+        raise GuidanceError(f"{type(method).__name__} runs the model again without reruns = True.")
     buffers = {name for name, _ in method.model.named_buffers()}
     state = {name: v.clone() if name in buffers else v for name, v in passed.state.items()}
     enabled, dtype = passed.autocast
@@ -372,5 +364,5 @@ def _rerun(
     ):
         output = torch.func.functional_call(method.model, state, passed.inputs, passed.kwargs)
     assert passed.images is not None
-    logits = check_logits(output, reading=method.reading, images=len(passed.images), caller=caller)
+    logits = check_logits(output, reading=method.reading, images=len(passed.images))
     return logits, dict(others)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from explainguide.attr.base import Evidence
 from explainguide.attr.gradients import InputXGradient
-from explainguide.hooks.dynamic import explanation_mode
+from explainguide.hooks.dynamic import explanation_mode, modes_of
 
 __all__ = ["BcosContribution"]
 
@@ -34,10 +34,9 @@ class BcosContribution(InputXGradient):
     """
 
     def _check(self) -> None:
-        with explanation_mode(self.model, caller="BcosContribution"):
-            pass  # says so now, if there is none
+        modes_of(self.model)  # says so now, if there is none
 
     def maps(self, evidence: Evidence) -> dict[str, Tensor]:
         """See `LayerMap.maps`; the forward pass was an ordinary one."""
-        with explanation_mode(self.model, caller=evidence.caller):
+        with explanation_mode(self.model):
             return super().maps(evidence)

@@ -29,7 +29,6 @@ def layer_gradients(
     *,
     create_graph: bool,
     retain_graph: bool | None = None,
-    caller: str,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of S scores an image with respect to several activations, in one backward pass.
 
@@ -38,7 +37,6 @@ def layer_gradients(
         features: Activations in the graph of the scores.
         create_graph: Whether the gradients must be differentiable.
         retain_graph: Whether the scores' graph is needed again; by default where the gradients' is.
-        caller: The public callable that the error names.
 
     Returns:
         One an activation, ``(S, *activation.shape)``; None where the scores do not depend on it.
@@ -47,7 +45,7 @@ def layer_gradients(
         GuidanceError: If a segment in between was checkpointed with use_reentrant=True.
     """
     # Outside autocast: the backward pass runs in the types that the forward pass chose.
-    with torch.autocast(scores.device.type, enabled=False), _reentrance_told(caller):
+    with torch.autocast(scores.device.type, enabled=False), _reentrance_told():
         if len(scores) == 1:
             found = torch.autograd.grad(
                 scores.sum(),
@@ -84,14 +82,14 @@ def layer_gradients(
 
 
 @contextmanager
-def _reentrance_told(caller: str) -> Iterator[None]:
+def _reentrance_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
             raise
         raise GuidanceError(
-            f"{caller}: a segment between the layer and the logits is checkpointed with "
+            "a segment between the layer and the logits is checkpointed with "
             "use_reentrant=True, through which no gradient of a layer can be taken. Use "
             "use_reentrant=False, or guide a layer above the segment."
         ) from error
@@ -117,15 +115,14 @@ class _GradientMap(LayerMap):
             evidence.score(evidence.logits),
             list(features.values()),
             create_graph=evidence.create_graph,
-            caller=evidence.caller,
         )
         found = {}
         for (name, feature), gradient in zip(features.items(), gradients, strict=True):
             if gradient is None:
-                raise dead_layer(name, evidence.caller)
+                raise dead_layer(name)
             layout = evidence.layouts[name]
             if _only_prefix(gradient, layout):
-                raise dead_places(name, evidence.caller)
+                raise dead_places(name)
             with torch.autocast(feature.device.type, enabled=False):
                 found[name] = self.combine(
                     wide(to_nchw(feature, layout)), wide(to_nchw(gradient, layout))
@@ -133,10 +130,10 @@ class _GradientMap(LayerMap):
         return found
 
 
-def dead_layer(name: str, caller: str) -> LayerError:
+def dead_layer(name: str) -> LayerError:
     """The error for a layer on which the logits do not depend."""
     return LayerError(
-        f"{caller}: the logits do not depend on layer {name!r}. Choose a layer between the image "
+        f"the logits do not depend on layer {name!r}. Choose a layer between the image "
         "and the logits. `explainguide layers` marks those that can be guided."
     )
 
@@ -151,10 +148,10 @@ def _only_prefix(gradient: Tensor, layout: Layout) -> bool:
     return not to_nchw(gradient, layout).any()
 
 
-def dead_places(name: str, caller: str) -> LayerError:
+def dead_places(name: str) -> LayerError:
     """The error for a layer of which only the class token goes on."""
     return LayerError(
-        f"{caller}: of layer {name!r} only the tokens in front reach the logits, not the patches: "
+        f"of layer {name!r} only the tokens in front reach the logits, not the patches: "
         "every map is zero. Choose a layer before the last attention, or none: layer=None finds one. "
         "`explainguide layers` marks those that are dead."
     )

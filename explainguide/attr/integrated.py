@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from explainguide.attr.base import Evidence, Inputs, LayerMap, for_noise_tunnel
 from explainguide.attr.gradients import InputXGradient, dead_layer, layer_gradients
-from explainguide.errors import OptionError
+from explainguide.errors import OptionError, constructor, method
 from explainguide.hooks.dynamic import wide
 from explainguide.hooks.layers import INPUT
 from explainguide.hooks.layout import to_nchw
@@ -61,6 +61,7 @@ class IntegratedGradients(LayerMap):
 
     reruns = True
 
+    @constructor
     def __init__(
         self,
         model: nn.Module,
@@ -87,7 +88,7 @@ class IntegratedGradients(LayerMap):
         )
         if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
             raise OptionError(
-                f"IntegratedGradients: n_steps is {n_steps!r}. Use 50, Captum's default, or about 8 "
+                f"n_steps is {n_steps!r}. Use 50, Captum's default, or about 8 "
                 "in training. A positive integer is allowed."
             )
         self.n_steps = n_steps
@@ -113,6 +114,7 @@ class IntegratedGradients(LayerMap):
         return True
 
     @for_noise_tunnel
+    @method
     def attribute(
         self,
         inputs: Inputs,
@@ -180,9 +182,7 @@ class IntegratedGradients(LayerMap):
         if name not in self._at_once:
             channels, height, width = evidence.images.shape[1:]
             try:
-                fault = scaling_fault(
-                    self.model, name, (channels, height, width), caller=evidence.caller
-                )
+                fault = scaling_fault(self.model, name, (channels, height, width))
             except Exception as error:  # one that wants more than an image, or cannot be copied
                 fault = str(error)
             self._at_once[name] = fault is None
@@ -198,11 +198,9 @@ class IntegratedGradients(LayerMap):
             if not evidence.create_graph:
                 point = point.detach().requires_grad_()
             scores = evidence.score(evidence.rerun({name: point})[0])
-            (gradient,) = layer_gradients(
-                scores, [point], create_graph=evidence.create_graph, caller=evidence.caller
-            )
+            (gradient,) = layer_gradients(scores, [point], create_graph=evidence.create_graph)
             if gradient is None:
-                raise dead_layer(name, evidence.caller)
+                raise dead_layer(name)
             integral = integral + weight * wide(gradient)
         assert isinstance(integral, Tensor)
         return (to_nchw(wide(difference), layout) * to_nchw(integral, layout)).sum(-3)
@@ -232,7 +230,7 @@ def _of_images(baselines: Any, inputs: Any) -> float | Tensor:
     )
     if len(places) != 1 or places[0] >= len(baselines):
         raise OptionError(
-            f"IntegratedGradients.attribute: {len(baselines)} baselines, and no telling which is the "
+            f"{len(baselines)} baselines, and no telling which is the "
             "images'. Give the images' alone. A number or a tensor is allowed."
         )
     return cast("float | Tensor", baselines[places[0]])

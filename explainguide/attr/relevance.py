@@ -12,7 +12,7 @@ from explainguide.attr.attention_blocks import AttentionBlock, find_attention
 from explainguide.attr.base import Evidence, LayerMap
 from explainguide.attr.gradients import dead_layer, layer_gradients
 from explainguide.attr.rollout import mixing_matrix, roll_out
-from explainguide.errors import LayerError, OptionError, did_you_mean
+from explainguide.errors import LayerError, OptionError, constructor, did_you_mean
 from explainguide.hooks.dynamic import wide
 from explainguide.hooks.layers import resolve_layers
 from explainguide.hooks.layout import places_alone
@@ -76,6 +76,7 @@ class AttentionRelevance(LayerMap):
 
     places_itself = True
 
+    @constructor
     def __init__(
         self,
         model: nn.Module,
@@ -99,26 +100,24 @@ class AttentionRelevance(LayerMap):
             image_argument=image_argument,
             image_size=image_size,
         )
-        caller = type(self).__name__
         if layer is not None and last_blocks is not None:
             raise OptionError(
-                f"{caller}: layer is {layer!r} and last_blocks is {last_blocks}. Leave out one of the "
+                f"layer is {layer!r} and last_blocks is {last_blocks}. Leave out one of the "
                 "two. Both say where the roll-out starts."
             )
         self.detach_gradient = detach_gradient
-        self._all_blocks, self._readout = find_attention(
-            self.model, reading=self.reading, caller=caller
-        )
+        self._all_blocks, self._readout = find_attention(self.model, reading=self.reading)
         count = len(self._all_blocks)
         if last_blocks is None:
             last_blocks = count
         if type(last_blocks) is not int or not 1 <= last_blocks <= count:
             raise OptionError(
-                f"{caller}: last_blocks is {last_blocks!r}. Use 3 for a cheap map, or leave it out "
+                f"last_blocks is {last_blocks!r}. Use 3 for a cheap map, or leave it out "
                 f"for all. The model has {count} attention modules, so 1 to {count} are allowed."
             )
         self._start(self._all_blocks[-last_blocks].name if layer is None else layer)
 
+    @constructor
     def at(self, layer: str | nn.Module) -> AttentionRelevance:
         """The same relevance, from another attention module on."""
         other = copy.copy(self)
@@ -126,13 +125,12 @@ class AttentionRelevance(LayerMap):
         return other
 
     def _start(self, layer: str | nn.Module) -> None:
-        caller = type(self).__name__
-        modules = resolve_layers(self.model, layer, caller=caller)
+        modules = resolve_layers(self.model, layer)
         (name,) = modules
         names = [block.name for block in self._all_blocks]
         if name not in names:
             raise OptionError(
-                f"{caller}: layer {name!r} is no attention module that reaches the logits."
+                f"layer {name!r} is no attention module that reaches the logits."
                 f"{did_you_mean(name, names)} {names[0]!r} to {names[-1]!r} are allowed, {len(names)} "
                 "in all."
             )
@@ -154,7 +152,7 @@ class AttentionRelevance(LayerMap):
             found = [weights.shape for weights in evidence.attentions.get(block.name, [])]
             if len(found) != 1 or not block.fits(found[0], len(evidence.images), height * width):
                 raise LayerError(
-                    f"{evidence.caller}: module {block.name!r} computed attention of shapes {found} "
+                    f"module {block.name!r} computed attention of shapes {found} "
                     f"for {len(evidence.images)} images and {height} x {width} patches. Turn off what "
                     "drops or merges tokens. Each module attends once, over all tokens."
                 )
@@ -164,13 +162,12 @@ class AttentionRelevance(LayerMap):
             [one.tensor for one in weights],
             create_graph=evidence.create_graph and not self.detach_gradient,
             retain_graph=evidence.create_graph,
-            caller=evidence.caller,
         )
         mixing = []
         with torch.autocast(evidence.logits.device.type, enabled=False):
             for block, one, gradient in zip(self._blocks, weights, gradients, strict=True):
                 if gradient is None:
-                    raise dead_layer(block.name, evidence.caller)
+                    raise dead_layer(block.name)
                 attention = wide(one.tensor).view(one.shape)
                 gradient = wide(gradient).reshape(len(gradient), *one.shape)
                 mixing.append(mixing_matrix(attention, gradient))

@@ -61,7 +61,7 @@ class BcosUnit(DynamicLinear):
         return f"{super().extra_repr()}, {extra}"
 
 
-def check_unit(b: float, max_out: int, gain: str, *, caller: str) -> None:
+def check_unit(b: float, max_out: int, gain: str) -> None:
     """Refuse settings that no B-cos unit can have.
 
     Raises:
@@ -69,16 +69,16 @@ def check_unit(b: float, max_out: int, gain: str, *, caller: str) -> None:
     """
     if not isinstance(b, int | float) or not 1 <= b < math.inf:
         raise OptionError(
-            f"{caller}: b is {b!r}. Use 2, the papers' value, or 1 for a linear layer. Numbers from "
+            f"b is {b!r}. Use 2, the papers' value, or 1 for a linear layer. Numbers from "
             "1 on are allowed."
         )
     if isinstance(max_out, bool) or not isinstance(max_out, int) or max_out < 1:
         raise OptionError(
-            f"{caller}: max_out is {max_out!r}. Use 1 for no MaxOut, or 2 as in the first paper. "
+            f"max_out is {max_out!r}. Use 1 for no MaxOut, or 2 as in the first paper. "
             "A positive integer is allowed."
         )
     if gain not in get_args(Gain):
         raise OptionError(
-            f"{caller}: unknown gain {gain!r}.{did_you_mean(str(gain), get_args(Gain))} "
+            f"unknown gain {gain!r}.{did_you_mean(str(gain), get_args(Gain))} "
             f"{', '.join(map(repr, get_args(Gain)))} are allowed."
         )

@@ -28,7 +28,7 @@ from explainguide.bcos.record import Conversion, conversion
 from explainguide.bcos.settings import Numbers, Settings, resolve_settings
 from explainguide.bcos.units import BcosLinear
 from explainguide.bcos.walk import convert_parts
-from explainguide.errors import ExplainGuideError, GuidanceError, OptionError
+from explainguide.errors import ExplainGuideError, GuidanceError, OptionError, operation
 from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits
@@ -38,6 +38,7 @@ from explainguide.models.same_logits import alive, difference
 __all__ = ["bcosify", "convert"]
 
 
+@operation("bcosify")
 def bcosify(
     model: nn.Module,
     b: float = 2.0,
@@ -138,7 +139,7 @@ def bcosify(
         raise
     except Exception as error:  # whatever a forward does with layers that are others now
         raise GuidanceError(
-            f"bcosify: the forward of {type(model).__name__} does not run with layers that are B-cos "
+            f"the forward of {type(model).__name__} does not run with layers that are B-cos "
             f"layers, on images with their inverse ({str(error).splitlines()[0]}). Leave what it does "
             "to the image to mean and std, and let it call its layers. A forward that gives the image "
             "to a convolution is allowed."
@@ -149,7 +150,7 @@ def bcosify(
 def convert(model: nn.Module, settings: Settings) -> nn.Module:
     """`bcosify` without its last step, which gives norms and scales something to start with."""
     with torch.random.fork_rng(devices=[], enabled=settings.keep_weights):  # layers draw in vain
-        network = copied(unwrap(model, caller="bcosify"), caller="bcosify")
+        network = copied(unwrap(model))
         tied = _tied(network)
         modes = {module.training for module in network.modules()}
         report = Conversion()
@@ -173,7 +174,7 @@ def _head(model: nn.Module, size: tuple[int, int, int]) -> Head:
             return find_head(model, size)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise OptionError(
-            f"bcosify: {type(model).__name__} did not run on random images of {size[0]} x {size[1]} x "
+            f"{type(model).__name__} did not run on random images of {size[0]} x {size[1]} x "
             f"{size[2]} ({str(error).splitlines()[0]}). Give the size that it was made for with "
             "image_size=(height, width). It must map a batch of images to logits."
         ) from error
@@ -259,7 +260,7 @@ def _compare(model: nn.Module, network: nn.Module, settings: Settings) -> None:
         logit_bias=None,
         keep_activations=True,
     )
-    model = unwrap(model, caller="bcosify")
+    model = unwrap(model)
     original = alive(model)
     if original is not model or settings != as_promised:
         network = convert(original, as_promised)
@@ -267,10 +268,10 @@ def _compare(model: nn.Module, network: nn.Module, settings: Settings) -> None:
     if encoded.shape[1] == 2 * settings.size[0]:  # with the inverse, which the stem normalises
         mean, std = (plain.new_tensor(v)[:, None, None] for v in (settings.mean, settings.std))
         plain = (encoded[:, : settings.size[0]] - mean) / std
-    found = difference(original, network, plain, encoded, caller="bcosify")
+    found = difference(original, network, plain, encoded)
     if found is not None:
         raise GuidanceError(
-            f"bcosify: at b = 1 the network's logits differ from those of {type(model).__name__} "
+            f"at b = 1 the network's logits differ from those of {type(model).__name__} "
             f"{found}, so a part of it computes what no conversion sees. Look for hooks, layers with "
             "a forward of their own, and weights outside of modules. Layers of torch, timm and "
             "torchvision are allowed."
@@ -302,5 +303,5 @@ def _start(model: nn.Module, settings: Settings) -> None:
 @torch.no_grad()
 def _vanishes(model: nn.Module, images: Tensor) -> bool:
     """Whether too many units in a row without a norm leave nothing of the logits."""
-    logits = check_logits(model(images), caller="bcosify") - logit_bias_of(model)
+    logits = check_logits(model(images)) - logit_bias_of(model)
     return not logits.abs().max() > 1e-4

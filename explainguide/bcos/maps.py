@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from explainguide.bcos.modules import LogitBias
-from explainguide.errors import ExplainGuideWarning, LayerError, OptionError
-from explainguide.hooks.dynamic import explanation_mode
+from explainguide.errors import LayerError, OptionError, operation, warn
+from explainguide.hooks.dynamic import explanation_mode, modes_of
 from explainguide.hooks.layers import resolve_layers, unwrap
 from explainguide.hooks.layout import infer_layout, to_nchw
 from explainguide.hooks.logits import as_targets, check_logits, class_scores
@@ -19,6 +18,7 @@ from explainguide.hooks.tap import Tap, unread
 __all__ = ["contribution_map", "curvature", "dynamic_weights", "logit_bias", "missing_share"]
 
 
+@operation("dynamic_weights")
 def dynamic_weights(
     model: nn.Module,
     images: Tensor,
@@ -27,7 +27,6 @@ def dynamic_weights(
     layer: str | None = None,
     position: tuple[int, int] | None = None,
     create_graph: bool = False,
-    caller: str = "dynamic_weights",
 ) -> Tensor:
     r"""The row of :math:`W(x)` for one output: signed, in the output's units per unit of the image.
 
@@ -40,7 +39,6 @@ def dynamic_weights(
         layer: Dotted name: explain a neuron of this layer instead of a logit.
         position: The neuron's place, row and column; by default where the channel is largest.
         create_graph: Whether the weights can be differentiated with respect to the parameters.
-        caller: The public callable that errors name.
 
     Returns:
         ``(N, 6, H, W)``.
@@ -50,21 +48,21 @@ def dynamic_weights(
         ShapeError: If there is not one target an image.
         LayerError: If there is no such layer, or it has no places.
     """
-    inner = unwrap(model, caller=caller)
+    inner = unwrap(model)
+    modes_of(inner)
     with unread(), torch.inference_mode(False), torch.enable_grad():
         x = images.clone() if create_graph or images.is_inference() else images.detach()
         x = x if x.requires_grad else x.detach().requires_grad_()
-        output = (
-            _neurons(inner, x, layer, caller) if layer else check_logits(inner(x), caller=caller)
-        )
-        score = _select(output, target, position, caller)
-        with explanation_mode(inner, caller=caller):
+        output = _neurons(inner, x, layer) if layer else check_logits(inner(x))
+        score = _select(output, target, position)
+        with explanation_mode(inner):
             (weights,) = torch.autograd.grad(
                 score.sum(), x, create_graph=create_graph, allow_unused=True
             )
     return torch.zeros_like(x) if weights is None else weights
 
 
+@operation("contribution_map")
 def contribution_map(
     model: nn.Module,
     images: Tensor,
@@ -114,7 +112,6 @@ def contribution_map(
         layer=layer,
         position=position,
         create_graph=create_graph,
-        caller="contribution_map",
     )
     return (weights * images).sum(1)
 
@@ -128,13 +125,13 @@ def logit_bias(model: nn.Module) -> Tensor:
     return torch.stack(found).mean(0) if found else torch.zeros(())
 
 
-def _neurons(model: nn.Module, x: Tensor, layer: str, caller: str) -> Tensor:
+def _neurons(model: nn.Module, x: Tensor, layer: str) -> Tensor:
     """A layer's activation, ``(N, C, h, w)``."""
-    modules = resolve_layers(model, layer, caller=caller)
+    modules = resolve_layers(model, layer)
     ((name, module),) = modules.items()
     if module is None:
         raise LayerError(
-            f"{caller}: layer is 'input', which has no neurons. Name a hidden layer, or leave it "
+            "layer is 'input', which has no neurons. Name a hidden layer, or leave it "
             "out to explain a logit. A dotted name is allowed."
         )
     tap = Tap(model, modules, replace=False)
@@ -149,7 +146,7 @@ def _neurons(model: nn.Module, x: Tensor, layer: str, caller: str) -> Tensor:
     calls = passed.calls.get(name, 0)
     if calls != 1 or not isinstance(feature, Tensor):
         raise LayerError(
-            f"{caller}: layer {layer!r} returned {calls} tensors in one forward pass. Choose "
+            f"layer {layer!r} returned {calls} tensors in one forward pass. Choose "
             "the layer around it. A layer that runs once and returns a tensor is allowed."
         )
     layout = infer_layout(
@@ -160,25 +157,17 @@ def _neurons(model: nn.Module, x: Tensor, layer: str, caller: str) -> Tensor:
         module=module,
         batch=len(x),
         steps=passed.until.get(name),
-        caller=caller,
     )
     if layout.assumed:
-        warnings.warn(
-            f"{caller}: of layer {layer!r} it is assumed that {layout.assumed}.",
-            ExplainGuideWarning,
-            stacklevel=4,
-        )
+        warn(f"of layer {layer!r} it is assumed that {layout.assumed}.")
     return to_nchw(feature, layout)
 
 
 def _select(
-    output: Tensor,
-    target: int | Sequence[int] | Tensor,
-    position: tuple[int, int] | None,
-    caller: str,
+    output: Tensor, target: int | Sequence[int] | Tensor, position: tuple[int, int] | None
 ) -> Tensor:
     """One number an image, ``(N,)``."""
-    index = as_targets(target, output, caller=caller)
+    index = as_targets(target, output)
     rows = torch.arange(len(output), device=output.device)
     if output.ndim == 2:
         return class_scores(output)[rows, index]
@@ -189,7 +178,7 @@ def _select(
     row, column = position
     if not (0 <= row < height and 0 <= column < width):
         raise OptionError(
-            f"{caller}: position is {position}, but the layer has {height} x {width} places. Count "
+            f"position is {position}, but the layer has {height} x {width} places. Count "
             f"rows and columns from 0. (0, 0) to ({height - 1}, {width - 1}) are allowed."
         )
     return chosen[:, row, column]
@@ -205,9 +194,9 @@ def curvature(model: nn.Module, images: Tensor) -> float:
         images: What it takes.
     """
     x = images.detach().requires_grad_()
-    with torch.enable_grad(), explanation_mode(model, caller="bcosify"):
+    with torch.enable_grad(), explanation_mode(model):
         generator = torch.Generator().manual_seed(0)
-        logits = check_logits(model(x), caller="bcosify")
+        logits = check_logits(model(x))
         score = (logits * torch.randn(logits.shape, generator=generator).to(logits)).sum()
         (weights,) = torch.autograd.grad(score, x, create_graph=True)
         if not weights.requires_grad:
@@ -228,7 +217,7 @@ def missing_share(model: nn.Module, images: Tensor) -> float:
         images: What it takes.
     """
     with torch.no_grad():
-        logits = check_logits(model(images), caller="bcosify") - logit_bias(model)
+        logits = check_logits(model(images)) - logit_bias(model)
     target = logits.abs().argmax(1)
     sums = contribution_map(model, images, target).sum((1, 2))
     explained = logits.gather(1, target[:, None])[:, 0]

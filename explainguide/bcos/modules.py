@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from explainguide.errors import OptionError, ShapeError
+from explainguide.errors import OptionError, ShapeError, constructor, operation
 from explainguide.hooks.dynamic import DynamicLinear, hold
 
 __all__ = [
@@ -54,28 +54,28 @@ class AddInverse(v2.Transform):
             inpt, tv_tensors.Image | tv_tensors.Video
         ):
             return inpt
-        if not isinstance(inpt, Tensor):
-            raise ShapeError(
-                f"AddInverse: the image is a {type(inpt).__name__}. Put v2.ToImage() and "
-                "v2.ToDtype(torch.float32, scale=True) before. A tensor (..., 3, H, W) is allowed."
-            )
-        image = inpt.as_subclass(Tensor)
-        _check_image(image)
+        with operation("AddInverse"):
+            image = _check_image(inpt)
         return torch.cat([image, 1 - image], -3)
 
     _transform = transform  # the name that torchvision calls before 0.21
 
 
-def _check_image(image: Tensor) -> None:
+def _check_image(inpt: Any) -> Tensor:
+    if not isinstance(inpt, Tensor):
+        raise ShapeError(
+            f"the image is a {type(inpt).__name__}. Put v2.ToImage() and "
+            "v2.ToDtype(torch.float32, scale=True) before. A tensor (..., 3, H, W) is allowed."
+        )
+    image = inpt.as_subclass(Tensor)
     if image.ndim < 3 or image.shape[-3] != 3:
         twice = " It holds the inverse already." if image.ndim > 2 and image.shape[-3] == 6 else ""
         raise ShapeError(
-            f"AddInverse: the image has shape {tuple(image.shape)}.{twice} Give RGB. (..., 3, H, "
-            "W) is allowed."
+            f"the image has shape {tuple(image.shape)}.{twice} Give RGB. (..., 3, H, W) is allowed."
         )
     if not image.is_floating_point():
         raise ShapeError(
-            f"AddInverse: the image is {image.dtype}. Put v2.ToDtype(torch.float32, scale=True) "
+            f"the image is {image.dtype}. Put v2.ToDtype(torch.float32, scale=True) "
             "before. Floating point in [0, 1] is allowed."
         )
     # Values are read where nothing has to wait for them. Resizing can overshoot a little.
@@ -83,9 +83,10 @@ def _check_image(image: Tensor) -> None:
         low, high = (float(value) for value in image.detach().aminmax())
         if not (low >= -0.1 and high <= 1.1):
             raise OptionError(
-                f"AddInverse: the image has values from {low:.3g} to {high:.3g}, so 1 - x is no "
+                f"the image has values from {low:.3g} to {high:.3g}, so 1 - x is no "
                 "inverse. Leave out Normalize: a B-cos network takes plain images. [0, 1] is allowed."
             )
+    return image
 
 
 class LogitBias(nn.Module):
@@ -106,14 +107,14 @@ class LogitBias(nn.Module):
         Boehle et al., 2024, Sec. 4.2; ``-log(K - 1)`` starts K classes at the probability 1 / K.
     """
 
+    @constructor
     def __init__(
         self, bias: float | Tensor = 0.0, *, temperature: float = 1.0, trainable: bool = False
     ) -> None:
         super().__init__()
         if not temperature > 0:
             raise OptionError(
-                f"LogitBias: temperature is {temperature}. Use 1 for none. Positive numbers are "
-                "allowed."
+                f"temperature is {temperature}. Use 1 for none. Positive numbers are allowed."
             )
         value = torch.as_tensor(bias, dtype=None if isinstance(bias, Tensor) else torch.float32)
         self.bias = nn.Parameter(value.detach().clone(), requires_grad=trainable)
@@ -231,18 +232,15 @@ class DynamicLinearUnit(DynamicLinear):
         Boehle et al., 2021 (Convolutional Dynamic Alignment Networks), Eq. 2 to 4.
     """
 
+    @constructor
     def __init__(
         self, in_features: int, out_features: int, *, rank: int = 32, scaling: str = "squash"
     ) -> None:
         super().__init__()
         if rank < 1:
-            raise OptionError(
-                f"DynamicLinearUnit: rank is {rank}. Use 32. A positive integer is allowed."
-            )
+            raise OptionError(f"rank is {rank}. Use 32. A positive integer is allowed.")
         if scaling not in ("squash", "l2"):
-            raise OptionError(
-                f"DynamicLinearUnit: unknown scaling {scaling!r}. 'squash' and 'l2' are allowed."
-            )
+            raise OptionError(f"unknown scaling {scaling!r}. 'squash' and 'l2' are allowed.")
         self.in_features, self.out_features, self.scaling = in_features, out_features, scaling
         self.reduce = nn.Linear(in_features, rank, bias=False)
         self.expand = nn.Linear(rank, out_features * in_features)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.bcos.variance import variance_of
-from explainguide.errors import ShapeError
+from explainguide.errors import ShapeError, operation
 from explainguide.hooks.dynamic import DynamicLinear, Mode, hold, wide
 
 __all__ = [
@@ -31,12 +31,13 @@ __all__ = [
 ]
 
 
-def _check(given: int, taken: int, shape: Sequence[int], *, caller: str) -> None:
+def _check(norm: nn.Module, given: int, taken: int, shape: Sequence[int]) -> None:
     if given != taken:
-        raise ShapeError(
-            f"{caller}: the input has shape {tuple(shape)}, with {given} channels, but the norm "
-            f"was built for {taken}. Build it for {given}. {taken} channels are allowed."
-        )
+        with operation(type(norm).__name__):
+            raise ShapeError(
+                f"the input has shape {tuple(shape)}, with {given} channels, but the norm "
+                f"was built for {taken}. Build it for {given}. {taken} channels are allowed."
+            )
 
 
 def _normalise(x: Tensor, dims: Sequence[int], eps: float, mode: Mode, *, centered: bool) -> Tensor:
@@ -99,13 +100,14 @@ class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
         self._check_input_dim(input)
-        _check(input.shape[1], self.channels, input.shape, caller=type(self).__name__)
+        _check(self, input.shape[1], self.channels, input.shape)
         if self.training and input.numel() == input.shape[1]:
-            raise ShapeError(
-                f"{type(self).__name__}: one value a channel has no variance, in a batch of shape "
-                f"{tuple(input.shape)}. Use more images, or evaluation mode. More than one value a "
-                "channel is allowed."
-            )
+            with operation(type(self).__name__):
+                raise ShapeError(
+                    f"one value a channel has no variance, in a batch of shape "
+                    f"{tuple(input.shape)}. Use more images, or evaluation mode. More than one value a "
+                    "channel is allowed."
+                )
         mean: Tensor | None
         if self.training or self.running_var is None:
             variance, mean = self._statistics(wide(input))
@@ -195,7 +197,7 @@ class GroupNormUncentered2d(DynamicLinear, nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
-        _check(input.shape[1], self.num_channels, input.shape, caller=type(self).__name__)
+        _check(self, input.shape[1], self.num_channels, input.shape)
         grouped = input.unflatten(1, (self.num_groups, -1))
         output = _normalise(grouped, (2, 3, 4), self.eps, self.mode, centered=self._centered)
         return _affine(output.flatten(1, 2), self.weight, self.bias, channel=-3)
@@ -233,7 +235,7 @@ class LayerNormUncentered(DynamicLinear, nn.LayerNorm):
         dims = range(-len(self.normalized_shape), 0)
         for dim in dims:
             taken = self.normalized_shape[dim]
-            _check(input.shape[dim], taken, input.shape, caller=type(self).__name__)
+            _check(self, input.shape[dim], taken, input.shape)
         output = _normalise(input, dims, self.eps, self.mode, centered=self._centered)
         if self.weight is not None:
             output = output * self.weight
@@ -260,7 +262,7 @@ class PositionNormUncentered2d(LayerNormUncentered):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
-        _check(input.shape[1], self.normalized_shape[0], input.shape, caller=type(self).__name__)
+        _check(self, input.shape[1], self.normalized_shape[0], input.shape)
         output = _normalise(input, (1,), self.eps, self.mode, centered=self._centered)
         return _affine(output, self.weight, self.bias, channel=-3)
 

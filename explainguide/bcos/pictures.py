@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.errors import OptionError, ShapeError
+from explainguide.errors import OptionError, ShapeError, operation
 from explainguide.hooks.dynamic import wide
 
 __all__ = ["to_rgba"]
@@ -15,6 +15,7 @@ _EPS = 1e-12  # as in the published programs, where it stands for 0
 
 
 @torch.no_grad()
+@operation("to_rgba")
 def to_rgba(
     weights: Tensor,
     contributions: Tensor,
@@ -89,25 +90,25 @@ def _check(weights: Tensor, contributions: Tensor, smooth: int, percentile: floa
         if weights.ndim == 3 and weights.shape[0] == 6:
             fix = "Put a dimension for the images in front, weights[None]"
         raise ShapeError(
-            f"to_rgba: weights has shape {tuple(weights.shape)}. {fix}. (N, 6, H, W) is allowed."
+            f"weights has shape {tuple(weights.shape)}. {fix}. (N, 6, H, W) is allowed."
         )
     places = (len(weights), *weights.shape[2:])
     if contributions.shape != places:
         fix = "Sum weights * images over the channels"
         raise ShapeError(
-            f"to_rgba: contributions has shape {tuple(contributions.shape)}, but weights has "
+            f"contributions has shape {tuple(contributions.shape)}, but weights has "
             f"{tuple(weights.shape)}. {fix}. {places} is allowed."
         )
     if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 0:
         raise OptionError(
-            f"to_rgba: smooth is {smooth!r}. Use 15, or 0 for none. Odd numbers and 0 are allowed."
+            f"smooth is {smooth!r}. Use 15, or 0 for none. Odd numbers and 0 are allowed."
         )
     if smooth and smooth % 2 == 0:
         raise OptionError(
-            f"to_rgba: smooth is {smooth}, and a window of an even side would shift the picture. "
+            f"smooth is {smooth}, and a window of an even side would shift the picture. "
             f"Use {smooth + 1}. Odd numbers and 0 are allowed."
         )
     if not 0 < percentile <= 100:
         raise OptionError(
-            f"to_rgba: percentile is {percentile}. Use 99.5. Numbers above 0, up to 100, are allowed."
+            f"percentile is {percentile}. Use 99.5. Numbers above 0, up to 100, are allowed."
         )

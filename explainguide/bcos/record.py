@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from explainguide.errors import OptionError
+from explainguide.errors import OptionError, operation
 
 __all__ = ["Conversion", "conversion"]
 
@@ -30,6 +30,7 @@ class Conversion:
         return "\n".join([*lines, *(f"left: {sentence}" for sentence in self.left)])
 
 
+@operation("conversion")
 def conversion(model: nn.Module) -> Conversion:
     """What `bcosify` did to a network.
 
@@ -46,6 +47,6 @@ def conversion(model: nn.Module) -> Conversion:
     if isinstance(found, Conversion):
         return found
     raise OptionError(
-        f"conversion: this {type(model).__name__} was not made by bcosify. Pass what bcosify "
+        f"this {type(model).__name__} was not made by bcosify. Pass what bcosify "
         "returned. A converted network, out of DistributedDataParallel, is allowed."
     )

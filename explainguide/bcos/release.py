@@ -17,7 +17,7 @@ from explainguide.bcos.modules import LogitBias
 from explainguide.bcos.norms import BatchNormUncentered2d
 from explainguide.bcos.simple_vit import SimpleViT
 from explainguide.bcos.units import BcosLinear
-from explainguide.errors import DataError, OptionError, did_you_mean
+from explainguide.errors import DataError, OptionError, did_you_mean, operation
 from explainguide.hooks.layers import unwrap
 from explainguide.models.weights import name_some
 
@@ -53,6 +53,7 @@ _BUILT: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+@operation("published")
 def published(name: str, num_classes: int = 1000) -> nn.Module:
     """A published B-cos network, without its weights.
 
@@ -90,7 +91,7 @@ def published(name: str, num_classes: int = 1000) -> nn.Module:
     if name not in _CONVERTED:
         allowed = [*_CONVERTED, *_BUILT]
         raise OptionError(
-            f"published: unknown network {name!r}.{did_you_mean(name, allowed)} "
+            f"unknown network {name!r}.{did_you_mean(name, allowed)} "
             f"{', '.join(allowed)} are allowed."
         )
     plain = name.removesuffix("_long").removesuffix("_bnu")
@@ -99,6 +100,7 @@ def published(name: str, num_classes: int = 1000) -> nn.Module:
     return bcosify(model, norm=_CONVERTED[name], keep_weights=False, image_size=(64, 64))
 
 
+@operation("load_published")
 def load_published(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
     """Load the weights of a network of the authors' package (B-cos-v2), in place.
 
@@ -125,11 +127,11 @@ def load_published(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Mod
         >>> weights = torch.load("bcos_vitc_ti_patch1_14-ddd6193a77.pth")  # doctest: +SKIP
         >>> network = load_published(network, weights)  # doctest: +SKIP
     """
-    inner = unwrap(model, caller="load_published")
+    inner = unwrap(model)
     units = [module for module in inner.modules() if isinstance(module, BcosUnit)]
     if not units or any(unit.gain != "unit" for unit in units):
         raise OptionError(
-            f"load_published: this {type(inner).__name__} is not of the published form. Build it with "
+            f"this {type(inner).__name__} is not of the published form. Build it with "
             "published(name), or bcosify(model, keep_weights=False). B-cos units that use no more than "
             "the direction of their weights (gain 'unit') are allowed."
         )
@@ -163,7 +165,7 @@ def _fit(
     others = [key for key, value in theirs.items() if not isinstance(value, Tensor)]
     if others:
         raise DataError(
-            f"load_published: {name_some({'no tensors': others})}. Pass what the checkpoint has "
+            f"{name_some({'no tensors': others})}. Pass what the checkpoint has "
             "under 'state_dict' or 'model'. A dict of tensors is allowed."
         )
     names = {_our_name(key, model, own): key for key in theirs}
@@ -185,7 +187,7 @@ def _fit(
     )
     if problems:
         raise DataError(
-            f"load_published: these are the weights of another network than this "
+            f"these are the weights of another network than this "
             f"{type(model).__name__}. {problems}. Build it with published(name, num_classes). "
             "Weights of the same network are allowed."
         )

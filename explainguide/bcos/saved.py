@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from explainguide.bcos.base import BcosUnit
 from explainguide.bcos.convert import bcosify, convert
 from explainguide.bcos.settings import resolve_settings
+from explainguide.errors import operation
 
 __all__ = ["rebuild"]
 
 
+@operation("bcosify")
 def rebuild(model: nn.Module, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """Convert a model as it was converted before, ready to load what was saved then.
 

@@ -8,12 +8,13 @@ from torch import nn
 from explainguide.bcos.base import BcosUnit, check_unit
 from explainguide.bcos.norms import BatchNormUncentered2d
 from explainguide.bcos.tokens import BcosAttention, BcosMultiheadAttention
-from explainguide.errors import OptionError
+from explainguide.errors import OptionError, operation
 from explainguide.hooks.dynamic import DynamicLinear, is_bcos
 
 __all__ = ["scale_biases", "set_b"]
 
 
+@operation("set_b")
 def set_b(model: nn.Module, b: float) -> None:
     """Give every B-cos unit of a network another exponent, as on a schedule while fine-tuning.
 
@@ -30,11 +31,11 @@ def set_b(model: nn.Module, b: float) -> None:
     References:
         Arya et al., 2024: B rises from 1 while a pretrained network is fine-tuned.
     """
-    check_unit(b, 1, "unit", caller="set_b")
+    check_unit(b, 1, "unit")
     units = [module for module in model.modules() if isinstance(module, BcosUnit)]
     if not units:
         raise OptionError(
-            f"set_b: {type(model).__name__} has no B-cos unit. Convert it with bcosify. A B-cos "
+            f"{type(model).__name__} has no B-cos unit. Convert it with bcosify. A B-cos "
             "network is allowed."
         )
     for unit in units:
@@ -42,6 +43,7 @@ def set_b(model: nn.Module, b: float) -> None:
 
 
 @torch.no_grad()
+@operation("scale_biases")
 def scale_biases(model: nn.Module, factor: float) -> None:
     """Shrink every bias but that of the logits, so that maps become complete while b rises.
 
@@ -57,11 +59,11 @@ def scale_biases(model: nn.Module, factor: float) -> None:
     """
     if not 0 <= factor <= 1:
         raise OptionError(
-            f"scale_biases: factor is {factor}. Use 0 to remove them. Numbers in [0, 1] are allowed."
+            f"factor is {factor}. Use 0 to remove them. Numbers in [0, 1] are allowed."
         )
     if not is_bcos(model):
         raise OptionError(
-            f"scale_biases: {type(model).__name__} is no B-cos network. Convert it with bcosify(model, "
+            f"{type(model).__name__} is no B-cos network. Convert it with bcosify(model, "
             "b=1). A B-cos network is allowed."
         )
     for module in model.modules():

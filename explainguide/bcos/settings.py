@@ -58,28 +58,28 @@ def resolve_settings(
     Raises:
         OptionError: As `bcosify`.
     """
-    model = unwrap(model, caller="bcosify")
-    check_plain_weights(model, caller="bcosify")
+    model = unwrap(model)
+    check_plain_weights(model)
     if is_bcos(model):
         raise OptionError(
-            f"bcosify: this {type(model).__name__} is a B-cos network already. Change its exponent "
+            f"this {type(model).__name__} is a B-cos network already. Change its exponent "
             "with set_b. An ordinary network is allowed."
         )
     if not any(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()):
         raise OptionError(
-            f"bcosify: {type(model).__name__} has no convolution and no linear layer. Give a network "
+            f"{type(model).__name__} has no convolution and no linear layer. Give a network "
             "of nn.Conv2d and nn.Linear. Models of timm and torchvision are allowed."
         )
     gain = gain or ("norm" if keep_weights else "unit")
-    check_unit(b, max_out, gain, caller="bcosify")
+    check_unit(b, max_out, gain)
     if keep_weights and max_out > 1:
         raise OptionError(
-            f"bcosify: max_out is {max_out}, but the kept weights are those of one filter an "
+            f"max_out is {max_out}, but the kept weights are those of one filter an "
             "output. Use keep_weights=False, or max_out=1. With keep_weights, 1 is allowed."
         )
     if activations not in (None, "keep", "drop"):
         raise OptionError(
-            f"bcosify: activations is {activations!r}. Leave it out: they are kept with the "
+            f"activations is {activations!r}. Leave it out: they are kept with the "
             "weights. 'keep' and 'drop' are allowed."
         )
     channels, *own_size = input_size(model)
@@ -107,7 +107,7 @@ def _three(value: Numbers, name: str) -> tuple[float, ...]:
     low, high = (0.0, 1.0) if name == "mean" else (1e-6, 1e6)
     if len(numbers) != 3 or not all(low <= number <= high for number in numbers):
         raise OptionError(
-            f"bcosify: {name} is {value!r}. Give one number a channel, as for Normalize. Three "
+            f"{name} is {value!r}. Give one number a channel, as for Normalize. Three "
             "numbers, or one for all, are allowed: means in [0, 1], as images are; std is positive."
         )
     return numbers
@@ -122,7 +122,7 @@ def _check_norm(norm: Any) -> NormChoice:
     if norm in ("uncentered", "detached") or (callable(norm) and not isinstance(norm, nn.Module)):
         return cast(NormChoice, norm)
     raise OptionError(
-        f"bcosify: norm is {norm!r}. Use 'uncentered', or 'detached' for layer and group norms "
+        f"norm is {norm!r}. Use 'uncentered', or 'detached' for layer and group norms "
         "that keep their centring. One of the two, or a function from the number of channels to a "
         "module, is allowed."
     )

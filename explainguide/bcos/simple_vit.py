@@ -14,7 +14,7 @@ from explainguide.bcos.modules import LogitBias
 from explainguide.bcos.norms import DetachableGroupNorm2d, DetachableLayerNorm
 from explainguide.bcos.tokens import to_bcos
 from explainguide.bcos.units import BcosConv2d, BcosLinear
-from explainguide.errors import OptionError, ShapeError
+from explainguide.errors import OptionError, ShapeError, operation
 
 __all__ = ["SimpleViT"]
 
@@ -54,6 +54,7 @@ class SimpleViT(nn.Module):
 
     num_prefix_tokens = 0  # for what reads tokens as a grid
 
+    @operation("SimpleViT")
     def __init__(
         self,
         num_classes: int = 1000,
@@ -71,7 +72,7 @@ class SimpleViT(nn.Module):
         if dim % step or dim < 8:
             nearest = step * math.ceil(max(dim, 8) / step)
             raise OptionError(
-                f"SimpleViT: dim is {dim} with {heads} heads. Use {nearest}. "
+                f"dim is {dim} with {heads} heads. Use {nearest}. "
                 "Multiples of 4 and of heads, from 8 on, are allowed."
             )
         self.stem = nn.Sequential()
@@ -94,11 +95,12 @@ class SimpleViT(nn.Module):
         features = self.stem(images)
         (patch, _), (height, width) = self.embed.kernel_size, features.shape[-2:]
         if height % patch or width % patch:
-            raise ShapeError(
-                f"SimpleViT: patches of {patch} x {patch} do not cover {height} x {width}, from images "
-                f"of shape {tuple(images.shape)}. Resize them. Multiples of the patch's side are "
-                "allowed."
-            )
+            with operation("SimpleViT"):
+                raise ShapeError(
+                    f"patches of {patch} x {patch} do not cover {height} x {width}, from images "
+                    f"of shape {tuple(images.shape)}. Resize them. Multiples of the patch's side are "
+                    "allowed."
+                )
         places = self.embed(features)
         tokens = (places + _positions(places)).flatten(2).mT
         output: Tensor = self.logit_bias(self.head(self.norm(self.blocks(tokens).mean(1))))

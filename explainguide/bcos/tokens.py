@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import vision_transformer as theirs
 
-from explainguide.errors import GuidanceError
+from explainguide.errors import GuidanceError, operation
 from explainguide.hooks.dynamic import DynamicLinear, Mode, hold
 
 __all__ = ["BcosAttention", "BcosMultiheadAttention", "Positions", "separate_positions", "to_bcos"]
@@ -49,10 +49,11 @@ class BcosAttention(DynamicLinear, Attention):
     ) -> Tensor:
         """``(N, tokens, C)`` to the same shape."""
         if attn_mask is not None or is_causal:
-            raise GuidanceError(
-                "BcosAttention: it was called with a mask. Leave it out: image classifiers attend "
-                "to all patches. No mask is allowed."
-            )
+            with operation("BcosAttention"):
+                raise GuidanceError(
+                    "it was called with a mask. Leave it out: image classifiers attend "
+                    "to all patches. No mask is allowed."
+                )
         q, k, v = _project(x, self.qkv.weight, self.qkv.bias, self.positions)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         q, k = self.q_norm(q), self.k_norm(k)
@@ -74,11 +75,12 @@ class BcosMultiheadAttention(DynamicLinear, nn.MultiheadAttention):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:  # type: ignore[override]
         """Self-attention over ``(N, tokens, C)``; returns the output and None for the weights."""
         if query is not key or key is not value or options != {"need_weights": False}:
-            raise GuidanceError(
-                "BcosMultiheadAttention: it is called with other queries than keys, with a mask, "
-                "or for its weights. Use the attention of a vision transformer. Self-attention "
-                "with need_weights=False is allowed."
-            )
+            with operation("BcosMultiheadAttention"):
+                raise GuidanceError(
+                    "it is called with other queries than keys, with a mask, "
+                    "or for its weights. Use the attention of a vision transformer. Self-attention "
+                    "with need_weights=False is allowed."
+                )
         q, k, v = _project(query, self.in_proj_weight, self.in_proj_bias, self.positions)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         drop = nn.Dropout(self.dropout).train(self.training)

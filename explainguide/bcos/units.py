@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.bcos.base import BcosUnit, Gain, check_unit
-from explainguide.errors import OptionError, ShapeError
+from explainguide.errors import OptionError, ShapeError, operation
 from explainguide.hooks.dynamic import wide
 
 __all__ = ["BcosConv2d", "BcosLinear"]
@@ -53,6 +53,7 @@ class BcosConv2d(BcosUnit, nn.Conv2d):
         torch.Size([1, 16, 8, 8])
     """
 
+    @operation("BcosConv2d")
     def __init__(
         self,
         in_channels: int,
@@ -73,7 +74,7 @@ class BcosConv2d(BcosUnit, nn.Conv2d):
         square_eps: float = 1e-6,
         cos_eps: float = 1e-6,
     ) -> None:
-        check_unit(b, max_out, gain, caller="BcosConv2d")
+        check_unit(b, max_out, gain)
         if groups > 0 and out_channels % groups:
             raise OptionError(
                 f"BcosConv2d: {out_channels} outputs do not divide into {groups} groups. Choose a "
@@ -192,6 +193,7 @@ class BcosLinear(BcosUnit, nn.Linear):
         Boehle et al., 2022, Eq. 3.
     """
 
+    @operation("BcosLinear")
     def __init__(
         self,
         in_features: int,
@@ -207,7 +209,7 @@ class BcosLinear(BcosUnit, nn.Linear):
         norm_eps: float = 1e-12,
         cos_eps: float = 1e-6,
     ) -> None:
-        check_unit(b, max_out, gain, caller="BcosLinear")
+        check_unit(b, max_out, gain)
         super().__init__(in_features, out_features * max_out, bias, device, dtype)
         self.b, self.max_out, self.gain = float(b), max_out, gain
         self.square_eps, self.norm_eps, self.cos_eps = square_eps, norm_eps, cos_eps

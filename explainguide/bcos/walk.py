@@ -74,7 +74,7 @@ def convert_parts(
         shown = ", ".join(walk.refused[:4])
         more = f" and {len(walk.refused) - 4} more" if len(walk.refused) > 4 else ""
         raise OptionError(
-            f"bcosify: {kind} has layers without a B-cos form: {shown}{more}. "
+            f"{kind} has layers without a B-cos form: {shown}{more}. "
             "Replace them, or take another architecture. Convolutions, linear layers, softmax "
             "attention (timm's Attention, nn.MultiheadAttention), batch, layer and group norms, "
             "squeeze and excitation, elementwise activations and pooling are allowed."

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from explainguide.bcos import dynamic_weights, logit_bias, to_rgba
 from explainguide.cli.subject import Subject, ask
-from explainguide.errors import OptionError
+from explainguide.cli.usage import UsageError
 from explainguide.hooks.dynamic import is_bcos
 from explainguide.visualization import bcos_panel
 
 __all__ = ["Neuron", "check_bcos_arguments", "draw_bcos", "parse_neuron"]
-
-_CALLER = "explain"
 
 
 class Neuron(NamedTuple):
@@ -48,7 +46,7 @@ def parse_neuron(text: str, *, option: str = "--neuron") -> Neuron:
     """
     found = re.fullmatch(r"([^:]+):(\d+)(?::(\d+),(\d+))?", text.strip())
     if found is None:
-        raise OptionError(
+        raise UsageError(
             f"{option}: {text!r} is no neuron. Use layer3:7 for channel 7 of layer3 where it is "
             "largest, or layer3:7:4,5 at row 4, column 5. LAYER:CHANNEL[:ROW,COLUMN], counted from "
             "0, is allowed."
@@ -65,19 +63,19 @@ def check_bcos_arguments(args: argparse.Namespace) -> None:
     """
     if not args.bcos:
         if args.neuron:
-            raise OptionError(
+            raise UsageError(
                 "--neuron: it goes with --bcos. Add --bcos, or leave it out. Other attributions "
                 "explain classes."
             )
         return
     for name in ("attribution", "layer", "signed"):
         if getattr(args, name):
-            raise OptionError(
+            raise UsageError(
                 f"--{name}: --bcos shows what the image contributes, by the network's own weights. "
                 f"Leave out --{name}, or use `--attribution bcos` for a map of any layer."
             )
     if args.neuron and args.target:
-        raise OptionError(
+        raise UsageError(
             f"--neuron, --target: {args.neuron!r} and class {args.target!r} are two explanations. "
             "Leave one out."
         )
@@ -98,13 +96,13 @@ def draw_bcos(
         LayerError: If the neuron's layer is not there.
     """
     if not is_bcos(subject.model):
-        raise OptionError(
+        raise UsageError(
             f"--bcos: this {type(subject.model).__name__} is no B-cos network. Convert one with "
             "`explainguide convert MODEL --bcos --out FILE`, or leave --bcos out. A checkpoint of "
             "`convert --bcos` or `train --bcos` is allowed."
         )
     if not subject.encoding:
-        raise OptionError(
+        raise UsageError(
             f"--bcos: this {type(subject.model).__name__} adds the inverse of the image itself, so "
             "its weights hold no colour. Return the network without AddInverse. One that takes 6 "
             "channels is allowed."
@@ -116,7 +114,7 @@ def draw_bcos(
             label, text, logit = ask(target, taken, subject)
             bias = logit_bias(subject.model).detach()
             explained = logit - float(bias if bias.ndim == 0 else bias[label])
-            weights = dynamic_weights(subject.model, taken, label, caller=_CALLER)
+            weights = dynamic_weights(subject.model, taken, label)
         else:
             text, explained = str(neuron), None
             weights = dynamic_weights(
@@ -125,7 +123,6 @@ def draw_bcos(
                 neuron.channel,
                 layer=neuron.layer,
                 position=neuron.position,
-                caller=_CALLER,
             )
         contribution = (weights * taken).sum(1)
         shown.append(image)

@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from explainguide.errors import OptionError
+from explainguide.cli.usage import UsageError
+from explainguide.errors import check_option, operation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +22,6 @@ EXAMPLE = """\
 explainguide convert resnet50 --pretrained --num-classes 20 --bcos --out bcos.pt
   explainguide convert torchvision:vgg16_bn --weights vgg.pth --xdnn --out xdnn.pt"""
 
-_CALLER = "convert"
 _OF_BCOS = ("b", "fresh", "activations", "max_out", "norm", "gain", "logit_bias", "bias")
 _WORDS = {
     "activations": ("keep", "drop"),
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     if classes == said.get("num_classes"):
         info |= {key: said[key] for key in ("classes", "multilabel") if key in said}
     if classes is None and in_library(args.model):
-        info["num_classes"] = count_logits(model, caller=_CALLER)
+        info["num_classes"] = count_logits(model)
     if args.bcos:
         options = _bcos_options(args, mean, std) | {"image_size": [size, size]}
         network, told = _to_bcos(model, options)
@@ -163,10 +163,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from explainguide.guidance.options import check_option
-
     if args.bcos == args.xdnn:
-        raise OptionError(
+        raise UsageError(
             "--bcos, --xdnn: give one of the two. --bcos makes a network that explains itself, "
             "--xdnn one whose integrated gradients take one pass."
         )
@@ -174,22 +172,23 @@ def _check(args: argparse.Namespace) -> None:
     given += ["normalization"] if args.bcos and args.normalization is not None else []
     if given:
         other = "--bcos" if args.xdnn else "--xdnn"
-        raise OptionError(
+        raise UsageError(
             f"--{given[0].replace('_', '-')}: it goes with {other}. Leave it out. "
             "`explainguide convert --help` shows which option goes with what."
         )
     for name, allowed in _WORDS.items():
         if getattr(args, name) is not None:
-            check_option(name, getattr(args, name), allowed, caller=f"--{name}")
+            with operation(f"--{name}"):
+                check_option(name, getattr(args, name), allowed)
     if args.fresh and (args.pretrained or args.weights or args.mean or args.std):
-        raise OptionError(
+        raise UsageError(
             "--fresh: it makes new weights. Leave out --pretrained, --weights, --mean and --std, or "
             "--fresh. They go with weights that are kept."
         )
     if args.pretrained and args.weights:
-        raise OptionError("--weights: with --pretrained there are two. Leave one out.")
+        raise UsageError("--weights: with --pretrained there are two. Leave one out.")
     if Path(args.out).exists():
-        raise OptionError(
+        raise UsageError(
             f"--out: '{args.out}' exists. Choose another name, or remove it. Nothing is overwritten."
         )
 

@@ -13,9 +13,9 @@ from torch import nn
 from torchvision.transforms import v2
 
 from explainguide.bcos import AddInverse
+from explainguide.cli.usage import UsageError
 from explainguide.datasets import VOC, DecoyDigits, ImageFolder
-from explainguide.errors import OptionError
-from explainguide.guidance.options import check_option
+from explainguide.errors import check_option, operation
 from explainguide.hooks.dynamic import evaluating, is_bcos
 from explainguide.hooks.logits import check_logits
 from explainguide.hooks.probe import input_size
@@ -95,11 +95,12 @@ def open_data(
         OptionError: If an option is missing or not allowed.
         DataError, AnnotationError: As the data sets.
     """
-    check_option("data", kind, KINDS, caller="--data")
+    with operation("--data"):
+        check_option("data", kind, KINDS)
     if kind == "decoy":
         return DecoyDigits(image_set or "test", size=size or _DECOY_SIZE, masks=masks, decoy=decoy)
     if root is None:
-        raise OptionError(
+        raise UsageError(
             f"--root: missing. Say where the images of --data {kind} are. A folder is allowed."
         )
     if kind == "voc":
@@ -111,7 +112,7 @@ def choose_size(kind: str, size: int | None, model_size: int | None) -> int:
     """The side of the images: as asked, else the model's own, else a usual one."""
     if size is not None:
         if size < 1:
-            raise OptionError(f"--size: {size} is no size. A number of pixels is allowed.")
+            raise UsageError(f"--size: {size} is no size. A number of pixels is allowed.")
         return size
     return _DECOY_SIZE if kind == "decoy" else model_size or _SIZE
 
@@ -129,7 +130,7 @@ def choose_normalisation(
     if is_bcos(model):
         chosen = list(mean or _PLAIN[0]), list(std or _PLAIN[1])
         if chosen != (list(_PLAIN[0]), list(_PLAIN[1])):
-            raise OptionError(
+            raise UsageError(
                 "--mean, --std: a B-cos network takes images in [0, 1], which are not normalised. "
                 "Leave them out. They go with `explainguide convert` or `train --bcos`, which put "
                 "them in the first layer of a model."
@@ -142,7 +143,7 @@ def choose_normalisation(
         own_mean, own_std = _PLAIN
     chosen = list(mean or own_mean), list(std or own_std)
     if min(chosen[1]) <= 0:
-        raise OptionError(f"--std: {chosen[1]} holds a value that is not positive.")
+        raise UsageError(f"--std: {chosen[1]} holds a value that is not positive.")
     return chosen
 
 
@@ -169,14 +170,14 @@ def build_transforms(
 
 
 def count_logits(
-    model: nn.Module, size: int | None = None, *, output: int | str | None = None, caller: str
+    model: nn.Module, size: int | None = None, *, output: int | str | None = None
 ) -> int:
     """How many logits a model has, from one pass; at its own image size, where none is given."""
     channels, height, width = input_size(model)
     image = torch.zeros(1, channels, size or height, size or width)
     reading = Reading(output=output)
     with torch.no_grad(), evaluating(model):
-        return int(check_logits(model(image), reading=reading, images=1, caller=caller).shape[1])
+        return int(check_logits(model(image), reading=reading, images=1).shape[1])
 
 
 def fits_classes(logits: int | None, classes: int) -> bool:
@@ -203,7 +204,7 @@ def check_plain(said: Mapping[str, Any], weights: str | None) -> None:
     """
     if said.get("bcos") is not None or said.get("xdnn") is not None:
         kind = "a B-cos network" if said.get("bcos") is not None else "an X-DNN"
-        raise OptionError(
+        raise UsageError(
             f"--weights: '{weights}' is of {kind} made of {said.get('name')!r}. Give it "
             "with --checkpoint, which converts the model again. Weights of a plain model are allowed."
         )

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from explainguide.demo import Run
+    from explainguide.cli.usage import UsageError
+from explainguide.demo import Run
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run", "tell"]
 
@@ -50,14 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, print the table, write the page."""
     from explainguide.demo import DEFAULT_RUNS, EPOCHS, SETTINGS
-    from explainguide.errors import OptionError
     from explainguide.visualization.tables import format_table
 
     epochs = args.epochs if args.epochs is not None else _SMOKE_EPOCHS if args.smoke else EPOCHS
     if epochs < 1:
-        raise OptionError(f"--epochs: {epochs} trains nothing. 1 or more is allowed.")
+        raise UsageError(f"--epochs: {epochs} trains nothing. 1 or more is allowed.")
     if args.seed < 0:
-        raise OptionError(f"--seed: {args.seed} is negative. 0 or more is allowed.")
+        raise UsageError(f"--seed: {args.seed} is negative. 0 or more is allowed.")
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)  # before the training, so that it fails early
     began = time.perf_counter()

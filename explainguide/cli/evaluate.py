@@ -19,8 +19,8 @@ from explainguide.cli.data import (
     open_data,
 )
 from explainguide.cli.output import add_output_argument
-from explainguide.errors import DataError, OptionError
-from explainguide.guidance.options import check_option
+from explainguide.cli.usage import UsageError
+from explainguide.errors import DataError, OptionError, check_option, operation
 from explainguide.visualization.tables import format_table
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -58,9 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate every checkpoint, and print a table."""
-    check_option("device", args.device, ("auto", "cpu"), caller="--device")
+    with operation("--device"):
+        check_option("device", args.device, ("auto", "cpu"))
     if args.batch_size < 1 or args.workers < 0:
-        raise OptionError(
+        raise UsageError(
             f"--batch-size, --workers: {args.batch_size} and {args.workers}. "
             "A batch holds at least one image; 0 workers load in this process."
         )
@@ -85,14 +86,14 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
     model, info = load_model(path, device=device)
     if "image_size" not in info or "mean" not in info:
         raise DataError(
-            f"evaluate: '{Path(path)}' does not say how its images were prepared. Use "
+            f"'{Path(path)}' does not say how its images were prepared. Use "
             "explainguide.evaluation.evaluate in Python. Those of `explainguide train` say it."
         )
     config = info["config"]
     data = _open(args, info)
     if not fits_classes(info["num_classes"], len(data.classes)):
         raise OptionError(
-            f"evaluate: the data have {len(data.classes)} classes and '{Path(path)}' "
+            f"the data have {len(data.classes)} classes and '{Path(path)}' "
             f"{info['num_classes']}. Name the data of the training. The classes must agree."
         )
     encoding = image_encoding(model, info["mean"], info["std"])
@@ -115,7 +116,7 @@ def _open(args: argparse.Namespace, info: dict[str, Any]) -> Any:
     """The images that are named, else those that the training was evaluated on."""
     kind = args.data or info.get("data")
     if kind is None:
-        raise OptionError(
+        raise UsageError(
             "--data: missing, and the network was converted and never trained. Name the images to "
             f"evaluate it on. {', '.join(KINDS)} are allowed."
         )
@@ -141,6 +142,6 @@ def _threshold(given: str | None, default: float) -> Any:
     try:
         return float(given)
     except ValueError:
-        raise OptionError(
+        raise UsageError(
             f"--threshold: {given!r} is no number. Use 0.5. A number in [0, 1), or fit, is allowed."
         ) from None

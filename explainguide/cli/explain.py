@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from explainguide.cli.output import add_output_argument
-from explainguide.errors import OptionError
+from explainguide.cli.usage import UsageError
+from explainguide.errors import check_option, operation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +29,6 @@ explainguide explain cat.jpg --model resnet50 --pretrained --layer layer3 layer4
   explainguide explain cat.jpg dog.jpg --checkpoint bcos.pt --bcos \\
       --out colours.png"""
 
-_CALLER = "explain"
 _DPI = 160
 _FORMATS = ("png", "pdf", "svg")
 
@@ -106,17 +106,17 @@ def run(args: argparse.Namespace) -> int:
     from explainguide.cli.data import allow_local_modules, in_library
     from explainguide.cli.pictures import parse_boxes, read_picture, tell_turned
     from explainguide.cli.subject import open_subject
-    from explainguide.guidance.options import check_option
 
     for name in args.attribution or []:
-        check_option("attribution", name, ATTRIBUTIONS, caller="--attribution")
+        with operation("--attribution"):
+            check_option("attribution", name, ATTRIBUTIONS)
     check_bcos_arguments(args)
     neuron = parse_neuron(args.neuron) if args.neuron else None
     allow_local_modules()
     told: set[str] = set()
-    pictures = [read_picture(path, caller=_CALLER, told=told) for path in args.image]
+    pictures = [read_picture(path, told=told) for path in args.image]
     boxes = parse_boxes(args.boxes or [], pictures)
-    tell_turned(args.image, boxes, caller=_CALLER)
+    tell_turned(args.image, boxes)
     subject = open_subject(args)
     _check_out(args.out)
     height, width = subject.size
@@ -173,13 +173,11 @@ def _methods(
 
     places: list[str | None] = [None]
     if layers is not None:
-        places = list(resolve_layers(subject.model, layers, caller=_CALLER))
+        places = list(resolve_layers(subject.model, layers))
     elif not all(ATTRIBUTIONS[name].places_itself for name in names):
         reading = subject.reading
-        infos = probe_layers(
-            subject.model, image_size=subject.size, reading=reading, caller=_CALLER
-        )
-        places = [automatic_layer(subject.model, infos, caller=_CALLER)]
+        infos = probe_layers(subject.model, image_size=subject.size, reading=reading)
+        places = [automatic_layer(subject.model, infos)]
     found = []
     for place in places:
         for name in names:
@@ -189,7 +187,6 @@ def _methods(
                 subject.model,
                 None if own else place,
                 reading=subject.reading,
-                caller=_CALLER,
             )
             method = method if own or place is None else method.at(place)
             found.append((f"{name} at {method.layer}", method))
@@ -200,7 +197,7 @@ def _check_out(out: str) -> None:
     """Refuse a name that cannot be written, before the work."""
     path = Path(out)
     if path.suffix.lower().lstrip(".") not in _FORMATS:
-        raise OptionError(
+        raise UsageError(
             f"--out: {out!r} is no picture. Use {path.with_suffix('.png').name!r}. Names that end "
             f"in {', '.join('.' + name for name in _FORMATS)} are allowed."
         )

@@ -15,7 +15,7 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "list_stages", "run"]
 HELP = "list the layers of a model that can be guided"
 EXAMPLE = "explainguide layers resnet50"
 
-_CALLER, _ANY_CLASSES = "layers", 10
+_ANY_CLASSES = 10
 _PASSED_OVER = ("dropout", "droppath", "identity", "pool", "permute")
 _DEAD = "dead: the logits do not depend on its places"
 
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     model = build_model(args.model, num_classes=any_classes)
     if size is not None and size[0] == size[1]:
         set_image_size(model, size[0])
-    layers = probe_layers(model, image_size=size, caller=_CALLER)
-    chosen = automatic_layer(model, layers, caller=_CALLER)
+    layers = probe_layers(model, image_size=size)
+    chosen = automatic_layer(model, layers)
     modules = dict(model.named_modules(remove_duplicate=False))
     shown = layers if args.all else list_stages(model, layers, chosen)
     rows: list[dict[str, object]] = [{"": "", "layer": "input", "module": "", "note": "the image"}]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from explainguide.cli.usage import UsageError
 from explainguide.datasets.pictures import open_picture, read_header
-from explainguide.errors import DataError, ExplainGuideWarning, OptionError
+from explainguide.errors import DataError, ExplainGuideWarning, warn
 
 __all__ = ["parse_boxes", "parse_size", "read_picture", "tell_turned"]
 
@@ -33,19 +33,18 @@ def parse_size(text: str, *, option: str = "--size") -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
     height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not height or not width:
-        raise OptionError(
+        raise UsageError(
             f"{option}: {text!r} is no size. Use 224, or 240x320 for height and width. "
             "Whole numbers of pixels are allowed."
         )
     return height, width
 
 
-def read_picture(path: str, *, caller: str, told: set[str] | None = None) -> Image.Image:
+def read_picture(path: str, *, told: set[str] | None = None) -> Image.Image:
     """A file as an RGB image, by the rules of :func:`explainguide.datasets.pictures.open_picture`.
 
     Args:
         path: The file.
-        caller: Whom messages name.
         told: What has been said of earlier pictures; None: nothing.
 
     Raises:
@@ -53,18 +52,18 @@ def read_picture(path: str, *, caller: str, told: set[str] | None = None) -> Ima
         OSError: If it is not there.
     """
     try:
-        return open_picture(path, caller=caller, told=set() if told is None else told, stacklevel=3)
+        return open_picture(path, told=set() if told is None else told)
     except (FileNotFoundError, IsADirectoryError, PermissionError, DataError, ExplainGuideWarning):
         raise
     except Exception as error:  # a damaged file can raise anything
         reason = "not an image, or of an unknown kind" if "identify" in str(error) else error
         raise DataError(
-            f"{caller}: '{path}' cannot be read ({reason}). Save it again as PNG or JPEG. "
+            f"'{path}' cannot be read ({reason}). Save it again as PNG or JPEG. "
             "Files that Pillow can read are allowed."
         ) from error
 
 
-def tell_turned(paths: Sequence[str], boxes: Sequence[Tensor], *, caller: str) -> None:
+def tell_turned(paths: Sequence[str], boxes: Sequence[Tensor]) -> None:
     """Say once that boxes are those of the upright pictures, where a camera turned them."""
     turned = []
     for path, found in zip(paths, boxes, strict=True):
@@ -72,11 +71,9 @@ def tell_turned(paths: Sequence[str], boxes: Sequence[Tensor], *, caller: str) -
         if header is not None and header.orientation != 1:
             turned.append(f"'{path}' ({header.upright[1]} x {header.upright[0]})")
     if turned:
-        warnings.warn(
-            f"{caller}: {', '.join(turned)} turned upright by the EXIF orientation; --boxes are "
-            "taken to be in pixels of the upright picture, as viewers show it.",
-            ExplainGuideWarning,
-            stacklevel=2,
+        warn(
+            f"{', '.join(turned)} turned upright by the EXIF orientation; --boxes are "
+            "taken to be in pixels of the upright picture, as viewers show it."
         )
 
 
@@ -107,7 +104,7 @@ def parse_boxes(
     elif not texts:
         texts = [""] * len(pictures)
     if len(texts) != len(pictures):
-        raise OptionError(
+        raise UsageError(
             f"{option}: given {len(texts)} times for {len(pictures)} images. Give it once an image, "
             "in their order, with ';' between several boxes, '' for none."
         )
@@ -125,7 +122,7 @@ def _parse_box(text: str, picture: Image.Image, option: str) -> list[float]:
         x1, y1, x2, y2 = 0.0, 0.0, 0.0, 0.0
     width, height = picture.size
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-        raise OptionError(
+        raise UsageError(
             f"{option}: {text.strip()!r} is no box in an image {width} wide and {height} high. "
             "Use x1,y1,x2,y2 in pixels of the file, such as "
             f"{width // 4},{height // 4},{3 * width // 4},{3 * height // 4}. "

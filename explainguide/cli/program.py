@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
-from explainguide.errors import ExplainGuideError, ExplainGuideWarning, did_you_mean
+from explainguide.cli.usage import UsageError
+from explainguide.errors import ExplainGuideError, ExplainGuideWarning, did_you_mean, operation
 
 __all__ = ["main"]
 
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _warnings_in_one_line():
             options = _parse(arguments)
-            return int(_load(options.command).run(options))
+            with operation(options.command):
+                return int(_load(options.command).run(options))
     except SystemExit as stop:  # argparse, after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
@@ -118,11 +120,7 @@ class _Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise _UsageError(f"{message}. See `{self.prog} --help`.")
-
-
-class _UsageError(ExplainGuideError):
-    """Arguments that no command understands."""
+        raise UsageError(f"{message}. See `{self.prog} --help`.")
 
 
 def _load(command: str) -> ModuleType:
@@ -133,7 +131,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     # Only the command that is named gets its options: others need not even be imported.
     named = next((a for a in arguments if not a.startswith("-")), None)
     if named is not None and named not in COMMANDS:
-        raise _UsageError(
+        raise UsageError(
             f"unknown command {named!r}.{did_you_mean(named, COMMANDS)} "
             f"The commands are {', '.join(COMMANDS)}."
         )
@@ -184,12 +182,12 @@ def _add_traceback(parser: argparse.ArgumentParser) -> None:
 def _refuse(argument: str, parser: _Parser) -> NoReturn:
     name = argument.split("=")[0]
     if not name.startswith("-"):
-        raise _UsageError(
+        raise UsageError(
             f"{parser.prog} takes no {name!r} here. Quote a value that holds a space. "
             f"`{parser.prog} --help` shows what it takes."
         )
     known = [option for action in parser._actions for option in action.option_strings]
-    raise _UsageError(
+    raise UsageError(
         f"unknown option {name!r} of {parser.prog}.{did_you_mean(name, known)} "
         f"`{parser.prog} --help` lists them all."
     )

@@ -20,7 +20,7 @@ from explainguide.cli.data import (
     in_library,
 )
 from explainguide.cli.output import add_output_argument
-from explainguide.errors import OptionError
+from explainguide.cli.usage import UsageError
 from explainguide.models.build import build_model, load_weights, set_image_size
 from explainguide.training.checkpoints import describe_weights, load_checkpoint, load_model
 
@@ -107,32 +107,32 @@ def begin(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[s
 
 def _check(args: argparse.Namespace) -> None:
     if (args.model is None) == (args.checkpoint is None):
-        raise OptionError(
+        raise UsageError(
             "--model, --checkpoint: give one of the two. A name such as resnet18, or a file of "
             "`explainguide convert` or `train`, is allowed."
         )
     if args.pretrained and args.weights:
-        raise OptionError("--weights: with --pretrained there are two. Leave one out.")
+        raise UsageError("--weights: with --pretrained there are two. Leave one out.")
     for name in ("pretrained", "weights", "bcos"):
         if args.checkpoint is not None and getattr(args, name):
-            raise OptionError(
+            raise UsageError(
                 f"--{name}: it goes with --model. Leave it out: --checkpoint holds its own network "
                 "and weights. `explainguide convert NAME --bcos` makes a B-cos network of a model."
             )
     for name in ("b", "fresh"):
         if getattr(args, name) and not args.bcos:
-            raise OptionError(f"--{name}: it goes with --bcos. Add --bcos, or leave it out.")
+            raise UsageError(f"--{name}: it goes with --bcos. Add --bcos, or leave it out.")
     if args.fresh and (args.pretrained or args.weights):
-        raise OptionError(
+        raise UsageError(
             "--fresh: it makes new weights. Leave out --pretrained and --weights, or --fresh."
         )
 
 
 def _check_logits(model: nn.Module, args: argparse.Namespace, num_classes: int, size: int) -> None:
     """What a user's function built must tell the classes apart; one logit tells two."""
-    found = count_logits(model, size, output=args.output, caller="train")
+    found = count_logits(model, size, output=args.output)
     if not fits_classes(found, num_classes):
-        raise OptionError(
+        raise UsageError(
             f"--model: '{args.model}' has {found} logits and the data {num_classes} classes. Let the "
             f"function take num_classes, which is {num_classes}. As many logits as classes, or one for "
             "two classes, are allowed."
@@ -144,7 +144,7 @@ def _of_checkpoint(
 ) -> tuple[nn.Module, dict[str, Any]]:
     model, before = load_model(path)
     if not fits_classes(before.get("num_classes"), num_classes):
-        raise OptionError(
+        raise UsageError(
             f"--checkpoint: '{path}' has {before['num_classes']} classes and the data {num_classes}. "
             f"Convert the model with --num-classes {num_classes}. The classes must agree."
         )

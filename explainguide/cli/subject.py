@@ -19,6 +19,7 @@ from explainguide.cli.data import (
     image_encoding,
 )
 from explainguide.cli.pictures import parse_size
+from explainguide.cli.usage import UsageError
 from explainguide.errors import OptionError, did_you_mean
 from explainguide.hooks.logits import check_logits, class_scores
 from explainguide.hooks.reading import AS_FOUND, Reading
@@ -27,7 +28,6 @@ from explainguide.training.checkpoints import describe_weights, load_model
 
 __all__ = ["Answer", "Subject", "ask", "open_subject"]
 
-_CALLER = "explain"
 _SIDE = 224
 
 
@@ -68,14 +68,14 @@ def open_subject(args: argparse.Namespace) -> Subject:
         DataError: If a file cannot be read.
     """
     if (args.checkpoint is None) == (args.model is None):
-        raise OptionError(
+        raise UsageError(
             "--checkpoint, --model: give one of the two. A file of `explainguide train`, or a name "
             "such as resnet50, is allowed."
         )
     asked = parse_size(args.size) if args.size else None
     if args.checkpoint is not None:
         if args.pretrained or args.weights or args.num_classes:
-            raise OptionError(
+            raise UsageError(
                 "--checkpoint: it holds its own model and weights. Leave out --pretrained, "
                 "--weights and --num-classes. They go with --model."
             )
@@ -100,7 +100,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     note = load_weights(model, args.weights) if args.weights else ""
     if note:  # a head with random weights explains nothing
         raise OptionError(
-            f"{_CALLER}: {args.weights}: {note} Name the number of classes of the file with "
+            f"{args.weights}: {note} Name the number of classes of the file with "
             "--num-classes. The whole model is needed."
         )
     own = getattr(model, "pretrained_cfg", None) or {}
@@ -123,7 +123,7 @@ def ask(target: str | None, image: Tensor, subject: Subject) -> Answer:
     """
     with torch.no_grad():
         output = subject.model(image)
-        logits = check_logits(output, reading=subject.reading, images=1, caller=_CALLER).float()
+        logits = check_logits(output, reading=subject.reading, images=1).float()
     scores = class_scores(logits)[0]
     yes_or_no = subject.multilabel or logits.shape[1] == 1
     shares = scores.sigmoid() if yes_or_no else scores.softmax(0)
@@ -155,7 +155,7 @@ def _find_class(target: str, names: list[str]) -> int:
     lower = [name.lower() for name in names]
     if target.lower() in lower:
         return lower.index(target.lower())
-    raise OptionError(
+    raise UsageError(
         f"--target: unknown class {target!r}.{did_you_mean(target.lower(), lower)} A number from 0 "
         f"to {len(names) - 1}, or a name such as {names[0]!r}, is allowed."
     )

@@ -16,6 +16,7 @@ from explainguide.cli.data import (
     open_data,
 )
 from explainguide.cli.start import add_model_arguments, begin
+from explainguide.cli.usage import UsageError
 from explainguide.errors import OptionError
 from explainguide.losses import LOSSES
 from explainguide.recipes import RECIPES, recipe
@@ -151,18 +152,18 @@ def run(args: argparse.Namespace) -> int:
     val_data = _open_validation(args)
     if list(train_data.classes) != list(val_data.classes):
         raise OptionError(
-            f"train: the training images have {len(train_data.classes)} classes and those of "
+            f"the training images have {len(train_data.classes)} classes and those of "
             f"evaluation {len(val_data.classes)}, or in another order. The classes must agree."
         )
     if len(train_data.classes) < 2 and args.data != "voc":
         raise OptionError(
-            f"train: the images are of one class, {train_data.classes[0]!r}, so every answer is right. "
+            f"the images are of one class, {train_data.classes[0]!r}, so every answer is right. "
             "Add a folder with images of what it is not. Two classes or more are allowed."
         )
     torch.manual_seed(config.seed)
     model, about = begin(args, train_data.num_classes)
     if args.recipe is not None and args.layer is None:
-        recipe(args.recipe).check_layers(model, caller="train")
+        recipe(args.recipe).check_layers(model)
     flip = not args.no_flip and args.data != "decoy"
     encoding = image_encoding(model, about["mean"], about["std"])
     train_data.transforms = build_transforms(about["image_size"], encoding, flip=flip)
@@ -207,7 +208,7 @@ def _loss_options(pairs: list[str] | None) -> dict[str, Any] | None:
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not (name and equals and value):
-            raise OptionError(
+            raise UsageError(
                 f"--loss-options: {pair!r} is no option. Write it as normalize=False. NAME=VALUE is "
                 "allowed."
             )
@@ -220,7 +221,7 @@ def _loss_options(pairs: list[str] | None) -> dict[str, Any] | None:
 
 def _open_validation(args: argparse.Namespace) -> Any:
     if args.data == "folder" and args.val_root is None:
-        raise OptionError(
+        raise UsageError(
             "--val-root: missing. Name a folder of images to evaluate on, with the same classes."
         )
     return open_data(

@@ -140,7 +140,7 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def check_data(data: Any, *, name: str, caller: str) -> int:
+def check_data(data: Any, *, name: str) -> int:
     """The number of items.
 
     Raises:
@@ -149,11 +149,11 @@ def check_data(data: Any, *, name: str, caller: str) -> int:
     """
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")) or isinstance(data, Tensor):
         raise OptionError(
-            f"{caller}: {name} is a {type(data).__name__}. Pass the data set, not its loader. "
+            f"{name} is a {type(data).__name__}. Pass the data set, not its loader. "
             "Items (image, labels, annotation) by index are allowed."
         )
     if len(data) == 0:
-        raise DataError(f"{caller}: {name} is empty. Check its split. At least one item is needed.")
+        raise DataError(f"{name} is empty. Check its split. At least one item is needed.")
     return len(data)
 
 

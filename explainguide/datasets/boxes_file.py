@@ -17,11 +17,10 @@ import numpy as np
 
 from explainguide.datasets.items import short_list
 from explainguide.datasets.text_files import read_text
-from explainguide.errors import AnnotationError, DataError, ExplainGuideWarning, did_you_mean
+from explainguide.errors import AnnotationError, DataError, did_you_mean, warn
 
 __all__ = ["BoxRow", "read_boxes", "read_coco", "read_csv"]
 
-OWNER = "ImageFolder"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _REQUIRED = ("image", *_CORNERS)
 _COLUMNS = (*_REQUIRED, "label")
@@ -95,10 +94,10 @@ def read_boxes(path: Path) -> list[BoxRow]:
     """Read a file by its ending, ``.csv`` or ``.json``."""
     readers = {".csv": read_csv, ".json": read_coco}
     if not path.is_file():
-        raise DataError(f"{OWNER}: boxes file '{path}' does not exist.")
+        raise DataError(f"boxes file '{path}' does not exist.")
     if path.suffix.lower() not in readers:
         raise DataError(
-            f"{OWNER}: boxes file '{path.name}' ends in {path.suffix!r}. "
+            f"boxes file '{path.name}' ends in {path.suffix!r}. "
             "Allowed: .csv (image,xmin,ymin,xmax,ymax[,label]) and .json (COCO)."
         )
     return readers[path.suffix.lower()](path)
@@ -106,42 +105,38 @@ def read_boxes(path: Path) -> list[BoxRow]:
 
 def read_csv(path: Path) -> list[BoxRow]:
     """Read ``image,xmin,ymin,xmax,ymax[,label]``, in any order of columns."""
-    text = read_text(path, caller=OWNER, kind="a CSV file")
+    text = read_text(path, kind="a CSV file")
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
         _check_header(path, [name.strip() for name in reader.fieldnames or []])
         reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
         return [_csv_row(path, reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise DataError(f"{OWNER}: '{path}' is not a CSV file ({error}).") from None
+        raise DataError(f"'{path}' is not a CSV file ({error}).") from None
 
 
 def _check_header(path: Path, columns: list[str]) -> None:
     form = f"Allowed: {','.join(_REQUIRED)}[,label], separated by commas"
     if not columns:
-        raise DataError(f"{OWNER}: '{path}' is empty. {form}.")
+        raise DataError(f"'{path}' is empty. {form}.")
     unknown = [c for c in columns if c not in _COLUMNS]
     if unknown:
         hint = did_you_mean(unknown[0], _COLUMNS)
-        raise DataError(
-            f"{OWNER}: '{path}', line 1: unknown column {short_list(unknown)}.{hint} {form}."
-        )
+        raise DataError(f"'{path}', line 1: unknown column {short_list(unknown)}.{hint} {form}.")
     absent = [c for c in _REQUIRED if c not in columns]
     if absent:
-        raise DataError(f"{OWNER}: '{path}', line 1: no column {short_list(absent, 5)}. {form}.")
+        raise DataError(f"'{path}', line 1: no column {short_list(absent, 5)}. {form}.")
 
 
 def _csv_row(path: Path, line: int, row: dict[Any, Any]) -> BoxRow:
     where = f"line {line}"
     values = [row[c] for c in _REQUIRED]
     if None in row or None in values:
-        raise DataError(
-            f"{OWNER}: '{path}', {where}: not as many values as the header has columns."
-        )
+        raise DataError(f"'{path}', {where}: not as many values as the header has columns.")
     try:
         x1, y1, x2, y2 = (float(row[c]) for c in _CORNERS)
     except ValueError as error:
-        raise AnnotationError(f"{OWNER}: '{path}', {where}: {error}.") from None
+        raise AnnotationError(f"'{path}', {where}: {error}.") from None
     check_box(path, where, (x1, y1, x2, y2))
     return BoxRow(
         where, row["image"].strip(), (x1, y1, x2, y2), (row.get("label") or "").strip() or None
@@ -152,15 +147,15 @@ def check_box(path: Path, where: str, box: tuple[float, float, float, float]) ->
     """Refuse values that cannot be the corners of a box in pixels."""
     x1, y1, x2, y2 = box
     if not all(math.isfinite(v) for v in box):
-        raise AnnotationError(f"{OWNER}: '{path}', {where}: box {box} is not finite.")
+        raise AnnotationError(f"'{path}', {where}: box {box} is not finite.")
     if x2 <= x1 or y2 <= y1:
         raise AnnotationError(
-            f"{OWNER}: '{path}', {where}: box {box} is inverted or empty. A box is xmin, ymin, "
+            f"'{path}', {where}: box {box} is inverted or empty. A box is xmin, ymin, "
             "xmax, ymax with xmin < xmax and ymin < ymax; are these x, y, width, height?"
         )
     if min(box) >= 0 and max(box) <= 1:
         raise AnnotationError(
-            f"{OWNER}: '{path}', {where}: box {box} lies in [0, 1]. Boxes are in pixels: multiply "
+            f"'{path}', {where}: box {box} lies in [0, 1]. Boxes are in pixels: multiply "
             "by the width and height of the image."
         )
 
@@ -171,11 +166,11 @@ def read_coco(path: Path) -> list[BoxRow]:
         importlib.import_module("pycocotools.coco")
     except ImportError:
         raise DataError(
-            f"{OWNER}: COCO JSON ('{path.name}') needs pycocotools. "
+            f"COCO JSON ('{path.name}') needs pycocotools. "
             "`pip install explainguide[coco]`; a CSV file needs nothing."
         ) from None
     try:
-        content = json.loads(read_text(path, caller=OWNER, kind="a JSON file"))
+        content = json.loads(read_text(path, kind="a JSON file"))
     except json.JSONDecodeError as error:
         raise _not_coco(path, str(error)) from None
     if not isinstance(content, dict):
@@ -197,27 +192,23 @@ def read_coco(path: Path) -> list[BoxRow]:
         check_box(path, where, row.box)
         rows.append(row)
     if empty:
-        warnings.warn(
-            f"{OWNER}: '{path}' has {len(empty)} boxes of no width or no height, which are left "
-            f"out: {short_list(empty)}.",
-            ExplainGuideWarning,
-            stacklevel=4,
+        warn(
+            f"'{path}' has {len(empty)} boxes of no width or no height, which are left "
+            f"out: {short_list(empty)}."
         )
     counts = Counter(row.where for row in rows)
     repeated = [where for where, count in counts.items() if count > 1]
     if repeated:
-        warnings.warn(
-            f"{OWNER}: '{path}' uses {len(repeated)} annotation ids more than once "
-            f"({short_list(repeated)}); every entry is taken for an object of its own.",
-            ExplainGuideWarning,
-            stacklevel=4,
+        warn(
+            f"'{path}' uses {len(repeated)} annotation ids more than once "
+            f"({short_list(repeated)}); every entry is taken for an object of its own."
         )
     return rows
 
 
 def _not_coco(path: Path, reason: str) -> DataError:
     return DataError(
-        f"{OWNER}: '{path}' is not COCO JSON ({reason}). It needs images, annotations and "
+        f"'{path}' is not COCO JSON ({reason}). It needs images, annotations and "
         "categories, each a list of objects."
     )
 
@@ -241,11 +232,11 @@ def _entries(
             value = entry.get(key)
             if value is None:
                 raise DataError(
-                    f"{OWNER}: '{path}', {where}: no {key!r}. Every {singular} needs "
+                    f"'{path}', {where}: no {key!r}. Every {singular} needs "
                     f"{' and '.join(required)}."
                 )
             if not isinstance(value, str if key in ("file_name", "name") else (int, float, str)):
-                raise DataError(f"{OWNER}: '{path}', {where}: {key} {value!r} cannot be one.")
+                raise DataError(f"'{path}', {where}: {key} {value!r} cannot be one.")
         yield where, entry
 
 
@@ -253,7 +244,7 @@ def _add(path: Path, where: str, table: dict[Any, Any], key: Any, value: Any) ->
     """Enter an id; the same one again is refused where it means something else."""
     if table.setdefault(key, value) != value:
         raise DataError(
-            f"{OWNER}: '{path}', {where}: the id occurs twice, for {table[key]!r} and for "
+            f"'{path}', {where}: the id occurs twice, for {table[key]!r} and for "
             f"{value!r}. Number them anew; were two files joined?"
         )
 
@@ -272,7 +263,7 @@ def _coco_row(
 ) -> BoxRow:
     for key, table in (("image_id", images), ("category_id", names)):
         if entry[key] not in table:
-            raise DataError(f"{OWNER}: '{path}', {where}: {key} {entry[key]!r} is not in the file.")
+            raise DataError(f"'{path}', {where}: {key} {entry[key]!r} is not in the file.")
     file_name, size = images[entry["image_id"]]
     mask = CocoMask(entry["segmentation"]) if entry.get("segmentation") else None
     if entry.get("bbox"):
@@ -280,12 +271,12 @@ def _coco_row(
             x, y, width, height = (float(v) for v in entry["bbox"])
         except (TypeError, ValueError):
             raise DataError(
-                f"{OWNER}: '{path}', {where}: bbox {entry['bbox']!r} is not x, y, width, height."
+                f"'{path}', {where}: bbox {entry['bbox']!r} is not x, y, width, height."
             ) from None
         box = (x, y, x + width, y + height)
     elif mask is None:
         raise DataError(
-            f"{OWNER}: '{path}', {where}: no bbox, and no segmentation to take it from. Give bbox "
+            f"'{path}', {where}: no bbox, and no segmentation to take it from. Give bbox "
             "as x, y, width, height in pixels, or leave the annotation out."
         )
     else:
@@ -293,8 +284,7 @@ def _coco_row(
             box = mask.box()
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise DataError(
-                f"{OWNER}: '{path}', {where}: no bbox, and a segmentation that cannot be decoded "
-                f"({error})."
+                f"'{path}', {where}: no bbox, and a segmentation that cannot be decoded ({error})."
             ) from None
         size = mask.size or size  # to be compared with the image's own
     return BoxRow(where, file_name, box, names[entry["category_id"]], size, mask)

@@ -1,4 +1,4 @@
-"""DecoyDigits: digits, and a coloured patch in a corner that gives the answer away."""
+"""digits, and a coloured patch in a corner that gives the answer away."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from torchvision import tv_tensors
 from explainguide.datasets.items import (
     Annotation,
     Transforms,
-    check_option,
     check_transforms,
     draw_annotated,
     make_annotation,
     transform_item,
 )
-from explainguide.errors import OptionError
+from explainguide.errors import OptionError, check_option, operation
 
 __all__ = ["DecoyDigits"]
 
@@ -104,6 +103,7 @@ class DecoyDigits(Dataset[tuple[Any, int, Annotation | None]]):
 
     multilabel = False
 
+    @operation("DecoyDigits")
     def __init__(
         self,
         split: str = "train",
@@ -115,28 +115,28 @@ class DecoyDigits(Dataset[tuple[Any, int, Annotation | None]]):
         masks: bool = False,
         transforms: Transforms | None = None,
     ) -> None:
-        owner = "DecoyDigits"
-        check_option(owner, "split", split, ("train", "test"))
+        check_option("split", split, ("train", "test"))
         if decoy is None:
             decoy = "class" if split == "train" else "random"
-        check_option(owner, "decoy", decoy, ("class", "random", "none"))
+        check_option("decoy", decoy, ("class", "random", "none"))
         if isinstance(size, bool) or not isinstance(size, int) or size < _MIN_SIZE:
             raise OptionError(
-                f"{owner}: size must be an integer from {_MIN_SIZE} pixels on, but got {size!r}."
+                f"size must be an integer from {_MIN_SIZE} pixels on, but got {size!r}."
             )
         self.split, self.size, self.decoy, self.seed = split, size, decoy, seed
         self.with_masks = masks
-        self.transforms = check_transforms(owner, transforms)
+        self.transforms = check_transforms(transforms)
         self.classes = [str(digit) for digit in range(10)]
         self.num_classes = 10
 
         ink, self.labels = _load_digits(split)
-        self.annotated = draw_annotated(owner, len(ink), annotated, seed)
+        self.annotated = draw_annotated(len(ink), annotated, seed)
         self._build(ink)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @operation("DecoyDigits")
     def __getitem__(self, index: int) -> tuple[Any, int, Annotation | None]:
         # A clone, since a transform may work in place and the images are kept for all epochs.
         image = tv_tensors.Image(self.images[index].clone())
@@ -149,7 +149,7 @@ class DecoyDigits(Dataset[tuple[Any, int, Annotation | None]]):
                 (self.size, self.size),
                 self.masks[index].clone()[None] if self.with_masks else None,
             )
-        image, annotation = transform_item("DecoyDigits", self.transforms, image, annotation)
+        image, annotation = transform_item(self.transforms, image, annotation)
         return image, label, annotation
 
     def __repr__(self) -> str:

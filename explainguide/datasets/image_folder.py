@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,11 +27,15 @@ from explainguide.datasets.items import (
 )
 from explainguide.datasets.orientation import TOLERANCE, Claim, find_stored, turn_boxes, turn_mask
 from explainguide.datasets.pictures import Header, read_header
-from explainguide.errors import AnnotationError, DataError, ExplainGuideWarning, did_you_mean
+from explainguide.errors import (
+    AnnotationError,
+    DataError,
+    did_you_mean,
+    operation,
+    warn,
+)
 
 __all__ = ["ImageFolder"]
-
-_OWNER = "ImageFolder"
 
 
 class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
@@ -82,6 +85,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
 
     multilabel = False
 
+    @operation("ImageFolder")
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -91,13 +95,13 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
         transforms: Transforms | None = None,
     ) -> None:
         self.root, self.with_masks = Path(root), masks
-        self.transforms = check_transforms(_OWNER, transforms)
-        require_folder(_OWNER, self.root)
+        self.transforms = check_transforms(transforms)
+        require_folder(self.root)
         try:
             folder = torchvision.datasets.ImageFolder(str(self.root))
         except FileNotFoundError as error:
             raise DataError(
-                f"{_OWNER}: '{self.root}' is not one folder of images a class ({error})."
+                f"'{self.root}' is not one folder of images a class ({error})."
             ) from None
         self.classes = folder.classes
         self.num_classes = len(self.classes)
@@ -119,9 +123,10 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    @operation("ImageFolder")
     def __getitem__(self, index: int) -> tuple[Any, int, Annotation | None] | None:
         index = range(len(self.paths))[index]
-        image = read_image(_OWNER, self.paths[index], self._told)
+        image = read_image(self.paths[index], self._told)
         if image is None:
             return None
         size = (image.shape[-2], image.shape[-1])
@@ -134,7 +139,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
                 size,
                 self._masks(index, size) if self.with_masks else None,
             )
-        image, annotation = transform_item(_OWNER, self.transforms, image, annotation)
+        image, annotation = transform_item(self.transforms, image, annotation)
         return image, int(self.labels[index]), annotation
 
     def _masks(self, index: int, size: tuple[int, int]) -> Tensor | None:
@@ -156,7 +161,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
         if unknown:
             known = [path.relative_to(self.root).as_posix() for path in self.paths]
             raise DataError(
-                f"{_OWNER}: '{file}' names {len(unknown)} images that are not under '{self.root}': "
+                f"'{file}' names {len(unknown)} images that are not under '{self.root}': "
                 f"{short_list(unknown)}.{did_you_mean(unknown[0], known)} Paths are relative to "
                 f"the folder, such as '{known[0]}'."
             )
@@ -164,7 +169,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
         for row in rows:
             if row.label is not None and row.label not in self.classes:
                 raise DataError(
-                    f"{_OWNER}: '{file}', {row.where}: unknown label {row.label!r}."
+                    f"'{file}', {row.where}: unknown label {row.label!r}."
                     f"{class_hint(row.label, self.classes)} Allowed: {', '.join(self.classes)}."
                 )
             index = find(row.image)
@@ -176,7 +181,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
             if header is not None:  # unreadable: it is named when the item is read
                 boxes = np.array([row.box for row in group])
                 claims[index] = Claim(self.paths[index], header, self._size_of(group), boxes)
-        stored = find_stored(claims, caller=_OWNER, source=f"'{file.name}'", stacklevel=4)
+        stored = find_stored(claims, source=f"'{file.name}'")
         for index, claim in claims.items():
             group = assigned[index]
             self._check_sizes(file, claim.header, group)
@@ -217,14 +222,14 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
             if row.size not in (None, header.stored, header.upright):
                 stored = f" or {header.stored}" if header.stored != header.upright else ""
                 raise DataError(
-                    f"{_OWNER}: '{file}', {row.where}: '{row.image}' is given as {row.size} and the "
+                    f"'{file}', {row.where}: '{row.image}' is given as {row.size} and the "
                     f"image is {header.upright}{stored} (height, width). Was it resized, or turned "
                     "without an EXIF orientation that says so?"
                 )
             made_for = row.mask.size if self.with_masks and row.mask is not None else None
             if made_for not in (None, header.stored, header.upright):
                 raise AnnotationError(
-                    f"{_OWNER}: '{file}', {row.where}: the run lengths are of size {made_for} and "
+                    f"'{file}', {row.where}: the run lengths are of size {made_for} and "
                     f"'{row.image}' is {header.upright} (height, width). Was it resized without "
                     "its masks?"
                 )
@@ -237,7 +242,7 @@ def _check_inside(file: Path, size: tuple[int, int], rows: list[BoxRow]) -> None
         beyond = max(-x1, -y1, x2 - width, y2 - height)
         if beyond > TOLERANCE or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
             raise AnnotationError(
-                f"{_OWNER}: '{file}', {row.where}: box {row.box} lies outside '{row.image}', "
+                f"'{file}', {row.where}: box {row.box} lies outside '{row.image}', "
                 f"which is {width} wide and {height} high."
             )
 
@@ -260,7 +265,7 @@ def _warn_without_masks(file: Path, images: list[list[BoxRow]]) -> None:
         )
     else:
         return
-    warnings.warn(f"{_OWNER}: masks=True, but {text}", ExplainGuideWarning, stacklevel=3)
+    warn(f"masks=True, but {text}")
 
 
 def _decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -> Tensor | None:
@@ -274,12 +279,12 @@ def _decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -
             decoded.append(turn_mask(row.mask.decode(stored), orientation))
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise AnnotationError(
-                f"{_OWNER}: {row.where} of '{row.image}' has a segmentation that cannot be decoded "
+                f"{row.where} of '{row.image}' has a segmentation that cannot be decoded "
                 f"({error}). It is a list of polygons or {{'size', 'counts'}}."
             ) from None
         if decoded[-1].shape != size:
             raise AnnotationError(
-                f"{_OWNER}: {row.where} of '{row.image}' has a mask of {decoded[-1].shape}, and the "
+                f"{row.where} of '{row.image}' has a mask of {decoded[-1].shape}, and the "
                 f"image is {size} (height, width). Masks have the size of their image."
             )
     return torch.from_numpy(np.stack(decoded))

@@ -15,7 +15,6 @@ never sees. ``explainguide.annotations.collate`` drops such items.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,12 @@ from torchvision.transforms.v2 import functional as v2_functional
 
 from explainguide.datasets.pictures import open_picture
 from explainguide.datasets.steps import refuse_unfit, run_steps
-from explainguide.errors import DataError, ExplainGuideWarning, OptionError, did_you_mean
+from explainguide.errors import DataError, ExplainGuideWarning, OptionError, did_you_mean, warn
 
 __all__ = [
     "Annotation",
     "Transforms",
     "box_masks",
-    "check_option",
     "check_transforms",
     "class_hint",
     "draw_annotated",
@@ -50,14 +48,6 @@ Annotation = dict[str, Tensor]
 Transforms = Callable[[Any, Any], Any]
 
 MIN_SIDE = 1.0  # pixels; a box thinner than this after a transform is a leftover, not an object
-
-
-def check_option(owner: str, name: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise :class:`OptionError` unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        hint = did_you_mean(str(value), allowed)
-        choices = ", ".join(repr(a) for a in allowed)
-        raise OptionError(f"{owner}: unknown {name} {value!r}.{hint} Allowed: {choices}.")
 
 
 def class_hint(name: str, classes: Sequence[str]) -> str:
@@ -79,34 +69,34 @@ def short_list(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(quoted[:most]) + more
 
 
-def check_transforms(owner: str, transforms: Transforms | None) -> Transforms:
+def check_transforms(transforms: Transforms | None) -> Transforms:
     """Give the default for ``None``; refuse transforms that would leave the boxes behind."""
     if transforms is None:
         return v2.ToDtype(torch.float32, scale=True)
     if not callable(transforms):
         raise OptionError(
-            f"{owner}: transforms must be callable as transforms(image, target), "
+            f"transforms must be callable as transforms(image, target), "
             f"but got {type(transforms).__name__}."
         )
-    refuse_unfit(owner, transforms)
+    refuse_unfit(transforms)
     return transforms
 
 
-def draw_annotated(owner: str, count: int, fraction: float, seed: int) -> Tensor:
+def draw_annotated(count: int, fraction: float, seed: int) -> Tensor:
     """Choose which images keep their annotation, ``(count,)`` bool.
 
     ``round(fraction * count)`` images, at least one unless ``fraction`` is 0. The choice depends on
     ``seed`` alone, and a smaller fraction is a subset of a larger one.
     """
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
-        raise OptionError(f"{owner}: annotated must be a number in [0, 1], but got {fraction!r}.")
+        raise OptionError(f"annotated must be a number in [0, 1], but got {fraction!r}.")
     if not 0 <= fraction <= 1:
         raise OptionError(
-            f"{owner}: annotated is the fraction of images that keep their annotation, in [0, 1], "
+            f"annotated is the fraction of images that keep their annotation, in [0, 1], "
             f"but got {fraction}. For 10% write annotated=0.1."
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise OptionError(f"{owner}: seed must be an integer from 0 on, but got {seed!r}.")
+        raise OptionError(f"seed must be an integer from 0 on, but got {seed!r}.")
     keep = round(fraction * count)
     if fraction > 0 and count > 0:
         keep = max(keep, 1)
@@ -116,12 +106,12 @@ def draw_annotated(owner: str, count: int, fraction: float, seed: int) -> Tensor
     return annotated
 
 
-def warn_skipped(owner: str, path: str | os.PathLike[str], reason: str) -> None:
+def warn_skipped(path: str | os.PathLike[str], reason: str) -> None:
     """Warn that the item behind ``path`` is skipped."""
-    warnings.warn(f"{owner}: '{path}' {reason}; the item is skipped.", UserWarning, stacklevel=3)
+    warn(f"'{path}' {reason}; the item is skipped.")
 
 
-def read_image(owner: str, path: Path, told: set[str] | None = None) -> tv_tensors.Image | None:
+def read_image(path: Path, told: set[str] | None = None) -> tv_tensors.Image | None:
     """Decode a file to a uint8 RGB image ``(3, H, W)``; warn and give ``None`` if it is broken.
 
     ``told`` is what the data set has said already, as in
@@ -132,11 +122,11 @@ def read_image(owner: str, path: Path, told: set[str] | None = None) -> tv_tenso
     """
     told = set() if told is None else told
     try:
-        picture = open_picture(path, caller=owner, told=told, stacklevel=4)
+        picture = open_picture(path, told=told)
     except (DataError, ExplainGuideWarning):
         raise
     except Exception as error:  # PIL raises whatever a broken file drives it to, SyntaxError too
-        warn_skipped(owner, path, f"cannot be read as an image ({_first_line(error)})")
+        warn_skipped(path, f"cannot be read as an image ({_first_line(error)})")
         return None
     return tv_tensors.Image(v2_functional.pil_to_tensor(picture))
 
@@ -181,7 +171,7 @@ def make_annotation(
 
 
 def transform_item(
-    owner: str, transforms: Transforms, image: Tensor, annotation: Annotation | None
+    transforms: Transforms, image: Tensor, annotation: Annotation | None
 ) -> tuple[Any, Annotation | None]:
     """Apply joint transforms, then drop what they pushed out of the image.
 
@@ -201,11 +191,11 @@ def transform_item(
         result = transforms(image, target)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise OptionError(
-                f"{owner}: transforms(image, target) must return (image, target), "
+                f"transforms(image, target) must return (image, target), "
                 f"but returned {type(result).__name__}."
             )
         return _plain_image(result[0]), None
-    image, target = run_steps(owner, transforms, image, target)
+    image, target = run_steps(transforms, image, target)
     return _plain_image(image), _clean(image, target, has_masks=masks is not None)
 
 
@@ -229,8 +219,8 @@ def _clean(image: Any, target: dict[str, Any], *, has_masks: bool) -> Annotation
     return make_annotation(xyxy[keep], target["labels"][keep], (height, width), masks)
 
 
-def require_folder(owner: str, path: Path) -> None:
+def require_folder(path: Path) -> None:
     """Raise :class:`DataError` unless ``path`` is a folder."""
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
-        raise DataError(f"{owner}: root '{path}' {what}.")
+        raise DataError(f"root '{path}' {what}.")

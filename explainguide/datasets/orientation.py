@@ -8,14 +8,13 @@ pixels, or the upright picture, as viewers and browsers show it.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from explainguide.datasets.pictures import Header
-from explainguide.errors import ExplainGuideWarning
+from explainguide.errors import warn
 
 __all__ = ["TOLERANCE", "Claim", "find_stored", "turn_boxes", "turn_mask"]
 
@@ -62,9 +61,7 @@ def turn_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(flipped.T if swap else flipped)
 
 
-def find_stored(
-    claims: Mapping[_Key, Claim], *, caller: str, source: str, stacklevel: int = 2
-) -> set[_Key]:
+def find_stored(claims: Mapping[_Key, Claim], *, source: str) -> set[_Key]:
     """Which of the pictures have boxes of the stored pixels; the others' are upright already.
 
     The size that the file gives tells, or boxes that fit in one of the two frames only. Where
@@ -83,13 +80,11 @@ def find_stored(
             if usual
             else "of the turned picture, as viewers show it"
         )
-        warnings.warn(
-            f"{caller}: {len(unknown)} annotated pictures are turned by their EXIF orientation "
+        warn(
+            f"{len(unknown)} annotated pictures are turned by their EXIF orientation "
             f"({names}{more}), and {source} cannot tell whether their boxes are those of the turned "
             f"picture or of the stored pixels. They are taken to be those {frame}. If they are "
-            "not, remove the orientation from the pictures or turn the boxes.",
-            ExplainGuideWarning,
-            stacklevel=stacklevel,
+            "not, remove the orientation from the pictures or turn the boxes."
         )
     return {key for key, answer in answers.items() if (usual if answer is None else answer)}
 

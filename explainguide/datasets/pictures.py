@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import ExifTags
 from PIL import Image as PILImage
 
-from explainguide.errors import DataError, ExplainGuideWarning
+from explainguide.errors import DataError, warn
 
 __all__ = ["Header", "open_picture", "read_header"]
 
@@ -58,9 +57,7 @@ def read_header(path: str | os.PathLike[str]) -> Header | None:
         return None
 
 
-def open_picture(
-    path: str | os.PathLike[str], *, caller: str, told: set[str], stacklevel: int = 2
-) -> PILImage.Image:
+def open_picture(path: str | os.PathLike[str], *, told: set[str]) -> PILImage.Image:
     """Decode a file to 8-bit RGB, turned upright as its EXIF orientation says.
 
     Unsigned 16-bit values are scaled by the range of their type, floats in [0, 1] by 255. Whole
@@ -69,9 +66,7 @@ def open_picture(
 
     Args:
         path: The file.
-        caller: Whom messages name.
         told: What this reader has been told already; what is assumed is added, and said once.
-        stacklevel: Of these warnings, as in :func:`warnings.warn`.
 
     Raises:
         DataError: For numbers whose black and white cannot be known.
@@ -81,36 +76,34 @@ def open_picture(
         # A phone's MPO holds previews and depth beside the photo, and a PSD layers beside the whole.
         if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
             _say_once(
-                f"{caller}: '{path}' holds several frames; the first is taken. So it is of every "
+                f"'{path}' holds several frames; the first is taken. So it is of every "
                 "other such picture. Save the frames as files of their own to use them.",
                 key="frames",
                 told=told,
-                stacklevel=stacklevel,
             )
         image.load()  # which makes a TIFF upright already; Pillow 10 leaves its tag all the same
         turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
         if not _has_alpha(image):
-            rgb = _to_rgb(image, path, caller)
+            rgb = _to_rgb(image, path)
         else:
             rgba = image.convert("RGBA")
             if rgba.getchannel("A").getextrema() != (255, 255):
                 _say_once(
-                    f"{caller}: '{path}' has transparent pixels, which are laid on white. So are "
+                    f"'{path}' has transparent pixels, which are laid on white. So are "
                     "those of every other picture. Save pictures without transparency for other "
                     "colours.",
                     key="transparent",
                     told=told,
-                    stacklevel=stacklevel,
                 )
             white = PILImage.new("RGBA", rgba.size, "white")
             rgb = PILImage.alpha_composite(white, rgba).convert("RGB")
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _say_once(text: str, *, key: str, told: set[str], stacklevel: int) -> None:
+def _say_once(text: str, *, key: str, told: set[str]) -> None:
     if key not in told:
         told.add(key)
-        warnings.warn(text, ExplainGuideWarning, stacklevel=stacklevel + 1)
+        warn(text)
 
 
 def _orientation(image: PILImage.Image) -> int:
@@ -131,7 +124,7 @@ def _has_alpha(image: PILImage.Image) -> bool:
     )
 
 
-def _to_rgb(image: PILImage.Image, path: str | os.PathLike[str], caller: str) -> PILImage.Image:
+def _to_rgb(image: PILImage.Image, path: str | os.PathLike[str]) -> PILImage.Image:
     tags = _tiff_tags(image)
     signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
     if image.mode in _EIGHT_BITS and not signed:
@@ -146,14 +139,14 @@ def _to_rgb(image: PILImage.Image, path: str | os.PathLike[str], caller: str) ->
     if sixteen:
         top = float(2 ** max(tags.get(_BITS, (16,))) - 1)  # a TIFF may hold 12 of 16 bits
     else:
-        top = _known_top(values, image.mode, path, caller)
+        top = _known_top(values, image.mode, path)
     scaled = values.astype(np.float64).clip(0, top) / top
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts those of 8 bits only
         scaled = 1 - scaled
     return PILImage.fromarray((scaled * 255).round().astype(np.uint8)).convert("RGB")
 
 
-def _known_top(values: np.ndarray, mode: str, path: str | os.PathLike[str], caller: str) -> float:
+def _known_top(values: np.ndarray, mode: str, path: str | os.PathLike[str]) -> float:
     """The value of white, 1 or 255, where the numbers leave no doubt."""
     if values.ndim == 2 and values.size:
         low, high = values.min(), values.max()
@@ -166,7 +159,7 @@ def _known_top(values: np.ndarray, mode: str, path: str | os.PathLike[str], call
     else:
         what = f"mode {mode}"
     raise DataError(
-        f"{caller}: '{path}' is a picture of {what}. Save it with 8 or 16 bits, or as floats in "
+        f"'{path}' is a picture of {what}. Save it with 8 or 16 bits, or as floats in "
         "[0, 1]. Unsigned integers of 8 or 16 bits, floats in [0, 1] and whole numbers in "
         "[0, 255] are allowed."
     )

@@ -36,7 +36,7 @@ _KEEP_COLUMNS = frozenset(
 )
 
 
-def refuse_unfit(owner: str, transforms: Any) -> None:
+def refuse_unfit(transforms: Any) -> None:
     """Refuse transforms of the first version, wherever they stand, and those for images alone.
 
     Raises:
@@ -49,14 +49,14 @@ def refuse_unfit(owner: str, transforms: Any) -> None:
             again = f"torchvision.transforms.v2.{name}" if hasattr(v2, name) else _SECOND
             where = "is" if step is transforms else "holds"
             raise OptionError(
-                f"{owner}: transforms {where} a torchvision.transforms.{name}, which moves the "
+                f"transforms {where} a torchvision.transforms.{name}, which moves the "
                 f"image and leaves the boxes where they were. Use {again}, which moves both."
             )
     for step in found:
         call = step.lambd if isinstance(step, v2.Lambda) else step
         if call is step and not _takes_two(step):
             raise OptionError(
-                f"{owner}: transforms has the step {_name(step)!r}, which cannot be called as "
+                f"transforms has the step {_name(step)!r}, which cannot be called as "
                 f"{_name(step)}(image, target). Use v2.Compose for several steps, and v2.Lambda for "
                 "a function of the image alone."
             )
@@ -188,7 +188,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def run_steps(
-    owner: str, transforms: Callable[[Any, Any], Any], image: Any, target: dict[str, Any]
+    transforms: Callable[[Any, Any], Any], image: Any, target: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Apply joint transforms; boxes come back as a plain float32 ``(M, 4)``, XYXY.
 
@@ -205,7 +205,7 @@ def run_steps(
             result = step(image, target)
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
             raise OptionError(
-                f"{owner}: transforms(image, target) must return (image, target), "
+                f"transforms(image, target) must return (image, target), "
                 f"but returned {type(result).__name__} in the step {_name(step)!r}."
             )
         image, target = result
@@ -221,7 +221,7 @@ def run_steps(
         fault = now
     if fault is not None:
         raise OptionError(
-            f"{owner}: transforms {fault}. It was the step {blamed!r}. Steps of "
+            f"transforms {fault}. It was the step {blamed!r}. Steps of "
             "torchvision.transforms.v2, called as transforms(image, target), are allowed."
         )
     return image, {**target, "boxes": _corners(target["boxes"], forms)[0]}

@@ -29,12 +29,11 @@ _WIDER = {
 }
 
 
-def read_text(path: Path, *, caller: str, kind: str = "text") -> str:
+def read_text(path: Path, *, kind: str = "text") -> str:
     """The text of a file in UTF-8, UTF-16 or UTF-32, without byte order marks.
 
     Args:
         path: The file.
-        caller: The public callable, for the message.
         kind: What the file should be, for the message.
 
     Raises:
@@ -44,12 +43,11 @@ def read_text(path: Path, *, caller: str, kind: str = "text") -> str:
         return _decode(path.read_bytes(), None)
     except UnicodeError as error:
         raise DataError(
-            f"{caller}: '{path}' is not {kind} in UTF-8 ({error}). Save it as UTF-8. UTF-16 "
-            "is allowed too."
+            f"'{path}' is not {kind} in UTF-8 ({error}). Save it as UTF-8. UTF-16 is allowed too."
         ) from None
 
 
-def read_xml(path: Path, *, caller: str) -> ElementTree.Element:
+def read_xml(path: Path) -> ElementTree.Element:
     """The root of an XML file in the encoding that it declares; expat itself knows only a few.
 
     Raises:
@@ -63,14 +61,14 @@ def read_xml(path: Path, *, caller: str) -> ElementTree.Element:
     except (UnicodeError, LookupError) as error:
         said = f"declares the encoding {declared!r}" if declared else "declares no encoding"
         raise DataError(
-            f"{caller}: '{path}' {said} and cannot be decoded ({error}). Save it as UTF-8, or "
+            f"'{path}' {said} and cannot be decoded ({error}). Save it as UTF-8, or "
             'declare its encoding in the first line, such as <?xml version="1.0" '
             'encoding="gbk"?>. Every encoding that Python knows is allowed.'
         ) from None
     try:
         return ElementTree.fromstring(text.strip())  # in a str the declaration is not heeded
     except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{caller}: '{path}' is not a VOC annotation ({error}).") from None
+        raise DataError(f"'{path}' is not a VOC annotation ({error}).") from None
 
 
 def _decode(raw: bytes, declared: str | None) -> str:

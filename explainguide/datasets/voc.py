@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from explainguide.datasets.items import (
     Annotation,
     Transforms,
     box_masks,
-    check_option,
     check_transforms,
     draw_annotated,
     make_annotation,
@@ -37,7 +35,7 @@ from explainguide.datasets.voc_folder import (
     read_record,
     read_split,
 )
-from explainguide.errors import DataError, OptionError
+from explainguide.errors import DataError, OptionError, check_option, operation, warn
 
 __all__ = ["VOC", "VOC_CLASSES"]
 
@@ -107,6 +105,7 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
 
     multilabel = True
 
+    @operation("VOC")
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -121,10 +120,10 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
         seed: int = 0,
         transforms: Transforms | None = None,
     ) -> None:
-        check_option("VOC", "difficult", difficult, ("ignore", "include"))
+        check_option("difficult", difficult, ("ignore", "include"))
         if year is not None:
-            check_option("VOC", "year", str(year), _YEARS)
-        self.transforms = check_transforms("VOC", transforms)
+            check_option("year", str(year), _YEARS)
+        self.transforms = check_transforms(transforms)
         self.folder = find_year_folder(Path(root), None if year is None else str(year))
         self.image_set, self.difficult, self.with_masks = image_set, difficult, masks
         self.classes = _check_classes(classes)
@@ -138,12 +137,12 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
             self.ids = [i for i in self.ids if i in masked]
             if not self.ids:
                 raise DataError(
-                    f"VOC: no image of split {image_set!r} has a file in "
+                    f"no image of split {image_set!r} has a file in "
                     f"'{self.folder / 'SegmentationClass'}'. Leave out only_masked=True."
                 )
         self.paths = [self.folder / "JPEGImages" / files[i] for i in self.ids]
         self.has_mask = torch.tensor([i in masked for i in self.ids])
-        self.annotated = draw_annotated("VOC", len(self.ids), annotated, seed)
+        self.annotated = draw_annotated(len(self.ids), annotated, seed)
 
         index = {name: i for i, name in enumerate(self.classes)}
         records = [read_record(self._xml(i), index) for i in self.ids]
@@ -160,14 +159,15 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
     def __len__(self) -> int:
         return len(self.ids)
 
+    @operation("VOC")
     def __getitem__(self, index: int) -> tuple[Any, Tensor, Annotation | None] | None:
-        image = read_image("VOC", self.paths[index], self._told)
+        image = read_image(self.paths[index], self._told)
         if image is None:
             return None
         record, size = self._records[index], (image.shape[-2], image.shape[-1])
         header = self._turned.get(index, Header(size, 1))
         if record.size not in (None, size, header.stored):
-            warn_skipped("VOC", self.paths[index], _size_clash(size, record))
+            warn_skipped(self.paths[index], _size_clash(size, record))
             return None
         annotation = None
         if self.annotated[index]:
@@ -180,7 +180,7 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
                 of_class = segmentation == (labels + 1)[:, None, None]
                 masks = box_masks(boxes, size) & of_class
             annotation = make_annotation(boxes.clone(), labels.clone(), size, masks)
-        image, annotation = transform_item("VOC", self.transforms, image, annotation)
+        image, annotation = transform_item(self.transforms, image, annotation)
         return image, self.labels[index].clone(), annotation
 
     def __repr__(self) -> str:
@@ -201,7 +201,7 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
             text = describe_missing(self.image_set, len(listed), no_image, no_xml)
             if len(missing) == len(listed):
                 raise DataError(f"{text}. Is '{self.folder}' complete?")
-            warnings.warn(f"{text}; they are left out.", UserWarning, stacklevel=3)
+            warn(f"{text}; they are left out.")
         lost = set(missing)
         return [i for i in listed if i not in lost], missing
 
@@ -229,14 +229,14 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
                 continue
             if index == 0 and record.size not in (None, header.stored, header.upright):
                 raise DataError(
-                    f"VOC: '{path}' {_size_clash(header.upright, record)}. Resize images by "
+                    f"'{path}' {_size_clash(header.upright, record)}. Resize images by "
                     "transforms, which move the boxes too."
                 )
             if header.orientation != 1:
                 turned[index] = header
                 if self.annotated[index]:
                     claims[index] = Claim(path, header, record.size, record.boxes)
-        stored = find_stored(claims, caller="VOC", source="the XML files", stacklevel=4)
+        stored = find_stored(claims, source="the XML files")
         for index in stored:
             boxes = turn_boxes(claims[index].boxes, turned[index])
             self._records[index] = self._records[index]._replace(boxes=boxes)
@@ -249,11 +249,11 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
             with PILImage.open(path) as file:
                 mode, pixels = file.mode, np.array(file)
         except Exception as error:  # PIL raises whatever a broken file drives it to
-            warn_skipped("VOC", path, f"cannot be read as a mask ({type(error).__name__})")
+            warn_skipped(path, f"cannot be read as a mask ({type(error).__name__})")
             return None
         if mode not in ("P", "L"):
             raise DataError(
-                f"VOC: '{path}' is a {mode} image. A mask file holds class indices (mode P or L); "
+                f"'{path}' is a {mode} image. A mask file holds class indices (mode P or L); "
                 "colours cannot be told apart after a conversion."
             )
         header = self._turned.get(index)
@@ -265,7 +265,7 @@ class VOC(Dataset["tuple[Any, Tensor, Annotation | None] | None"]):
         ):
             pixels = turn_mask(pixels, header.orientation)
         if pixels.shape != size:
-            warn_skipped("VOC", path, f"is {pixels.shape} and its image {size} (height, width)")
+            warn_skipped(path, f"is {pixels.shape} and its image {size} (height, width)")
             return None
         return torch.from_numpy(pixels)
 
@@ -283,5 +283,5 @@ def _size_clash(size: tuple[int, int], record: VOCRecord) -> str:
 def _check_classes(classes: Sequence[str]) -> list[str]:
     """Refuse a string or repeated names."""
     if isinstance(classes, str) or len(set(classes)) != len(classes) or not classes:
-        raise OptionError(f"VOC: classes must be distinct names, but got {classes!r}.")
+        raise OptionError(f"classes must be distinct names, but got {classes!r}.")
     return list(classes)

@@ -16,7 +16,6 @@ from explainguide.errors import DataError, OptionError, did_you_mean
 
 __all__ = ["VOC_CLASSES", "VOCRecord", "find_year_folder", "read_record", "read_split"]
 
-OWNER = "VOC"
 
 VOC_CLASSES: tuple[str, ...] = (
     "aeroplane",
@@ -56,7 +55,7 @@ class VOCRecord(NamedTuple):
 
 def find_year_folder(root: Path, year: str | None) -> Path:
     """Find the folder that holds Annotations, ImageSets and JPEGImages, at or below ``root``."""
-    require_folder(OWNER, root)
+    require_folder(root)
     if any((root / part).is_dir() for part in _PARTS):
         found = root
     else:
@@ -64,12 +63,12 @@ def find_year_folder(root: Path, year: str | None) -> Path:
         below = [f for base in (root, root / "VOCdevkit") for f in sorted(base.glob(wanted))]
         if len(below) > 1:
             raise OptionError(
-                f"{OWNER}: '{root}' holds several years. Say which with year=. "
+                f"'{root}' holds several years. Say which with year=. "
                 f"Found: {', '.join(f.name for f in below)}."
             )
         if not below:
             raise DataError(
-                f"{OWNER}: '{root}' holds no folder {wanted}. Give the year folder (it holds "
+                f"'{root}' holds no folder {wanted}. Give the year folder (it holds "
                 "Annotations, ImageSets and JPEGImages), the VOCdevkit folder, or the one above it."
             )
         found = below[0]
@@ -77,7 +76,7 @@ def find_year_folder(root: Path, year: str | None) -> Path:
     if missing:
         there = ", ".join(sorted(f.name for f in found.iterdir() if f.is_dir())) or "no folder"
         raise DataError(
-            f"{OWNER}: '{found}' has no {' and no '.join(missing)} folder. A VOC year folder holds "
+            f"'{found}' has no {' and no '.join(missing)} folder. A VOC year folder holds "
             f"{', '.join(_PARTS)}. Found: {there}."
         )
     return found
@@ -99,17 +98,17 @@ def read_split(folder: Path, image_set: str, *, include_difficult: bool) -> list
         names = _split_names(sets)
         plain = [n for n in names if n.rpartition("_")[0] not in VOC_CLASSES] or names
         raise DataError(
-            f"{OWNER}: '{folder}' has no split {image_set!r}.{did_you_mean(image_set, names)} "
+            f"'{folder}' has no split {image_set!r}.{did_you_mean(image_set, names)} "
             f"Available: {', '.join(plain) or 'none'}."
         )
     wanted = {"1", "0"} if include_difficult else {"1"}
     ids = []
-    for line in read_text(path, caller=OWNER).splitlines():
+    for line in read_text(path).splitlines():
         words = line.split()
         if words and (len(words) == 1 or words[1] not in {"1", "0", "-1"} or words[1] in wanted):
             ids.append(words[0])
     if not ids:
-        raise DataError(f"{OWNER}: '{path}' lists no image.")
+        raise DataError(f"'{path}' lists no image.")
     return ids
 
 
@@ -123,11 +122,10 @@ def _split_names(sets: Path) -> list[str]:
 
 def read_record(path: Path, class_index: dict[str, int]) -> VOCRecord:
     """Read one XML file; its boxes are 1-based and inclusive, those returned are not."""
-    root = read_xml(path, caller=OWNER)
+    root = read_xml(path)
     if root.tag != "annotation":
         raise DataError(
-            f"{OWNER}: '{path}' is not a VOC annotation (its root is <{root.tag}>, not "
-            "<annotation>)."
+            f"'{path}' is not a VOC annotation (its root is <{root.tag}>, not <annotation>)."
         )
     tree = VOCDetection.parse_voc_xml(root)["annotation"]
     size = _read_size(tree)
@@ -136,13 +134,13 @@ def read_record(path: Path, class_index: dict[str, int]) -> VOCRecord:
         name, box = _read_object(path, item)
         if name not in class_index:
             raise DataError(
-                f"{OWNER}: '{path}' has an object of class {name!r}."
+                f"'{path}' has an object of class {name!r}."
                 f"{class_hint(name, list(class_index))} classes= names other classes than VOC's; "
                 f"allowed now: {', '.join(class_index)}."
             )
         if size is not None and not (box[0] < size[1] and box[1] < size[0] and min(box[2:]) > 0):
             raise DataError(
-                f"{OWNER}: '{path}' has a box of {name!r} that lies outside the image, "
+                f"'{path}' has a box of {name!r} that lies outside the image, "
                 f"{box} in an image of {size} (height, width)."
             )
         boxes.append(box)
@@ -162,13 +160,13 @@ def _read_object(path: Path, item: Any) -> tuple[str, tuple[float, float, float,
         x1, y1, x2, y2 = (float(item["bndbox"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{OWNER}: '{path}' has an object without a name or a readable bndbox ({error!r}). An "
+            f"'{path}' has an object without a name or a readable bndbox ({error!r}). An "
             "object needs name and bndbox with xmin, ymin, xmax, ymax in pixels."
         ) from None
     # Not <=, since an inclusive box of one pixel has x1 == x2; the negation catches NaN.
     if not (x1 <= x2 and y1 <= y2 and max(x2, y2) < float("inf")):
         raise DataError(
-            f"{OWNER}: '{path}' has an inverted or non-finite box of {name!r}, "
+            f"'{path}' has an inverted or non-finite box of {name!r}, "
             f"xmin={x1:g}, ymin={y1:g}, xmax={x2:g}, ymax={y2:g}."
         )
     return name, (x1 - 1, y1 - 1, x2, y2)
@@ -178,7 +176,7 @@ def _read_difficult(path: Path, item: Any) -> bool:
     said = str(item.get("difficult") or "0").strip().lower()
     if said not in _DIFFICULT:
         raise DataError(
-            f"{OWNER}: '{path}' has an object with difficult {said!r}. Write 0 or 1. Allowed: "
+            f"'{path}' has an object with difficult {said!r}. Write 0 or 1. Allowed: "
             f"{', '.join(_DIFFICULT)}."
         )
     return _DIFFICULT[said]
@@ -201,7 +199,7 @@ def image_files(folder: Path, listed: Collection[str]) -> dict[str, str]:
         if path.suffix.lower() in IMG_EXTENSIONS and path.stem in wanted:
             if path.stem in files:
                 raise DataError(
-                    f"{OWNER}: '{folder / 'JPEGImages'}' has two images of one id, "
+                    f"'{folder / 'JPEGImages'}' has two images of one id, "
                     f"'{files[path.stem]}' and '{name}'. Leave one. Each id may have one file."
                 )
             files[path.stem] = name
@@ -215,4 +213,4 @@ def describe_missing(image_set: str, listed: int, no_image: list[str], no_xml: l
         parts.append(f"{len(no_image)} without a file in JPEGImages ({short_list(no_image)})")
     if no_xml:
         parts.append(f"{len(no_xml)} without a file in Annotations ({short_list(no_xml)})")
-    return f"{OWNER}: split {image_set!r} lists {listed} images, {' and '.join(parts)}"
+    return f"split {image_set!r} lists {listed} images, {' and '.join(parts)}"

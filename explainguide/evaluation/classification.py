@@ -31,14 +31,13 @@ def is_multilabel(labels: Tensor) -> bool:
     return labels.ndim == 2 and labels.is_floating_point()
 
 
-def check_labels(labels: Tensor, logits: Tensor, *, caller: str, class_loss: str = "task") -> None:
+def check_labels(labels: Tensor, logits: Tensor, *, class_loss: str = "task") -> None:
     """Refuse labels that do not fit the logits; values are read only on the host.
 
     Args:
         labels: ``(N,)`` integers, or ``(N, K)`` floats; for one logit an image 0 or 1, of any type,
             ``(N,)`` or ``(N, 1)``.
         logits: ``(N, K)``.
-        caller: The public callable that errors name.
         class_loss: Of the training.
 
     Raises:
@@ -48,11 +47,11 @@ def check_labels(labels: Tensor, logits: Tensor, *, caller: str, class_loss: str
     """
     count, classes = logits.shape
     if classes == 1:
-        _check_binary(labels, count, caller)
+        _check_binary(labels, count)
         return
     if labels.ndim == 2 and class_loss == "confidence-boosting":
         raise DataError(
-            f"{caller}: class_loss is 'confidence-boosting', which knows one class an image, but "
+            f"class_loss is 'confidence-boosting', which knows one class an image, but "
             f"the labels are multi-hot {tuple(labels.shape)}. Use class_loss='task'. One class "
             "index an image is allowed."
         )
@@ -60,34 +59,34 @@ def check_labels(labels: Tensor, logits: Tensor, *, caller: str, class_loss: str
         return
     if labels.ndim != 1 or len(labels) != count or labels.is_floating_point():
         raise ShapeError(
-            f"{caller}: labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for logits "
+            f"labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for logits "
             f"of shape {tuple(logits.shape)}. Build the model with num_classes={labels.shape[-1]}? "
             f"One class index an image, or multi-hot floats (N, {classes}), are allowed."
             if labels.ndim == 2
-            else f"{caller}: labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for "
+            else f"labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for "
             f"{count} images. One class index an image, or multi-hot floats (N, {classes}), are "
             "allowed."
         )
     if labels.device.type == "cpu" and bool(((labels < 0) | (labels >= classes)).any()):
         bad = int(labels[(labels < 0) | (labels >= classes)][0])
         raise DataError(
-            f"{caller}: an image has class {bad}, but the model has {classes} logits. Build it "
+            f"an image has class {bad}, but the model has {classes} logits. Build it "
             f"with num_classes={max(bad + 1, 1)} or more. 0 to {classes - 1} are allowed."
         )
 
 
-def _check_binary(labels: Tensor, count: int, caller: str) -> None:
+def _check_binary(labels: Tensor, count: int) -> None:
     """Labels of a classifier with one logit, of class 1 against class 0."""
     if tuple(labels.shape) not in ((count,), (count, 1)):
         raise ShapeError(
-            f"{caller}: labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {count} "
+            f"labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {count} "
             "images and a model with one logit. Give 0 or 1 an image, or build the model with as many "
             "logits as there are classes. (N,) and (N, 1) are allowed."
         )
     if labels.device.type == "cpu" and bool(((labels < 0) | (labels > 1)).any()):
         bad = labels[(labels < 0) | (labels > 1)].flatten()[0].item()
         raise DataError(
-            f"{caller}: an image has class {bad:g}, but the model has one logit, which tells two "
+            f"an image has class {bad:g}, but the model has one logit, which tells two "
             "classes apart. Build it with as many logits as there are classes. 0 and 1 are allowed."
         )
 

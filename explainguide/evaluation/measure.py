@@ -16,9 +16,9 @@ from explainguide.annotations.regions import as_regions, choose_classes
 from explainguide.attr import LayerMap
 from explainguide.attr.base import gather, usable
 from explainguide.datasets.batches import Batch, batches, check_data
-from explainguide.errors import DataError, OptionError
+from explainguide.errors import DataError, OptionError, check_option, operation
 from explainguide.evaluation.classification import ClassificationScores, check_labels, is_multilabel
-from explainguide.guidance.options import check_option, named_attribution, place
+from explainguide.guidance.options import named_attribution, place
 from explainguide.hooks.layers import resolve_layers, unwrap
 from explainguide.hooks.logits import check_logits, class_scores
 from explainguide.hooks.probe import automatic_layer, probe_layers
@@ -29,9 +29,8 @@ from explainguide.processes import add_up, process, together
 
 __all__ = ["evaluate"]
 
-_CALLER = "evaluate"
 
-
+@operation("evaluate")
 def evaluate(
     model: nn.Module,
     data: Any,
@@ -84,19 +83,17 @@ def evaluate(
         OptionError: For another option that is not allowed.
         DataError: If no image can be read, or labels and model do not fit.
     """
-    check_option("region", region, ("boxes", "masks"), caller=_CALLER)
+    check_option("region", region, ("boxes", "masks"))
     if isinstance(layer, tuple):
         layer = list(layer)
-    inner = unwrap(model, caller=_CALLER)
+    inner = unwrap(model)
     method = _method(attribution, inner, layer, output)
-    count = check_data(data, name="data", caller=_CALLER)
+    count = check_data(data, name="data")
     if layer is None and method.layer is not None:
         layer = method.layer
     if layer is None:
-        layer = automatic_layer(
-            inner, probe_layers(inner, reading=method.reading, caller=_CALLER), caller=_CALLER
-        )
-    modules = resolve_layers(inner, layer, caller=_CALLER)
+        layer = automatic_layer(inner, probe_layers(inner, reading=method.reading))
+    modules = resolve_layers(inner, layer)
     if device is not None:
         inner.to(device)
     place = _device(inner)
@@ -113,14 +110,14 @@ def evaluate(
         found: ClassificationScores | None = None
         maps = {name: _MapScores(threshold, place) for name in modules}
         totals = [0, 0, 0]
-        with together(place, caller=_CALLER):
+        with together(place):
             for batch in tqdm(source, "evaluate", steps, disable=not progress, leave=False):
                 totals[0] += len(batch.images)
                 totals[2] += batch.skipped
                 if not batch.readable:
                     continue
                 logits, pairs = _step(inner, modules, tap, method, batch, region, maps)
-                check_labels(batch.labels, logits, caller=_CALLER)
+                check_labels(batch.labels, logits)
                 if found is None:
                     found = ClassificationScores(
                         logits.shape[1], is_multilabel(batch.labels), place
@@ -130,7 +127,7 @@ def evaluate(
     found = _of_all(found, place)
     if found is None:
         raise DataError(
-            f"{_CALLER}: none of the {count} images could be read. See the warnings for their "
+            f"none of the {count} images could be read. See the warnings for their "
             "names. At least one must be readable."
         )
     shared = [int(total) for total in add_up(totals, place).tolist()]
@@ -159,17 +156,17 @@ def _method(
     if isinstance(attribution, LayerMap):
         if attribution.model is not model:
             raise OptionError(
-                f"{_CALLER}: the attribution {type(attribution).__name__} was built for another "
+                f"the attribution {type(attribution).__name__} was built for another "
                 "model. Build it with the model that is evaluated. A name is allowed too."
             )
         if output not in (None, attribution.reading.output):
             raise OptionError(
-                f"{_CALLER}: output is {output!r}, but the attribution was built with "
+                f"output is {output!r}, but the attribution was built with "
                 f"{attribution.reading.output!r}. Leave out one of the two. They must agree."
             )
-        return place(attribution, layer, caller=_CALLER)
-    reading = check_reading(output=output, caller=_CALLER)
-    return named_attribution(attribution, model, layer, reading=reading, caller=_CALLER)
+        return place(attribution, layer)
+    reading = check_reading(output=output)
+    return named_attribution(attribution, model, layer, reading=reading)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -206,20 +203,18 @@ def _step(
     """The logits of a batch, and of how many pairs the maps were scored."""
     if not batch.annotations.most_classes:
         output = model(batch.images)
-        return check_logits(
-            output, reading=method.reading, images=len(batch.images), caller=_CALLER
-        ), 0
+        return check_logits(output, reading=method.reading, images=len(batch.images)), 0
     images = batch.images
     size = (int(images.shape[-2]), int(images.shape[-1]))
     with torch.enable_grad():
         model(usable(images))
         passed = cast(ForwardPass, tap.last)
-        logits = method.logits(passed, caller=_CALLER)
+        logits = method.logits(passed)
         scores_of_classes = class_scores(logits)
         annotations = batch.annotations
-        boxes = as_regions(annotations.without_masks(), scores_of_classes, size, caller=_CALLER)
+        boxes = as_regions(annotations.without_masks(), scores_of_classes, size)
         choice = choose_classes(
-            "all", boxes, scores_of_classes, None, negatives=0.0, generator=None, caller=_CALLER
+            "all", boxes, scores_of_classes, None, negatives=0.0, generator=None
         )
         evidence = gather(
             method,
@@ -230,7 +225,6 @@ def _step(
                 choice.valid, class_scores(z).gather(1, choice.classes.T).T, 0
             ),
             create_graph=False,
-            caller=_CALLER,
         )
         maps = method.maps(evidence)
     tap.forget()

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from explainguide.annotations.labels import FirstLabel, check_first_label
 from explainguide.attr import LayerMap
 from explainguide.attr.base import buffers_aside, usable
+from explainguide.errors import check_option, operation
 from explainguide.guidance.objective import Settings, localize
 from explainguide.guidance.options import (
     NAME,
     check_choices,
     check_model,
-    check_option,
     check_weights,
     combine_layers,
     name_of,
@@ -113,6 +113,7 @@ class ExplanationGuidance:
         >>> guide.remove()
     """
 
+    @operation("ExplanationGuidance")
     def __init__(
         self,
         model: nn.Module,
@@ -137,9 +138,9 @@ class ExplanationGuidance:
     ) -> None:
         check_choices(target, score, reduction, negatives)
         self._outer = model
-        self._model = unwrap(model, caller=NAME)
+        self._model = unwrap(model)
         check_model(self._model)
-        staged = resolve_loss(loss, caller=NAME)
+        staged = resolve_loss(loss)
         reading = check_reading(
             output=output,
             layout=layout,
@@ -147,14 +148,13 @@ class ExplanationGuidance:
             prefix_tokens=prefix_tokens,
             image_argument=image_argument,
             image_size=image_size,
-            caller=NAME,
         )
-        check_classifier(self._model, reading, caller=NAME)
+        check_classifier(self._model, reading)
         chosen = resolve_attribution(attribution, self._model, layer, reading)
         layer = combine_layers(layer, chosen)
         if layer is None:
-            layer = find_layer(self._model, reading=chosen.reading, caller=NAME)
-        modules = resolve_layers(self._model, layer, caller=NAME)
+            layer = find_layer(self._model, reading=chosen.reading)
+        modules = resolve_layers(self._model, layer)
         self._arguments = {
             "attribution": attribution,
             "loss": loss,
@@ -178,7 +178,7 @@ class ExplanationGuidance:
             layer_weights=check_weights(layer_weights, list(modules)),
             reduction=reduction,
             generator=generator,
-            first_label=check_first_label(first_label, caller=NAME),
+            first_label=check_first_label(first_label),
             names=(name_of(attribution), name_of(loss)),
             sync_dist=sync_dist,
             group=getattr(model, "process_group", None),
@@ -259,14 +259,14 @@ class ExplanationGuidance:
         """
         return self._loss_loc(annotations, target, alone=False)
 
+    @operation("ExplanationGuidance.loss_loc")
     def _loss_loc(self, annotations: Any, target: Any, *, alone: bool) -> Tensor:
-        caller = f"{NAME}.loss_loc"
         dropped = self._tap.dropped
-        passed = take_pass(self._tap, caller=caller)
+        passed = take_pass(self._tap)
         if dropped and not self._told:
             self._told = True
-            tell_dropped(dropped, caller=caller)
-        with graph_kept(caller=caller), torch.autocast(passed.device, enabled=False):
+            tell_dropped(dropped)
+        with graph_kept(), torch.autocast(passed.device, enabled=False):
             loss, maps = localize(
                 self._settings,
                 self._tap,
@@ -275,13 +275,13 @@ class ExplanationGuidance:
                 target,
                 alone=alone,
                 examine=not self._examined,
-                caller=caller,
             )
         self._examined = True
         self.attributions = maps
         self.replaced |= passed.replaced
         return loss
 
+    @operation("ExplanationGuidance.attribute")
     def attribute(
         self,
         inputs: Tensor,
@@ -310,8 +310,8 @@ class ExplanationGuidance:
         """
         name = self.layers[0] if layer is None else layer
         if isinstance(name, nn.Module):
-            (name,) = resolve_layers(self._model, name, caller=f"{NAME}.attribute")
-        check_option("layer", name, self.layers, caller=f"{NAME}.attribute")
+            (name,) = resolve_layers(self._model, name)
+        check_option("layer", name, self.layers)
         maps = self._settings.attribution.at(name).attribute(
             inputs, PREDICTED if target is None else target
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from explainguide.annotations.labels import FirstLabel, as_labels, check_multi_h
 from explainguide.annotations.regions import Choice, as_regions, choose_classes
 from explainguide.attr import LayerMap
 from explainguide.attr.base import gather, usable
-from explainguide.errors import ExplainGuideWarning, OptionError, ShapeError
+from explainguide.errors import OptionError, ShapeError, warn
 from explainguide.guidance.staging import StagedLoss
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.logits import (
@@ -58,7 +57,6 @@ def localize(
     *,
     alone: bool = False,
     examine: bool = False,
-    caller: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The localization loss of one forward pass, and the maps that it is made of.
 
@@ -71,23 +69,21 @@ def localize(
         alone: Whether the other processes of a distributed run make no such call.
         examine: Whether to look, without computing anything, for operations that cannot be
             differentiated twice, and for log-probabilities in place of logits.
-        caller: The public callable that errors name.
 
     Returns:
         A scalar, or ``(N,)`` with reduction="none"; and ``{layer: (N, h, w)}``, detached.
     """
     method = settings.attribution
-    logits = method.logits(passed, caller=caller)
+    logits = method.logits(passed)
     scores = class_scores(logits)
-    labels = _labels(target, logits, caller)
-    targets = _target_tensor(labels, logits, caller)
+    labels = _labels(target, logits)
+    targets = _target_tensor(labels, logits)
     regions = as_regions(
         annotations,
         scores,
         passed.image_size,
         target=None if settings.target == "predicted" else labels,
         first_label=settings.first_label,
-        caller=caller,
     )
     choice = choose_classes(
         settings.target,
@@ -96,7 +92,6 @@ def localize(
         targets,
         negatives=settings.negatives,
         generator=settings.generator,
-        caller=caller,
     )
     masks = usable(regions.region(choice.regions, passed.image_size))
     annotated = choice.valid & (masks > 0).flatten(2).any(2)
@@ -107,7 +102,6 @@ def localize(
         passed,
         score=lambda z: _score(z, settings.score, choice, annotated),
         create_graph=True,
-        caller=caller,
     )
     maps, detached = method.maps(evidence), {}
     dtype = next(iter(maps.values())).dtype
@@ -115,7 +109,7 @@ def localize(
     total = torch.zeros(len(logits), dtype=dtype, device=logits.device)
     for (name, found), weight in zip(maps.items(), settings.layer_weights, strict=True):
         detached[name] = (found.detach() * share[..., None, None]).sum(0)
-        losses = _compare(settings, found, masks.to(found.dtype), caller)
+        losses = _compare(settings, found, masks.to(found.dtype))
         total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
     total = mark_soft(total, targets)
     if settings.reduction != "none":
@@ -123,15 +117,11 @@ def localize(
     if settings.reduction == "mean":
         total = total * _per_image(annotated.any(0).sum().to(dtype), settings, alone)
     if examine:
-        check_derivatives(
-            total, logits, evidence.features.values(), model=settings.model, caller=caller
-        )
+        check_derivatives(total, logits, evidence.features.values(), model=settings.model)
         if settings.score == "logit" and ends_in_log_softmax(logits):
-            warnings.warn(
-                f"{caller}: the model returns log-probabilities, so score='logit' explains log p of "
-                "class k. score='log_prob' says so.",
-                ExplainGuideWarning,
-                stacklevel=4,
+            warn(
+                "the model returns log-probabilities, so score='logit' explains log p of "
+                "class k. score='log_prob' says so."
             )
     return total, detached
 
@@ -150,7 +140,7 @@ def _per_image(count: Tensor, settings: Settings, alone: bool) -> Tensor:
     return world / count.clamp(min=1)
 
 
-def _compare(settings: Settings, maps: Tensor, masks: Tensor, caller: str) -> Tensor:
+def _compare(settings: Settings, maps: Tensor, masks: Tensor) -> Tensor:
     """``(S, N, h, w)`` and ``(S, N, H, W)`` to ``(S, N)``: prepare, upsample, compare."""
     size = masks.shape[-2:]
     flat = settings.loss.prepare(maps.flatten(0, 1))
@@ -160,7 +150,7 @@ def _compare(settings: Settings, maps: Tensor, masks: Tensor, caller: str) -> Te
     if not isinstance(losses, Tensor) or losses.shape != flat.shape[:1]:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ShapeError(
-            f"{caller}: the loss {settings.names[1]!r} returned {got} for {len(flat)} maps. Do not "
+            f"the loss {settings.names[1]!r} returned {got} for {len(flat)} maps. Do not "
             "reduce over images. (attribution (N, H, W), mask (N, H, W)) -> (N,) is allowed."
         )
     return losses.unflatten(0, maps.shape[:2])
@@ -177,28 +167,28 @@ def _score(logits: Tensor, kind: str, choice: Choice, annotated: Tensor) -> Tens
     return torch.where(annotated, chosen, 0)
 
 
-def _labels(target: Any, logits: Tensor, caller: str) -> Tensor | None:
+def _labels(target: Any, logits: Tensor) -> Tensor | None:
     """Class indices, or multi-hot labels ``(N, K)``; one logit has two classes."""
     if target is None:
         return None
     if isinstance(target, str):
         raise OptionError(
-            f"{caller}: target is {target!r}. Give class indices or multi-hot labels; a guide that is "
+            f"target is {target!r}. Give class indices or multi-hot labels; a guide that is "
             "built with target='predicted' explains the predicted class. (N,) or (N, K) is allowed."
         )
-    labels: Tensor = usable(as_labels(target, caller=caller))
+    labels: Tensor = usable(as_labels(target))
     if logits.shape[1] == 1:
         column = labels.shape == (len(logits), 1)
         if column or (labels.shape == (len(logits),) and labels.is_floating_point()):
             shown = labels.reshape(-1, 1).to(logits.dtype)  # labels as BCEWithLogitsLoss takes them
             labels = torch.cat([1 - shown, shown], 1)
     if labels.ndim == 2:
-        check_multi_hot(labels, (len(logits), count_classes(logits)), caller=caller)
+        check_multi_hot(labels, (len(logits), count_classes(logits)))
     return labels
 
 
-def _target_tensor(labels: Tensor | None, logits: Tensor, caller: str) -> Tensor | None:
+def _target_tensor(labels: Tensor | None, logits: Tensor) -> Tensor | None:
     """The labels on the logits' device."""
     if labels is None or labels.ndim == 2:
         return None if labels is None else labels.to(logits.device, non_blocking=True)
-    return as_targets(labels, logits, caller=caller)
+    return as_targets(labels, logits)

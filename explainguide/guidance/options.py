@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from explainguide.attr import ATTRIBUTIONS, LayerMap
-from explainguide.errors import GuidanceError, OptionError, did_you_mean
+from explainguide.errors import GuidanceError, OptionError, check_option
 from explainguide.hooks.layers import resolve_layers
 from explainguide.hooks.reading import AS_FOUND, Reading
 
@@ -18,7 +18,6 @@ __all__ = [
     "NAME",
     "check_choices",
     "check_model",
-    "check_option",
     "check_weights",
     "combine_layers",
     "name_of",
@@ -44,46 +43,41 @@ def resolve_attribution(
     if isinstance(attribution, LayerMap):
         if attribution.model is not model:
             raise OptionError(
-                f"{NAME}: the attribution {type(attribution).__name__} was built for another model. "
+                f"the attribution {type(attribution).__name__} was built for another model. "
                 "Build it with the model that is guided. A name is allowed too."
             )
         for field in fields(Reading):
             said, built = getattr(reading, field.name), getattr(attribution.reading, field.name)
             if said not in (None, built):
                 raise OptionError(
-                    f"{NAME}: {field.name} is {said!r}, but the attribution was built with "
+                    f"{field.name} is {said!r}, but the attribution was built with "
                     f"{built!r}. Leave out one of the two. They must agree."
                 )
         return attribution
     if isinstance(attribution, type) and issubclass(attribution, LayerMap):
         raise OptionError(
-            f"{NAME}: attribution is the class {attribution.__name__}. Build it: "
+            f"attribution is the class {attribution.__name__}. Build it: "
             f"{attribution.__name__}(model). A name or an object is allowed."
         )
     return named_attribution(attribution, model, layer, reading=reading)
 
 
 def named_attribution(
-    name: str,
-    model: nn.Module,
-    layer: Layers | None,
-    *,
-    reading: Reading = AS_FOUND,
-    caller: str = NAME,
+    name: str, model: nn.Module, layer: Layers | None, *, reading: Reading = AS_FOUND
 ) -> LayerMap:
     """The attribution of a name, with its defaults, placed at the layer."""
-    check_option("attribution", name, ATTRIBUTIONS, caller=caller)
-    return place(ATTRIBUTIONS[name](model, **vars(reading)), layer, caller=caller)
+    check_option("attribution", name, ATTRIBUTIONS)
+    return place(ATTRIBUTIONS[name](model, **vars(reading)), layer)
 
 
-def place(attribution: LayerMap, layer: Layers | None, *, caller: str = NAME) -> LayerMap:
+def place(attribution: LayerMap, layer: Layers | None) -> LayerMap:
     """An attribution that places itself, at the layer that is named instead; others as they are."""
     if not attribution.places_itself or layer is None:
         return attribution
     if not isinstance(layer, str) and isinstance(layer, Sequence):
         if len(layer) != 1:
             raise OptionError(
-                f"{caller}: {len(layer)} layers for {type(attribution).__name__}. Name the one where "
+                f"{len(layer)} layers for {type(attribution).__name__}. Name the one where "
                 "its roll-out starts, or none. One layer is allowed."
             )
         layer = layer[0]
@@ -95,11 +89,11 @@ def combine_layers(layer: Layers | None, attribution: LayerMap) -> Layers | None
     own = attribution.layer
     if layer is None or own is None:
         return own if layer is None else layer
-    named, built = (resolve_layers(attribution.model, n, caller=NAME) for n in (layer, own))
+    named, built = (resolve_layers(attribution.model, n) for n in (layer, own))
     if list(named) == list(built):
         return layer
     raise OptionError(
-        f"{NAME}: layer is {layer!r}, but the attribution was built for {own!r}. Leave out one of "
+        f"layer is {layer!r}, but the attribution was built for {own!r}. Leave out one of "
         "the two. They must agree."
     )
 
@@ -109,13 +103,13 @@ def check_model(model: nn.Module) -> None:
     parameters = list(model.parameters())
     if parameters and not any(p.requires_grad for p in parameters):
         raise GuidanceError(
-            f"{NAME}: every parameter of {type(model).__name__} is frozen, so a loss has nothing to "
+            f"every parameter of {type(model).__name__} is frozen, so a loss has nothing to "
             "train. Unfreeze some with requires_grad_(True). At least one must require a gradient."
         )
     for name, module in model.named_modules():
         if type(module).__name__.startswith("PatchDropout") and getattr(module, "prob", 0) > 0:
             raise GuidanceError(
-                f"{NAME}: module {name!r} drops patches in training (prob={module.prob}), and no map "
+                f"module {name!r} drops patches in training (prob={module.prob}), and no map "
                 "can tell which. Build the model with patch_drop_rate=0. Dropout of other kinds is "
                 "allowed."
             )
@@ -124,7 +118,7 @@ def check_model(model: nn.Module) -> None:
     )
     if synchronised:
         raise GuidanceError(
-            f"{NAME}: module {synchronised!r} is a SyncBatchNorm, which has no second derivative. "
+            f"module {synchronised!r} is a SyncBatchNorm, which has no second derivative. "
             "Use BatchNorm (with larger batches a process) or another norm. Every operation above "
             "the layer must be differentiable twice."
         )
@@ -137,7 +131,7 @@ def check_choices(target: str, score: str, reduction: str, negatives: float) -> 
     check_option("reduction", reduction, _REDUCTIONS)
     if not 0 <= negatives <= 1 or (negatives > 0 and target != "sample"):
         raise OptionError(
-            f"{NAME}: negatives is {negatives} with target={target!r}. Use target='sample' and "
+            f"negatives is {negatives} with target={target!r}. Use target='sample' and "
             "a probability such as 0.5. A number in [0, 1] is allowed, 0 with other targets."
         )
 
@@ -148,19 +142,10 @@ def check_weights(weights: Sequence[float] | None, layers: list[str]) -> list[fl
         return [1.0] * len(layers)
     if len(weights) != len(layers):
         raise OptionError(
-            f"{NAME}: {len(weights)} layer_weights for {len(layers)} layers {layers}. Give one a "
+            f"{len(weights)} layer_weights for {len(layers)} layers {layers}. Give one a "
             "layer. Numbers are allowed."
         )
     return [float(w) for w in weights]
-
-
-def check_option(option: str, value: object, allowed: Any, *, caller: str = NAME) -> None:
-    """Refuse a name that is not allowed, with the nearest that is."""
-    if not isinstance(value, str) or value not in allowed:
-        raise OptionError(
-            f"{caller}: unknown {option} {value!r}.{did_you_mean(str(value), allowed)} "
-            f"{', '.join(map(repr, allowed))} are allowed."
-        )
 
 
 def name_of(choice: str | Callable[..., Any]) -> str:

@@ -36,7 +36,7 @@ class StagedLoss(NamedTuple):
     compare: Loss
 
 
-def resolve_loss(loss: str | Loss, *, caller: str) -> StagedLoss:
+def resolve_loss(loss: str | Loss) -> StagedLoss:
     """A name, a loss of this module (also as a `functools.partial`), or any callable.
 
     The losses that normalise do so at the layer's own resolution, as the authors' program does; the
@@ -48,13 +48,13 @@ def resolve_loss(loss: str | Loss, *, caller: str) -> StagedLoss:
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise OptionError(
-                f"{caller}: unknown loss {loss!r}.{did_you_mean(loss, LOSSES)} "
+                f"unknown loss {loss!r}.{did_you_mean(loss, LOSSES)} "
                 f"{', '.join(map(repr, LOSSES))}, or a callable, are allowed."
             )
         loss = LOSSES[loss]
     if not callable(loss):
         raise OptionError(
-            f"{caller}: loss is a {type(loss).__name__}. Use loss='energy'. A name or a callable "
+            f"loss is a {type(loss).__name__}. Use loss='energy'. A name or a callable "
             "(attribution (N, H, W), mask (N, H, W)) -> (N,) is allowed."
         )
     function, options = loss, {}
@@ -70,13 +70,12 @@ def resolve_loss(loss: str | Loss, *, caller: str) -> StagedLoss:
     return StagedLoss(prepare, partial(function, **{**options, "normalize": False}))
 
 
-def with_options(loss: str, options: Mapping[str, Any], *, caller: str) -> str | Loss:
+def with_options(loss: str, options: Mapping[str, Any]) -> str | Loss:
     """A loss of the table with options of its own; the name itself where there are none.
 
     Args:
         loss: A name in `LOSSES`.
         options: Keyword arguments of that function.
-        caller: The public callable that errors name.
 
     Raises:
         OptionError: If the loss has no such option, or refuses its value.
@@ -88,7 +87,7 @@ def with_options(loss: str, options: Mapping[str, Any], *, caller: str) -> str |
     for name in options:
         if name not in allowed:
             raise OptionError(
-                f"{caller}: the loss {loss!r} has no option {name!r}.{did_you_mean(name, allowed)} "
+                f"the loss {loss!r} has no option {name!r}.{did_you_mean(name, allowed)} "
                 f"It has {', '.join(map(repr, allowed)) or 'none'}."
             )
     chosen = partial(LOSSES[loss], **options)
@@ -97,6 +96,6 @@ def with_options(loss: str, options: Mapping[str, Any], *, caller: str) -> str |
         chosen(ones, ones)  # now rather than in the first step
     except (OptionError, TypeError) as error:
         raise OptionError(
-            f"{caller}: the loss {loss!r} refuses its options {dict(options)}: {error}"
+            f"the loss {loss!r} refuses its options {dict(options)}: {error}"
         ) from error
     return chosen

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from explainguide.errors import ExplainGuideWarning, GuidanceError
+from explainguide.errors import GuidanceError, warn
 from explainguide.hooks.tap import ForwardPass, Tap
 
 __all__ = ["graph_kept", "take_pass", "tell_dropped"]
@@ -17,7 +16,7 @@ __all__ = ["graph_kept", "take_pass", "tell_dropped"]
 _GRAPH_GONE = ("backward through the graph a second time", "modified by an inplace operation")
 
 
-def take_pass(tap: Tap, *, caller: str) -> ForwardPass:
+def take_pass(tap: Tap) -> ForwardPass:
     """The pass that is waiting, which waits no longer, whether it serves or is refused.
 
     Raises:
@@ -25,7 +24,7 @@ def take_pass(tap: Tap, *, caller: str) -> ForwardPass:
     """
     if not tap.attached:
         raise GuidanceError(
-            f"{caller}: the guide's hooks were taken off the model. Build a new guide. A guide works "
+            "the guide's hooks were taken off the model. Build a new guide. A guide works "
             "until `remove`, or the end of its `with`."
         )
     passed = tap.last
@@ -34,37 +33,35 @@ def take_pass(tap: Tap, *, caller: str) -> ForwardPass:
         off = "gradients are off"
         what = "the last forward pass ran without gradients" if torch.is_grad_enabled() else off
         raise GuidanceError(
-            f"{caller}: {what}. In evaluation there is nothing to train: write `if model.training: "
+            f"{what}. In evaluation there is nothing to train: write `if model.training: "
             "loss = loss + lam * guide.loss_loc(targets)`. For maps there is `attribute`. "
             "A training pass runs outside torch.no_grad and inference_mode."
         )
     if passed is None and tap.compiled:
         raise GuidanceError(
-            f"{caller}: the model ran inside torch.compile, where no layer can be read, and whose "
+            "the model ran inside torch.compile, where no layer can be read, and whose "
             "backward cannot be differentiated twice from outside. Train with the uncompiled model "
             "(`compiled._orig_mod`). Compile for evaluation only."
         )
     if passed is None:
         raise GuidanceError(
-            f"{caller}: no forward pass is waiting. Call the model first. Each forward pass serves one "
+            "no forward pass is waiting. Call the model first. Each forward pass serves one "
             "loss_loc, and a pass that raised serves none."
         )
     return passed
 
 
-def tell_dropped(count: int, *, caller: str) -> None:
+def tell_dropped(count: int) -> None:
     """Say that passes were recorded of which none asked for the loss."""
-    warnings.warn(
-        f"{caller}: {count + 1} forward passes with gradients since the last loss_loc, of which the "
+    warn(
+        f"{count + 1} forward passes with gradients since the last loss_loc, of which the "
         "last alone is explained. Call loss_loc after each that is annotated; run the others in `with "
-        "guide.pause():` or under torch.no_grad.",
-        ExplainGuideWarning,
-        stacklevel=4,
+        "guide.pause():` or under torch.no_grad."
     )
 
 
 @contextmanager
-def graph_kept(*, caller: str) -> Iterator[None]:
+def graph_kept() -> Iterator[None]:
     """Say what autograd means where the graph of the pass is gone.
 
     Raises:
@@ -76,7 +73,7 @@ def graph_kept(*, caller: str) -> Iterator[None]:
         if not any(said in str(error) for said in _GRAPH_GONE):
             raise
         raise GuidanceError(
-            f"{caller}: the graph of the forward pass is gone, or what it holds was changed in place "
+            f"the graph of the forward pass is gone, or what it holds was changed in place "
             f"({str(error).splitlines()[0][:100]}). Call loss_loc before backward() and "
             "optimizer.step(), and add it to the loss. Nothing may change what was computed until then."
         ) from error

@@ -16,7 +16,7 @@ __all__ = ["check_derivatives"]
 
 
 def check_derivatives(
-    derived: Tensor, logits: Tensor, features: Iterable[Tensor], *, model: nn.Module, caller: str
+    derived: Tensor, logits: Tensor, features: Iterable[Tensor], *, model: nn.Module
 ) -> None:
     """Refuse what would fail in the backward pass of the loss, or be left out of it without a word.
 
@@ -28,7 +28,6 @@ def check_derivatives(
         logits: Of the forward pass, or a sum of them.
         features: The guided layers' activations; the model above them is differentiated twice.
         model: Of that forward pass, whose compiled modules are named.
-        caller: The public callable that the error names.
 
     Raises:
         GuidanceError: With the operation's name.
@@ -39,7 +38,7 @@ def check_derivatives(
     if any("CompiledFunction" in node.name() for node in above):
         names = ", ".join(n for n, m in model.named_modules() if _is_compiled(m))
         raise GuidanceError(
-            f"{caller}: between the layer and the logits a part of the model was compiled by "
+            f"between the layer and the logits a part of the model was compiled by "
             f"torch.compile ({names or 'a function'}), which cannot be differentiated twice from "
             "outside. Compile only what lies before the layer, or guide a layer after it. Every "
             "operation between the layer and the logits must be differentiable twice."
@@ -49,7 +48,7 @@ def check_derivatives(
     named = named or _extension_without(derived, features)
     if named is not None:
         raise GuidanceError(
-            f"{caller}: operation {named!r} has no second derivative. Exchange it for one that has, "
+            f"operation {named!r} has no second derivative. Exchange it for one that has, "
             "or guide a layer above it. Every operation between the layer and the logits must be "
             "differentiable twice."
         )

@@ -15,10 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainguide.errors import OptionError
+from explainguide.errors import OptionError, operation
 from explainguide.hooks.layers import unwrap
 
-__all__ = ["DynamicLinear", "Mode", "evaluating", "explanation_mode", "hold", "is_bcos", "wide"]
+__all__ = [
+    "DynamicLinear",
+    "Mode",
+    "evaluating",
+    "explanation_mode",
+    "hold",
+    "is_bcos",
+    "modes_of",
+    "wide",
+]
 
 
 class Mode:
@@ -98,8 +107,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def modes_of(model: nn.Module) -> list[Mode]:
+    """The modes of a model's dynamic linear modules.
+
+    Raises:
+        OptionError: If it has none.
+        GuidanceError: If the model was compiled, whose backward pass asks no mode.
+    """
+    model = unwrap(model)
+    modes = [module.mode for module in model.modules() if isinstance(module, DynamicLinear)]
+    if not modes:
+        raise OptionError(
+            f"{type(model).__name__} has no B-cos module, so it has no explanation of "
+            "its own. Convert it with bcosify, or use attribution 'ixg'. A B-cos network is allowed."
+        )
+    return modes
+
+
 @contextmanager
-def explanation_mode(model: nn.Module, *, caller: str = "explanation_mode") -> Iterator[nn.Module]:
+def explanation_mode(model: nn.Module) -> Iterator[nn.Module]:
     """Within this context, the gradients of a B-cos network are those of its explanation.
 
     It must be on while the backward pass runs; the forward pass may lie before it, and its outputs
@@ -108,7 +134,6 @@ def explanation_mode(model: nn.Module, *, caller: str = "explanation_mode") -> I
 
     Args:
         model: A network of `bcosify`, or one with modules of `explainguide.bcos`.
-        caller: The public callable that an error names.
 
     Yields:
         The model.
@@ -130,13 +155,8 @@ def explanation_mode(model: nn.Module, *, caller: str = "explanation_mode") -> I
         >>> torch.allclose((weight * x).sum(), y)
         True
     """
-    model = unwrap(model, caller=caller)
-    modes = [module.mode for module in model.modules() if isinstance(module, DynamicLinear)]
-    if not modes:
-        raise OptionError(
-            f"{caller}: {type(model).__name__} has no B-cos module, so it has no explanation of "
-            "its own. Convert it with bcosify, or use attribution 'ixg'. A B-cos network is allowed."
-        )
+    with operation("explanation_mode"):
+        modes = modes_of(model)
     found = [mode.explaining for mode in modes]
     try:
         for mode in modes:

@@ -17,7 +17,7 @@ INPUT = "input"
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
-def unwrap(model: nn.Module, *, caller: str) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The model itself, out of DistributedDataParallel.
 
     Raises:
@@ -25,12 +25,12 @@ def unwrap(model: nn.Module, *, caller: str) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise OptionError(
-            f"{caller}: model is a {type(model).__name__}, not an nn.Module. "
+            f"model is a {type(model).__name__}, not an nn.Module. "
             "Pass the classifier itself. It must map images (N, 3, H, W) to logits (N, K)."
         )
     if hasattr(model, "_orig_mod"):
         raise GuidanceError(
-            f"{caller}: the model was passed through torch.compile, which cannot be differentiated "
+            "the model was passed through torch.compile, which cannot be differentiated "
             "twice from outside. Build the guide and train with the uncompiled model "
             "(`compiled._orig_mod`). Compile for evaluation only."
         )
@@ -39,35 +39,35 @@ def unwrap(model: nn.Module, *, caller: str) -> nn.Module:
     )
     if compiled is not None:
         raise GuidanceError(
-            f"{caller}: module {compiled!r} was compiled in place by `compile()`, which cannot be "
+            f"module {compiled!r} was compiled in place by `compile()`, which cannot be "
             "differentiated twice from outside. Train the uncompiled model. Compile for evaluation "
             "only."
         )
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise GuidanceError(
-                f"{caller}: {_say(name)} was scripted or traced by torch.jit, whose layers cannot be "
+                f"{_say(name)} was scripted or traced by torch.jit, whose layers cannot be "
                 "read. Use the Python model that it was made from. An nn.Module is allowed, also one "
                 "traced by torch.fx."
             )
         if ".quantized." in f"{type(module).__module__}.":
             raise GuidanceError(
-                f"{caller}: {_say(name)} is quantised, and integers have no gradient. Guide the model "
+                f"{_say(name)} is quantised, and integers have no gradient. Guide the model "
                 "in floating point, then quantise it. float64, float32, float16 and bfloat16 are "
                 "allowed."
             )
     if isinstance(model, nn.DataParallel):
         raise GuidanceError(
-            f"{caller}: nn.DataParallel copies the model in every forward, so no layer can be read. "
+            "nn.DataParallel copies the model in every forward, so no layer can be read. "
             "Use `model.module` on one device or DistributedDataParallel."
         )
     if isinstance(model, nn.parallel.DistributedDataParallel):
         if model.static_graph:
             raise GuidanceError(
-                f"{caller}: DistributedDataParallel(static_graph=True) does not average the "
+                "DistributedDataParallel(static_graph=True) does not average the "
                 "gradients of a loss on attributions. Build it with static_graph=False."
             )
-        return unwrap(model.module, caller=caller)
+        return unwrap(model.module)
     return model
 
 
@@ -106,7 +106,7 @@ def said_of(model: nn.Module, layer: str, attribute: str) -> Any:
 
 
 def resolve_layers(
-    model: nn.Module, layer: str | nn.Module | Sequence[str | nn.Module], *, caller: str
+    model: nn.Module, layer: str | nn.Module | Sequence[str | nn.Module]
 ) -> dict[str, nn.Module | None]:
     """Names to modules; ``"input"`` (the image itself) to None.
 
@@ -115,39 +115,36 @@ def resolve_layers(
         layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, a module, or several.
             The prefixes that DistributedDataParallel and torch.compile put in front are understood.
             ``"stage4[1]"`` is the second output of a layer that returns a tuple or a list.
-        caller: The public callable that the error names.
 
     Raises:
         LayerError: For a name or a module that the model has not, a number, or no name at all.
     """
     names = [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
     if not names:
-        raise LayerError(f"{caller}: layer is an empty list. Name at least one layer.")
+        raise LayerError("layer is an empty list. Name at least one layer.")
     modules = dict(model.named_modules(remove_duplicate=False))
     found: dict[str, nn.Module | None] = {}
     for name in names:
-        clean = _clean_name(model, name, modules, caller=caller)
+        clean = _clean_name(model, name, modules)
         if clean in found:
-            raise LayerError(f"{caller}: layer {name!r} is named twice. Name each layer once.")
+            raise LayerError(f"layer {name!r} is named twice. Name each layer once.")
         found[clean] = None if clean == INPUT else modules[split_index(clean)[0]]
     return found
 
 
-def _clean_name(
-    model: nn.Module, name: object, modules: dict[str, nn.Module], *, caller: str
-) -> str:
+def _clean_name(model: nn.Module, name: object, modules: dict[str, nn.Module]) -> str:
     if isinstance(name, nn.Module):
         known = next((n for n, m in modules.items() if m is name and n), None)
         if known is not None:
             return known
         whole = "It is the model itself" if name is model else "It is no module of this model"
         raise LayerError(
-            f"{caller}: layer is a {type(name).__name__} module. {whole}. Pass a part of the model "
+            f"layer is a {type(name).__name__} module. {whole}. Pass a part of the model "
             "that is guided. A dotted name, or a module of the model, is allowed."
         )
     if not isinstance(name, str):
         raise LayerError(
-            f"{caller}: layer is {name!r}, a {type(name).__name__}. Layers are not numbered: use a "
+            f"layer is {name!r}, a {type(name).__name__}. Layers are not numbered: use a "
             f"dotted name such as {_example(modules)!r}. {_how_to_list(model, modules)}"
         )
     clean, index = split_index(name)
@@ -158,7 +155,7 @@ def _clean_name(
     if name == INPUT:
         return name
     hint = did_you_mean(name, [*[n for n in modules if n], INPUT])
-    raise LayerError(f"{caller}: unknown layer {name!r}.{hint} {_how_to_list(model, modules)}")
+    raise LayerError(f"unknown layer {name!r}.{hint} {_how_to_list(model, modules)}")
 
 
 def _example(modules: dict[str, nn.Module]) -> str:

@@ -97,7 +97,6 @@ def infer_layout(
     batch: int,
     reading: Reading = AS_FOUND,
     steps: Steps | None = None,
-    caller: str,
 ) -> Layout:
     """Read the layout of a layer's output from its shape and from what the model says of itself.
 
@@ -110,45 +109,44 @@ def infer_layout(
         batch: Number of images.
         reading: What the user has said of the model.
         steps: What the forward pass has shown until the layer was read.
-        caller: The public callable that the error names.
 
     Raises:
         LayerError: If the output has no spatial extent, or can be read in two ways.
     """
     if not isinstance(feature, Tensor):
         raise LayerError(
-            f"{caller}: layer {name!r} returns a {type(feature).__name__}, not a tensor. "
+            f"layer {name!r} returns a {type(feature).__name__}, not a tensor. "
             f"{_members(name, feature)} One tensor with a height and a width is needed."
         )
     shape = tuple(feature.shape)
     if shape[0] != batch:
         raise LayerError(
-            f"{caller}: the output of layer {name!r} has shape {shape} for {batch} images: it works on "
+            f"the output of layer {name!r} has shape {shape} for {batch} images: it works on "
             "windows or parts of an image. Choose the block around it. The first dimension must be the "
             "image."
         )
     readings: list[Layout] = []
     if feature.ndim == 3:
-        readings = _token_readings(name, feature, image_size, model, module, reading, steps, caller)
+        readings = _token_readings(name, feature, image_size, model, module, reading, steps)
     elif feature.ndim == 4:
         readings = _image_readings(name, shape, image_size, model, module, reading.layout)
     if not readings or readings[0].grid == (1, 1):
         raise LayerError(
-            f"{caller}: the output of layer {name!r} has shape {shape}, which has no spatial extent "
+            f"the output of layer {name!r} has shape {shape}, which has no spatial extent "
             f"for an image of {image_size[0]} x {image_size[1]}. Choose an earlier layer. "
             "(N, C, h, w), (N, h, w, C) and (N, tokens, C) can be guided; where tokens are dropped, "
             "merged or added, say grid=(h, w) and prefix_tokens=."
         )
     if len(readings) > 1 and feature.ndim == 3 and readings[0].kind == readings[1].kind:
         raise LayerError(
-            f"{caller}: the output of layer {name!r} has shape {shape}, which can be read as "
+            f"the output of layer {name!r} has shape {shape}, which can be read as "
             f"{' or '.join(map(str, readings))}. Say grid=(h, w). The reading must be certain."
         )
     if len(readings) > 1:
         names = {"tokens": "NLC", "channels": "NCL"}
         kinds = " or ".join(f"layout={names.get(r.kind, r.kind)!r}" for r in readings)
         raise LayerError(
-            f"{caller}: the output of layer {name!r} has shape {shape}, which can be read as "
+            f"the output of layer {name!r} has shape {shape}, which can be read as "
             f"{' or '.join(map(str, readings))}. Say {kinds}. The reading must be certain."
         )
     return readings[0]
@@ -175,14 +173,13 @@ def _token_readings(
     module: nn.Module | None,
     reading: Reading,
     steps: Steps | None,
-    caller: str,
 ) -> list[Layout]:
     """What the user, the model's library or the pass says; else a guess, which is told."""
     # Attention weights, for which there is no module, come as (N, keys, queries).
     orders = {"NLC": [False], "NCL": [True]}.get(reading.layout or "", [False, True])
     orders = orders if module is not None else [False]
     if reading.grid is not None:
-        return [_as_said(name, feature, reading, orders, caller)]
+        return [_as_said(name, feature, reading, orders)]
     if steps is not None and steps.arrangement is not None and reading.prefix_tokens is None:
         return [_as_traced(feature, steps.arrangement, steps)]
     shape = tuple(feature.shape)
@@ -250,9 +247,7 @@ def _said_prefix(model: nn.Module, name: str) -> int | None:
     return 1 if said_of(model, name, "class_token") is not None else None
 
 
-def _as_said(
-    name: str, feature: Tensor, reading: Reading, orders: list[bool], caller: str
-) -> Layout:
+def _as_said(name: str, feature: Tensor, reading: Reading, orders: list[bool]) -> Layout:
     """The user's grid, and the tokens that are left."""
     assert reading.grid is not None
     places, said = math.prod(reading.grid), reading.prefix_tokens
@@ -265,7 +260,7 @@ def _as_said(
                 break
             return _as_layout(Tokens(channels_first, reading.grid, others), None)
     raise LayerError(
-        f"{caller}: grid is {reading.grid} and prefix_tokens {said!r}, which do not make the output of "
+        f"grid is {reading.grid} and prefix_tokens {said!r}, which do not make the output of "
         f"layer {name!r}, {tuple(feature.shape)}. Count its tokens. h * w and the others make them all."
     )
 

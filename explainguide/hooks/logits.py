@@ -87,9 +87,7 @@ def _tensors(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             )
 
 
-def check_logits(
-    output: Any, *, reading: Reading = AS_FOUND, images: int | None = None, caller: str
-) -> Tensor:
+def check_logits(output: Any, *, reading: Reading = AS_FOUND, images: int | None = None) -> Tensor:
     """The model's logits, ``(N, K)``; one logit an image is ``(N, 1)``.
 
     What can be seen to be something else is refused: probabilities (by the operation that made them,
@@ -99,7 +97,6 @@ def check_logits(
         output: What the model returned.
         reading: What the caller says of the model.
         images: N, where it is known.
-        caller: The public callable that errors name.
 
     Raises:
         ShapeError: If there are none, or several tensors could be them.
@@ -111,27 +108,27 @@ def check_logits(
     except (LookupError, AttributeError, TypeError) as error:
         if callable(reading.output):
             raise OptionError(
-                f"{caller}: output= was called with {_describe(output)} and raised "
+                f"output= was called with {_describe(output)} and raised "
                 f"{type(error).__name__}: {error}. It takes what the model returns. A callable that "
                 "returns logits (N, K) is allowed."
             ) from error
         raise OptionError(
-            f"{caller}: the model returns a {_describe(output)}, in which there is no output="
+            f"the model returns a {_describe(output)}, in which there is no output="
             f"{reading.output!r}. {_FIX}. The logits (N, K) are needed."
         ) from error
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise _no_logits(logits, caller)
+        raise _no_logits(logits)
     if logits.ndim == 1 and images in (None, len(logits)):
         logits = logits[:, None]
     if logits.ndim != 2:
-        raise _no_logits(logits, caller)
+        raise _no_logits(logits)
     if images is not None and len(logits) != images:
         raise ShapeError(
-            f"{caller}: the model's output has shape {tuple(logits.shape)} for {images} images. Was a "
+            f"the model's output has shape {tuple(logits.shape)} for {images} images. Was a "
             "dimension squeezed away, or does the model return something else first? One row of logits "
             "an image, (N, K), is allowed."
         )
-    _refuse_probabilities(logits, caller)
+    _refuse_probabilities(logits)
     return logits
 
 
@@ -143,17 +140,17 @@ def _describe(output: Any) -> str:
     return type(output).__name__ + (f" with {inside}" if inside else "")
 
 
-def _no_logits(output: Any, caller: str) -> ShapeError:
+def _no_logits(output: Any) -> ShapeError:
     found = (
         [] if isinstance(output, Tensor) else [t for _, t in _tensors(output) if t.ndim in (1, 2)]
     )
     if len(found) > 1:
         return ShapeError(
-            f"{caller}: the model returns a {_describe(output)}, and more than one of them can be the "
+            f"the model returns a {_describe(output)}, and more than one of them can be the "
             f"logits. {_FIX}. The logits (N, K), before softmax or sigmoid, are needed."
         )
     return ShapeError(
-        f"{caller}: the model's output is not logits: {_describe(output)}. Wrap the model so that "
+        f"the model's output is not logits: {_describe(output)}. Wrap the model so that "
         "it returns the class scores before softmax or sigmoid, or say where they are with output=. A "
         "floating point tensor (N, K), or a tuple or dict with `logits`, is allowed."
     )
@@ -186,7 +183,7 @@ def ends_in_log_softmax(logits: Tensor) -> bool:
     return node is not None and node.name().startswith("LogSoftmax")
 
 
-def _refuse_probabilities(logits: Tensor, caller: str) -> None:
+def _refuse_probabilities(logits: Tensor) -> None:
     node = _made_by(logits)
     name = "" if node is None else node.name()
     softmax = name.startswith("Softmax")
@@ -198,12 +195,12 @@ def _refuse_probabilities(logits: Tensor, caller: str) -> None:
         rows = "softmax, rows that sum to 1" if softmax else "sigmoid"
         inverse = "log" if softmax else "logit"
         raise GuidanceError(
-            f"{caller}: the model returns probabilities ({rows}), not logits. Return the class scores "
+            f"the model returns probabilities ({rows}), not logits. Return the class scores "
             f"before them, or say output=lambda out: out.{inverse}(). Logits (N, K) are needed."
         )
     if name.startswith("Div") and _is_length(node.next_functions[1][0]):
         raise GuidanceError(
-            f"{caller}: the model returns vectors of length 1, {tuple(logits.shape)}: embeddings, "
+            f"the model returns vectors of length 1, {tuple(logits.shape)}: embeddings, "
             f"whose entries are no classes. {_WHOLE}"
         )
 
@@ -221,7 +218,7 @@ def _is_length(node: Any) -> bool:
     return node is not None and "Norm" in node.name() and "Vector" in node.name()
 
 
-def check_classifier(model: nn.Module, reading: Reading, *, caller: str) -> None:
+def check_classifier(model: nn.Module, reading: Reading) -> None:
     """Refuse a model that says of itself that it has no classifier.
 
     Known are timm's ``num_classes=0`` and a head of timm or torchvision that was made an identity.
@@ -243,7 +240,7 @@ def check_classifier(model: nn.Module, reading: Reading, *, caller: str) -> None
     if (type(said) is int and said == 0) or (gone and library in ("timm", "torchvision")):
         why = f"its {gone[0]!r} is an identity" if gone else "num_classes is 0"
         raise GuidanceError(
-            f"{caller}: {type(model).__name__} has no classifier ({why}), so that a label would name "
+            f"{type(model).__name__} has no classifier ({why}), so that a label would name "
             f"an entry of an embedding. {_WHOLE}"
         )
 
@@ -270,14 +267,13 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return logits.log_softmax(1)
 
 
-def as_targets(target: Any, output: Tensor, *, caller: str) -> Tensor:
+def as_targets(target: Any, output: Tensor) -> Tensor:
     """Indices of classes ``(N,)``, or of a layer's channels, on the output's device.
 
     Args:
         target: One for all images, or one an image. ``"predicted"`` is the class of the highest score.
             None is that too; but where there is one logit or channel, it, as in Captum.
         output: Logits ``(N, K)``, or a layer's activation ``(N, C, h, w)``.
-        caller: The public callable that errors name.
 
     Raises:
         OptionError: If they are none of the output's (checked where they are on the host).
@@ -293,30 +289,30 @@ def as_targets(target: Any, output: Tensor, *, caller: str) -> Tensor:
         return class_scores(output).detach().argmax(1)
     if target is None:
         raise OptionError(
-            f"{caller}: target is None, but the {whose} has {count} {plural}. Name the {kind} to "
+            f"target is None, but the {whose} has {count} {plural}. Name the {kind} to "
             "explain. An int or a tensor (N,) is allowed."
         )
     if isinstance(target, str):
         raise OptionError(
-            f"{caller}: target is {target!r}. Give a {kind} index. An int, a tensor (N,) or "
+            f"target is {target!r}. Give a {kind} index. An int, a tensor (N,) or "
             f"{PREDICTED!r} is allowed."
         )
     found = torch.as_tensor(target)
     if found.is_floating_point() or found.dtype == torch.bool or found.ndim > 1:
         raise OptionError(
-            f"{caller}: target has shape {tuple(found.shape)} and dtype {found.dtype}. Give one "
+            f"target has shape {tuple(found.shape)} and dtype {found.dtype}. Give one "
             f"{kind} index an image. An int or an integer tensor (N,) is allowed."
         )
     if found.ndim == 1 and len(found) not in (1, images):  # one serves all, as in Captum
         raise ShapeError(
-            f"{caller}: target has {len(found)} {plural} for {images} images. Give one an image. "
+            f"target has {len(found)} {plural} for {images} images. Give one an image. "
             "(N,) is allowed."
         )
     if found.device.type == "cpu" and bool(((found < 0) | (found >= count)).any()):
         bad = found[(found < 0) | (found >= count)].flatten()[0]
         fix = "Check the label map." if kind == "class" else "Count the layer's channels."
         raise OptionError(
-            f"{caller}: target holds {kind} {int(bad)}, but the {whose} has {count}. {fix} 0 to "
+            f"target holds {kind} {int(bad)}, but the {whose} has {count}. {fix} 0 to "
             f"{count - 1} are allowed."
         )
     found = found.clone() if found.is_inference() else found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -12,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from explainguide.errors import ExplainGuideError, ExplainGuideWarning, LayerError
+from explainguide.errors import ExplainGuideError, LayerError, warn
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.layers import INPUT, split_index
 from explainguide.hooks.layout import Layout, infer_layout, to_nchw
@@ -113,7 +112,6 @@ def probe(
     *,
     reading: Reading = AS_FOUND,
     seed: int = 0,
-    caller: str,
 ) -> Result:
     """Run one random image of (C, H, W) through the model and act on a random sum of its logits.
 
@@ -134,7 +132,7 @@ def probe(
     }
 
     def finish(output: Any) -> Result:
-        logits = check_logits(output, reading=reading, images=1, caller=caller)
+        logits = check_logits(output, reading=reading, images=1)
         return act((logits * torch.randn(logits.shape, generator=generator).to(logits)).sum())
 
     modes = {module: module.training for module in model.modules()}
@@ -148,11 +146,7 @@ def probe(
 
 
 def probe_layers(
-    model: nn.Module,
-    *,
-    image_size: tuple[int, int] | None = None,
-    reading: Reading = AS_FOUND,
-    caller: str,
+    model: nn.Module, *, image_size: tuple[int, int] | None = None, reading: Reading = AS_FOUND
 ) -> list[LayerInfo]:
     """Run one random image through the model and describe every layer, in the order they finish.
 
@@ -164,16 +158,15 @@ def probe_layers(
         model: The unwrapped model.
         image_size: (H, W); by default what timm's or torchvision's model says, else 224 x 224.
         reading: What the user has said of the model.
-        caller: The public callable that the error names.
 
     Raises:
         LayerError: If the model does not run on such an image.
     """
     said = dataclasses.replace(reading, image_size=image_size or reading.image_size)
-    found = _look(model, said, 0, caller)
+    found = _look(model, said, 0)
     for seed in (1, 2):
         if any(one.cancels for one in found):
-            again = {one.name: one.cancels for one in _look(model, said, seed, caller)}
+            again = {one.name: one.cancels for one in _look(model, said, seed)}
             found = [
                 dataclasses.replace(one, cancels=one.cancels and again.get(one.name, False))
                 for one in found
@@ -181,7 +174,7 @@ def probe_layers(
     return found
 
 
-def _look(model: nn.Module, reading: Reading, seed: int, caller: str) -> list[LayerInfo]:
+def _look(model: nn.Module, reading: Reading, seed: int) -> list[LayerInfo]:
     """Every layer, as one draw shows it."""
     channels, height, width = probed_size(model, reading)
     modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
@@ -198,13 +191,13 @@ def _look(model: nn.Module, reading: Reading, seed: int, caller: str) -> list[La
     try:
         with tap.alone():
             seen, features, by_name = probe(
-                model, (channels, height, width), look, reading=reading, seed=seed, caller=caller
+                model, (channels, height, width), look, reading=reading, seed=seed
             )
     except ExplainGuideError:
         raise
     except Exception as error:  # whatever a model does with an image that it was not made for
         raise LayerError(
-            f"{caller}: no layer could be found, because the model did not run on an image of "
+            f"no layer could be found, because the model did not run on an image of "
             f"{channels} x {height} x {width} ({str(error).splitlines()[0]}). Say image_size=(H, W), "
             "or name one with layer=. Any dotted name of a module is allowed, or 'input'."
         ) from error
@@ -222,7 +215,6 @@ def _look(model: nn.Module, reading: Reading, seed: int, caller: str) -> list[La
                 batch=1,
                 reading=reading,
                 steps=seen.until.get(name, seen.until.get(split_index(name)[0])),
-                caller=caller,
             )
         except LayerError:
             layout = None
@@ -245,7 +237,7 @@ def _look(model: nn.Module, reading: Reading, seed: int, caller: str) -> list[La
     return found
 
 
-def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -> str:
+def automatic_layer(model: nn.Module, layers: list[LayerInfo]) -> str:
     """The last layer whose places still reach the logits and whose grid is not 1 x 1.
 
     Layers that only resize or repeat the one before them are passed over: pooling, dropout and so
@@ -263,17 +255,15 @@ def automatic_layer(model: nn.Module, layers: list[LayerInfo], *, caller: str) -
             continue
         if layer.usable and not layer.cancels and not _is_branch(layer, whole):
             if unread is not None:
-                warnings.warn(
-                    f"{caller}: layer {layer.name!r} is taken. Of the output of a later one, "
+                warn(
+                    f"layer {layer.name!r} is taken. Of the output of a later one, "
                     f"{unread.name!r}, {unread.shape}, the places cannot be told. Say grid=(h, w) and "
-                    "prefix_tokens=, or name a layer.",
-                    ExplainGuideWarning,
-                    stacklevel=4,
+                    "prefix_tokens=, or name a layer."
                 )
             return layer.name
         unread = unread or (layer if _is_unread(layer, modules) else None)
     raise LayerError(
-        f"{caller}: no layer of {type(model).__name__} keeps a spatial grid that reaches the "
+        f"no layer of {type(model).__name__} keeps a spatial grid that reaches the "
         f"logits. Use layer={INPUT!r}. `explainguide layers` shows what each layer returns."
     )
 
@@ -302,7 +292,7 @@ def probed_size(model: nn.Module, reading: Reading) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def find_layer(model: nn.Module, *, reading: Reading = AS_FOUND, caller: str) -> str:
+def find_layer(model: nn.Module, *, reading: Reading = AS_FOUND) -> str:
     """The automatic layer of a model that is going to be guided there.
 
     Costs two forward passes of one image.
@@ -311,19 +301,17 @@ def find_layer(model: nn.Module, *, reading: Reading = AS_FOUND, caller: str) ->
         LayerError: If there is none.
         GuidanceError: If an operation above it cannot be differentiated twice.
     """
-    layer = automatic_layer(
-        model, probe_layers(model, reading=reading, caller=caller), caller=caller
-    )
+    layer = automatic_layer(model, probe_layers(model, reading=reading))
     tap = Tap(model, {layer: model.get_submodule(split_index(layer)[0])})
 
     def look(score: Tensor) -> None:
         feature = cast(ForwardPass, tap.last).features[layer]
         (gradient,) = torch.autograd.grad(score, feature, create_graph=True)
-        check_derivatives(gradient, score, [feature], model=model, caller=caller)
+        check_derivatives(gradient, score, [feature], model=model)
 
     try:
         with tap.alone():
-            probe(model, probed_size(model, reading), look, reading=reading, caller=caller)
+            probe(model, probed_size(model, reading), look, reading=reading)
     finally:
         tap.remove()
     return layer

@@ -47,7 +47,6 @@ def check_reading(
     grid: Sequence[int] | None = None,
     prefix_tokens: int | Sequence[int] | None = None,
     image_size: int | Sequence[int] | None = None,
-    caller: str,
 ) -> Reading:
     """The options as one object, each checked.
 
@@ -58,30 +57,29 @@ def check_reading(
         output is None or isinstance(output, int | str) or callable(output)
     ):
         raise OptionError(
-            f"{caller}: output is {output!r}. Say which of the model's outputs are the logits, such as "
+            f"output is {output!r}. Say which of the model's outputs are the logits, such as "
             "output=1 or output='logits'. An index, a key, an attribute or a callable is allowed."
         )
     if isinstance(image_argument, bool) or not isinstance(image_argument, int | str | None):
         raise OptionError(
-            f"{caller}: image_argument is {image_argument!r}. Name the argument of the model's forward "
+            f"image_argument is {image_argument!r}. Name the argument of the model's forward "
             "that takes the images. A position from 0 on or a name is allowed."
         )
     if layout not in (None, "NCHW", "NHWC", "NLC", "NCL"):
         raise OptionError(
-            f"{caller}: unknown layout {layout!r}. Leave it out: shapes tell it nearly always. 'NCHW' "
+            f"unknown layout {layout!r}. Leave it out: shapes tell it nearly always. 'NCHW' "
             "and 'NHWC', and for tokens 'NLC' and 'NCL', are allowed."
         )
     return Reading(
         output,
         image_argument,
         layout,
-        _pair("grid", grid, "(h, w) of the tokens, such as (14, 14)", caller),
-        _prefix(prefix_tokens, caller),
+        _pair("grid", grid, "(h, w) of the tokens, such as (14, 14)"),
+        _prefix(prefix_tokens),
         _pair(
             "image_size",
             (image_size, image_size) if isinstance(image_size, int) else image_size,
             "(H, W) in pixels, such as (224, 224)",
-            caller,
         ),
     )
 
@@ -90,17 +88,15 @@ def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _pair(name: str, value: Sequence[int] | None, form: str, caller: str) -> tuple[int, int] | None:
+def _pair(name: str, value: Sequence[int] | None, form: str) -> tuple[int, int] | None:
     if value is None:
         return None
     if isinstance(value, Sequence) and len(value) == 2 and all(_whole(v, 1) for v in value):
         return value[0], value[1]
-    raise OptionError(
-        f"{caller}: {name} is {value!r}. Give {form}. Two positive whole numbers are allowed."
-    )
+    raise OptionError(f"{name} is {value!r}. Give {form}. Two positive whole numbers are allowed.")
 
 
-def _prefix(value: int | Sequence[int] | None, caller: str) -> int | tuple[int, ...] | None:
+def _prefix(value: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
     if value is None or _whole(value, 0):
         return value  # type: ignore[return-value]
     if (
@@ -110,6 +106,6 @@ def _prefix(value: int | Sequence[int] | None, caller: str) -> int | tuple[int, 
     ):
         return tuple(sorted(set(value)))
     raise OptionError(
-        f"{caller}: prefix_tokens is {value!r}. Give how many tokens in front belong to no place, or "
+        f"prefix_tokens is {value!r}. Give how many tokens in front belong to no place, or "
         "their positions. A whole number from 0 on, or several, are allowed."
     )

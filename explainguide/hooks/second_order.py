@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from explainguide.errors import GuidanceError
+from explainguide.errors import GuidanceError, operation
 from explainguide.hooks.attention import SHOWN, Weights, as_fused
 from explainguide.hooks.token_grid import Steps
 
@@ -62,11 +62,12 @@ def _is_checkpointed() -> bool:
 def _refuse_checkpointing(name: str) -> None:
     """A checkpointed segment is computed again in backward, outside this mode: by the other form."""
     if _is_checkpointed():
-        raise GuidanceError(
-            f"ExplanationGuidance: {name} runs inside a checkpointed segment above the guided layer, "
-            "where it cannot be differentiated twice. Turn gradient checkpointing off, or guide a "
-            "layer above the segment. Other operations may be checkpointed (use_reentrant=False)."
-        )
+        with operation("ExplanationGuidance"):
+            raise GuidanceError(
+                f"{name} runs inside a checkpointed segment above the guided layer, "
+                "where it cannot be differentiated twice. Turn gradient checkpointing off, or guide a "
+                "layer above the segment. Other operations may be checkpointed (use_reentrant=False)."
+            )
 
 
 class TwiceDifferentiable(TorchFunctionMode):

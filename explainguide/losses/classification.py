@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.errors import OptionError, ShapeError
-from explainguide.losses.normalization import check_choice
+from explainguide.errors import OptionError, ShapeError, check_option, operation
 
 __all__ = ["CLASS_LOSSES", "classification_loss", "confidence_boosting"]
 
@@ -18,6 +17,7 @@ CLASS_LOSSES = ("task", "confidence-boosting")
 _REDUCTIONS = ("mean", "sum", "none")
 
 
+@operation("classification_loss")
 def classification_loss(
     logits: Tensor, labels: Tensor, *, class_loss: str = "task", temperature: float = 1.0
 ) -> Tensor:
@@ -38,12 +38,12 @@ def classification_loss(
     Raises:
         OptionError: If an option is not allowed.
     """
-    check_choice("class_loss", class_loss, CLASS_LOSSES, "classification_loss")
+    check_option("class_loss", class_loss, CLASS_LOSSES)
     binary = logits.ndim == 2 and logits.shape[1] == 1
     if class_loss == "confidence-boosting":
         if labels.ndim == 2 and not binary:
             raise OptionError(
-                "classification_loss: class_loss is 'confidence-boosting', which knows one class an "
+                "class_loss is 'confidence-boosting', which knows one class an "
                 f"image, but the labels are multi-hot {tuple(labels.shape)}. Use class_loss='task'. "
                 "One class index an image is allowed."
             )
@@ -56,6 +56,7 @@ def classification_loss(
     return F.cross_entropy(logits, labels)
 
 
+@operation("confidence_boosting")
 def confidence_boosting(
     logits: Tensor,
     *,
@@ -93,16 +94,13 @@ def confidence_boosting(
     """
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ShapeError(
-            f"confidence_boosting: logits have shape {tuple(logits.shape)} and dtype "
+            f"logits have shape {tuple(logits.shape)} and dtype "
             f"{logits.dtype}. Pass the model's output. Floats (N, K) are allowed."
         )
     number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
     if not (number and temperature > 0 and math.isfinite(temperature)):
-        raise OptionError(
-            f"confidence_boosting: temperature is {temperature!r}. Use 1.0. A number above 0 is "
-            "allowed."
-        )
-    check_choice("reduction", reduction, _REDUCTIONS, "confidence_boosting")
+        raise OptionError(f"temperature is {temperature!r}. Use 1.0. A number above 0 is allowed.")
+    check_option("reduction", reduction, _REDUCTIONS)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], 1)

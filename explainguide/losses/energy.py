@@ -7,11 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from explainguide.losses.normalization import check_choice, check_maps, keep_positive, over_pixels
+from explainguide.errors import check_option, operation
+from explainguide.losses.normalization import check_maps, keep_positive, over_pixels
 
 __all__ = ["energy_loss"]
 
 
+@operation("energy_loss")
 def energy_loss(
     attribution: Tensor,
     mask: Tensor,
@@ -50,8 +52,8 @@ def energy_loss(
         >>> energy_loss(attribution, mask)  # 1 of 4 lies outside
         tensor([0.2500])
     """
-    check_choice("floor", floor, ("relative", "absolute"), "energy_loss")
-    mask = check_maps(attribution, mask, "energy_loss")
+    check_option("floor", floor, ("relative", "absolute"))
+    mask = check_maps(attribution, mask)
     positive = keep_positive(attribution)
     inside, total = over_pixels(mask * positive), over_pixels(positive)
     if floor == "absolute":

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from explainguide.annotations.checks import check_mask_dtype
-from explainguide.errors import OptionError, ShapeError, did_you_mean
+from explainguide.errors import ShapeError
 
 __all__ = [
     "Loss",
     "Normalize",
-    "check_choice",
     "check_maps",
     "keep_positive",
     "over_pixels",
@@ -57,22 +56,12 @@ def root(squared: Tensor) -> Tensor:
     return torch.where(zero, 0, torch.sqrt(torch.where(zero, 1, squared)))
 
 
-def check_maps(attribution: Tensor, mask: Tensor, caller: str) -> Tensor:
+def check_maps(attribution: Tensor, mask: Tensor) -> Tensor:
     """The mask in the attribution's dtype."""
     if attribution.ndim != 3 or attribution.shape != mask.shape:
         raise ShapeError(
-            f"{caller}: attribution has shape {tuple(attribution.shape)} but mask has shape "
+            f"attribution has shape {tuple(attribution.shape)} but mask has shape "
             f"{tuple(mask.shape)}; both must be (N, H, W)."
         )
-    check_mask_dtype(mask, caller)
+    check_mask_dtype(mask)
     return mask.to(attribution.dtype)
-
-
-def check_choice(option: str, value: object, allowed: tuple[object, ...], caller: str) -> None:
-    """Refuse a value that would otherwise be read as another one."""
-    if value not in allowed:
-        words = [a for a in allowed if isinstance(a, str)]
-        raise OptionError(
-            f"{caller}: unknown {option} {value!r}.{did_you_mean(str(value), words)} "
-            f"{', '.join(map(repr, allowed))} are allowed."
-        )

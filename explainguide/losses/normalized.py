@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from explainguide.errors import check_option, operation
 from explainguide.losses.normalization import (
     Normalize,
-    check_choice,
     check_maps,
     over_pixels,
     positive_part,
@@ -19,6 +19,7 @@ __all__ = ["l1_loss", "ppce_loss", "rrr_loss"]
 _NORMALIZE = (True, False, "paper")
 
 
+@operation("l1_loss")
 def l1_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -> Tensor:
     r"""Mean distance of the normalised positive attribution from the mask.
 
@@ -48,11 +49,12 @@ def l1_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -
         >>> l1_loss(attribution, mask)  # one of four pixels is off by a half
         tensor([0.1250])
     """
-    check_choice("normalize", normalize, _NORMALIZE, "l1_loss")
-    mask = check_maps(attribution, mask, "l1_loss")
+    check_option("normalize", normalize, _NORMALIZE)
+    mask = check_maps(attribution, mask)
     return (mask - positive_part(attribution, normalize)).abs().mean((-2, -1))
 
 
+@operation("ppce_loss")
 def ppce_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -> Tensor:
     r"""Per-pixel cross-entropy of the normalised positive attribution inside the mask.
 
@@ -82,8 +84,8 @@ def ppce_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True)
         >>> ppce_loss(attribution, mask)  # (log 1 + log 2) / 2
         tensor([0.3466])
     """
-    check_choice("normalize", normalize, _NORMALIZE, "ppce_loss")
-    mask = check_maps(attribution, mask, "ppce_loss")
+    check_option("normalize", normalize, _NORMALIZE)
+    mask = check_maps(attribution, mask)
     positive = positive_part(attribution, normalize)
     # No gradient at the two ends, where the logarithm's is unbounded (0) or the pixel is right (1).
     # Both comparisons are false for NaN, which therefore stays visible.
@@ -94,6 +96,7 @@ def ppce_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True)
     return over_pixels(mask * cost) / torch.where(area > 0, area, 1)
 
 
+@operation("rrr_loss")
 def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: bool = True) -> Tensor:
     r"""Energy of the normalised, signed attribution outside the mask.
 
@@ -122,6 +125,6 @@ def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: bool = True) -> Te
         >>> rrr_loss(attribution, mask)  # 0.5 ** 2 + (-1) ** 2
         tensor([1.2500])
     """
-    check_choice("normalize", normalize, (True, False), "rrr_loss")
-    mask = check_maps(attribution, mask, "rrr_loss")
+    check_option("normalize", normalize, (True, False))
+    mask = check_maps(attribution, mask)
     return over_pixels((1 - mask) * (scale_by_max(attribution) if normalize else attribution) ** 2)

@@ -6,11 +6,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from explainguide.losses.normalization import check_choice, check_maps, over_pixels, root
+from explainguide.errors import check_option, operation
+from explainguide.losses.normalization import check_maps, over_pixels, root
 
 __all__ = ["gradmask_loss", "reff_loss"]
 
 
+@operation("gradmask_loss")
 def gradmask_loss(attribution: Tensor, mask: Tensor) -> Tensor:
     r"""Norm of the attribution outside the mask, made for the attribution ``"gradient"``.
 
@@ -37,10 +39,11 @@ def gradmask_loss(attribution: Tensor, mask: Tensor) -> Tensor:
         >>> gradmask_loss(attribution, mask)
         tensor([5.])
     """
-    mask = check_maps(attribution, mask, "gradmask_loss")
+    mask = check_maps(attribution, mask)
     return root(over_pixels((1 - mask) * attribution**2))
 
 
+@operation("reff_loss")
 def reff_loss(
     attribution: Tensor, mask: Tensor, *, variant: Literal["outside", "l1", "l2"] = "outside"
 ) -> Tensor:
@@ -73,8 +76,8 @@ def reff_loss(
         >>> reff_loss(attribution, mask)
         tensor([5.])
     """
-    check_choice("variant", variant, ("outside", "l1", "l2"), "reff_loss")
-    mask = check_maps(attribution, mask, "reff_loss")
+    check_option("variant", variant, ("outside", "l1", "l2"))
+    mask = check_maps(attribution, mask)
     if variant == "l1":
         return over_pixels((attribution - mask).abs())
     if variant == "l2":

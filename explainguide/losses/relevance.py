@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError
+from explainguide.errors import OptionError, operation
 from explainguide.losses.normalization import check_maps
 
 __all__ = ["relevance_loss", "scale_to_unit"]
@@ -15,6 +15,7 @@ __all__ = ["relevance_loss", "scale_to_unit"]
 _ROUNDING = 4  # units of the last place that a constant map may vary by
 
 
+@operation("relevance_loss")
 def relevance_loss(
     attribution: Tensor, mask: Tensor, *, background: float = 2.0, foreground: float = 0.3
 ) -> Tensor:
@@ -56,10 +57,10 @@ def relevance_loss(
     for name, weight in (("background", background), ("foreground", foreground)):
         if not (weight >= 0 and math.isfinite(weight)):
             raise OptionError(
-                f"relevance_loss: {name} is {weight}. Use background=2.0 and foreground=0.3, as "
+                f"{name} is {weight}. Use background=2.0 and foreground=0.3, as "
                 "published. Numbers from 0 on are allowed."
             )
-    mask = check_maps(attribution, mask, "relevance_loss")
+    mask = check_maps(attribution, mask)
     unit = scale_to_unit(attribution)
     outside = (unit * (1 - mask)).square().mean((-2, -1))
     missing = (unit * mask - mask).square().mean((-2, -1))

@@ -13,7 +13,7 @@ import timm
 import torchvision
 from torch import nn
 
-from explainguide.errors import DataError, OptionError, did_you_mean
+from explainguide.errors import DataError, OptionError, did_you_mean, operation
 from explainguide.models.weights import fit_weights, load_weights, short_reason
 
 __all__ = ["build_model", "load_weights", "needs_num_classes", "set_image_size", "small_cnn"]
@@ -21,6 +21,7 @@ __all__ = ["build_model", "load_weights", "needs_num_classes", "set_image_size",
 _FORMS = "'resnet18', 'timm:resnet18', 'torchvision:resnet18' or 'package.module:function'"
 
 
+@operation("build_model")
 def build_model(
     name: str,
     *,
@@ -53,18 +54,18 @@ def build_model(
     """
     if pretrained and weights is not None:
         raise OptionError(
-            f"build_model: pretrained=True and weights={os.fspath(weights)!r} exclude one another. "
+            f"pretrained=True and weights={os.fspath(weights)!r} exclude one another. "
             "Leave one out."
         )
     if num_classes is not None and num_classes < 1:
         raise OptionError(
-            f"build_model: num_classes is {num_classes}. Count the classes of the data set. "
+            f"num_classes is {num_classes}. Count the classes of the data set. "
             "A positive number is allowed."
         )
     model = _builder(name)(num_classes, pretrained)
     if not isinstance(model, nn.Module):
         raise OptionError(
-            f"build_model: {name!r} returned a {type(model).__name__}. Return the model itself. "
+            f"{name!r} returned a {type(model).__name__}. Return the model itself. "
             "An nn.Module is allowed."
         )
     if weights is not None:
@@ -74,6 +75,7 @@ def build_model(
     return model
 
 
+@operation("set_image_size")
 def set_image_size(model: nn.Module, size: int) -> None:
     """Make a model of timm that is built for one size take square images of another.
 
@@ -88,7 +90,7 @@ def set_image_size(model: nn.Module, size: int) -> None:
         model.set_input_size(img_size=(size, size))  # type: ignore[operator]
     except (AssertionError, ValueError, RuntimeError) as error:
         raise OptionError(
-            f"set_image_size: {type(model).__name__} cannot take images of {size} x {size} "
+            f"{type(model).__name__} cannot take images of {size} x {size} "
             f"({short_reason(error)}). Use a multiple of its patch size."
         ) from error
 
@@ -113,7 +115,7 @@ def _check_name(name: str, given: str, known: Sequence[str], library: str) -> No
     # A timm name may name its weights too: resnet18.a1_in1k.
     if name.split(".")[0] not in known:
         raise OptionError(
-            f"build_model: unknown model {given!r}.{did_you_mean(name, known)} {library} has "
+            f"unknown model {given!r}.{did_you_mean(name, known)} {library} has "
             f"{len(known)} models. {_FORMS} are allowed."
         )
 
@@ -144,14 +146,14 @@ def _from_function(
 ) -> Any:
     if pretrained:
         raise OptionError(
-            f"build_model: pretrained=True, but {name!r} is a function. Load the weights in it, or "
+            f"pretrained=True, but {name!r} is a function. Load the weights in it, or "
             "give a file. Names of timm and torchvision can be pretrained."
         )
     if num_classes is not None:
         return factory(num_classes=num_classes) if _takes_classes(factory) else factory()
     if _must_know_classes(factory):
         raise OptionError(
-            f"build_model: {name!r} needs to know the number of classes, and num_classes is None. "
+            f"{name!r} needs to know the number of classes, and num_classes is None. "
             "Name it (--num-classes on the command line). A positive integer is allowed."
         )
     return factory()
@@ -186,13 +188,13 @@ def _find_function(module: str, function: str, name: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise OptionError(
-            f"build_model: {name!r} cannot be imported ({error}). Is its folder on PYTHONPATH? "
+            f"{name!r} cannot be imported ({error}). Is its folder on PYTHONPATH? "
             f"{_FORMS} are allowed."
         ) from error
     if not callable(found):
         names = [n for n in dir(importlib.import_module(module)) if not n.startswith("_")]
         raise OptionError(
-            f"build_model: module {module!r} has no function {function!r}."
+            f"module {module!r} has no function {function!r}."
             f"{did_you_mean(function, names)} {_FORMS} are allowed."
         )
     return found
@@ -205,11 +207,12 @@ def _download(name: str, pretrained: bool, build: Callable[[], Any]) -> Any:
         return build()
     except Exception as error:  # whatever a library raises without network, cache or weights
         raise DataError(
-            f"build_model: no pretrained weights for {name!r} ({short_reason(error)}). "
+            f"no pretrained weights for {name!r} ({short_reason(error)}). "
             "Check the network, or give a file with weights=. Random weights need pretrained=False."
         ) from error
 
 
+@operation("small_cnn")
 def small_cnn(
     num_classes: int, *, widths: Sequence[int] = (16, 16, 32, 32, 64, 64), in_channels: int = 3
 ) -> nn.Sequential:
@@ -235,7 +238,7 @@ def small_cnn(
     """
     if len(widths) != 6:
         raise OptionError(
-            f"small_cnn: widths has {len(widths)} values, {tuple(widths)}. Give one a convolution. "
+            f"widths has {len(widths)} values, {tuple(widths)}. Give one a convolution. "
             "Six numbers are allowed."
         )
     channels = [in_channels, *widths]

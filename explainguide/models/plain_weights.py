@@ -16,7 +16,7 @@ from explainguide.errors import GuidanceError
 __all__ = ["check_plain_weights", "copied"]
 
 
-def check_plain_weights(model: nn.Module, *, caller: str) -> None:
+def check_plain_weights(model: nn.Module) -> None:
     """Refuse a model of which a conversion, which exchanges modules, would see a part only.
 
     Raises:
@@ -29,12 +29,12 @@ def check_plain_weights(model: nn.Module, *, caller: str) -> None:
             continue
         what, fix = found
         raise GuidanceError(
-            f"{caller}: {f'module {name!r}' if name else 'the model'} {what}. {fix}. Modules whose "
+            f"{f'module {name!r}' if name else 'the model'} {what}. {fix}. Modules whose "
             "weights are their own parameters are allowed."
         )
 
 
-def copied(model: nn.Module, *, caller: str) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
     """A copy, to be changed.
 
     Raises:
@@ -44,7 +44,7 @@ def copied(model: nn.Module, *, caller: str) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:  # whatever a model holds: files, locks, tensors of a graph
         raise GuidanceError(
-            f"{caller}: {type(model).__name__} cannot be copied ({str(error).splitlines()[0]}). Take "
+            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}). Take "
             "away what it holds besides its weights. A model that copy.deepcopy copies is allowed."
         ) from error
 

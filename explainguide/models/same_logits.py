@@ -45,12 +45,7 @@ def alive(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def difference(
-    model: nn.Module,
-    other: nn.Module,
-    images: Tensor,
-    encoded: Tensor | None = None,
-    *,
-    caller: str,
+    model: nn.Module, other: nn.Module, images: Tensor, encoded: Tensor | None = None
 ) -> str | None:
     """How two networks differ in evaluation mode, in half a sentence, or None if they do not.
 
@@ -61,7 +56,6 @@ def difference(
         other: What is computed; layers of the same name should return the same.
         images: Input of the first.
         encoded: Input of the second; the same by default.
-        caller: The public callable that an error names.
 
     Returns:
         ``"by 0.37, of 0.3, first in module 'blocks.0.attn' (BcosAttention)"``.
@@ -69,8 +63,8 @@ def difference(
     encoded = images if encoded is None else encoded
     slack = _SLACK.get(images.device.type, _SLACK_ELSEWHERE)
     with unread(), evaluating(model), evaluating(other):
-        expected = check_logits(model(images), caller=caller)
-        found = check_logits(other(encoded), caller=caller)
+        expected = check_logits(model(images))
+        found = check_logits(other(encoded))
         error, size = _compare(expected, found)
         if error <= slack * max(size, 1e-3):
             return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +15,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from explainguide.errors import DataError, ExplainGuideWarning
+from explainguide.errors import DataError, operation, warn
 
 __all__ = ["fit_weights", "load_weights", "name_some", "read_weights", "short_reason"]
 
-_CALLER = "load_weights"
 _PREFIXES = ("module.", "_orig_mod.")
 _INSIDE = ("state_dict", "model_state_dict", "model")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
@@ -29,6 +27,7 @@ _COUNT = "n_averaged"  # of torch's AveragedModel, which is no weight
 _HARMLESS: list[Any] = [argparse.Namespace]
 
 
+@operation("load_weights")
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
     """Load a file of weights into a model, in place.
 
@@ -52,6 +51,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
     return fit_weights(model, read_weights(path), source=os.fspath(path))
 
 
+@operation("load_weights")
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """A state dict from a file, in plain names.
 
@@ -61,7 +61,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     file = Path(path)
     if not file.is_file():
         raise DataError(
-            f"{_CALLER}: '{file}' {'is a folder' if file.is_dir() else 'does not exist'}. "
+            f"'{file}' {'is a folder' if file.is_dir() else 'does not exist'}. "
             "Give a .safetensors, .pth or .pt file."
         )
     content: Any
@@ -80,7 +80,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raise _unreadable(file, error) from error
         named = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         raise DataError(
-            f"{_CALLER}: '{file}' holds Python objects, which are not loaded because they can run "
+            f"'{file}' holds Python objects, which are not loaded because they can run "
             f"code{f' ({named[1]})' if named else ''}. Save model.state_dict() where it was made. "
             "Tensors are allowed."
         ) from error
@@ -106,7 +106,7 @@ def _harmless() -> Iterator[None]:
 
 def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(
-        f"{_CALLER}: '{file}' ({file.stat().st_size} bytes) is damaged or no file of weights "
+        f"'{file}' ({file.stat().st_size} bytes) is damaged or no file of weights "
         f"({short_reason(error)}). Copy it again. A .safetensors file, or a state dict "
         "of torch.save, is allowed."
     )
@@ -129,13 +129,13 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping):
         raise DataError(
-            f"{_CALLER}: '{file}' holds a {type(content).__name__}. Save model.state_dict(). "
+            f"'{file}' holds a {type(content).__name__}. Save model.state_dict(). "
             "A dict of tensors is allowed."
         )
     state = {_plain(str(k)): v for k, v in content.items() if isinstance(v, Tensor)}
     if not state:
         raise DataError(
-            f"{_CALLER}: '{file}' holds no tensors, only {sorted(map(str, content))[:3]}. "
+            f"'{file}' holds no tensors, only {sorted(map(str, content))[:3]}. "
             "Save model.state_dict(). A dict of tensors is allowed."
         )
     return state
@@ -145,11 +145,9 @@ def _tell_of_averaged(content: Mapping[str, Any], taken: str, file: Path) -> Non
     """Two sets of weights in one file, of which the programs that wrote it may mean either."""
     other = next((key for key in _AVERAGED if isinstance(content.get(key), Mapping)), None)
     if other is not None:
-        warnings.warn(
-            f"{_CALLER}: '{file}' holds two sets of weights, {taken!r} and the averaged {other!r}. "
-            f"{taken!r} is taken. Save the other in a file of its own to use it.",
-            ExplainGuideWarning,
-            stacklevel=5,
+        warn(
+            f"'{file}' holds two sets of weights, {taken!r} and the averaged {other!r}. "
+            f"{taken!r} is taken. Save the other in a file of its own to use it."
         )
 
 
@@ -195,7 +193,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
     )
     if problems:
         raise DataError(
-            f"{_CALLER}: '{source}' is a checkpoint of another model than this "
+            f"'{source}' is a checkpoint of another model than this "
             f"{type(model).__name__}. {problems}. Name the model that it was made with. "
             "Only a classifier head of another size may differ."
         )
@@ -228,11 +226,9 @@ def _unwrapped(
         if rest and not all(name in inside for name in own):
             continue
         if rest:
-            warnings.warn(
-                f"{_CALLER}: '{source}' holds the model as {prefix[:-1]!r}, and beside it "
-                f"{name_some({'left out': rest})}.",
-                ExplainGuideWarning,
-                stacklevel=4,
+            warn(
+                f"'{source}' holds the model as {prefix[:-1]!r}, and beside it "
+                f"{name_some({'left out': rest})}."
             )
         if any(name in own for name in inside):
             return inside

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 
-from explainguide.guidance.options import check_option
+from explainguide.errors import check_option, operation
 from explainguide.recipes.published import RECIPES
 from explainguide.recipes.settings import Recipe
 
 __all__ = ["RECIPES", "Recipe", "recipe"]
 
 
+@operation("recipe")
 def recipe(name: str) -> Recipe:
     """A published method as settings.
 
@@ -32,5 +33,5 @@ def recipe(name: str) -> Recipe:
         >>> recipe("robustvit").lam, recipe("robustvit").class_weight
         (0.8, 0.2)
     """
-    check_option("recipe", name, RECIPES, caller="recipe")
+    check_option("recipe", name, RECIPES)
     return copy.deepcopy(RECIPES[name])

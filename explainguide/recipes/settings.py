@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from explainguide.errors import LayerError, OptionError, did_you_mean
+from explainguide.errors import LayerError, OptionError, did_you_mean, operation
 from explainguide.guidance.guide import ExplanationGuidance
 from explainguide.guidance.staging import with_options
 from explainguide.hooks.layers import INPUT, list_layers, unwrap
@@ -69,6 +69,7 @@ class Recipe:
     weight_decay: float | None = None
     schedule: str | None = None
 
+    @operation("Recipe.guide")
     def guide(self, model: nn.Module, **overrides: Any) -> ExplanationGuidance:
         """Guide a model by this recipe.
 
@@ -87,17 +88,16 @@ class Recipe:
             >>> recipe("rrr").guide(model).layers
             ['input']
         """
-        caller = "Recipe.guide"
         allowed = [name for name in signature(ExplanationGuidance).parameters if name != "model"]
         for name in overrides:
             if name not in allowed:
                 raise OptionError(
-                    f"{caller}: unknown option {name!r}.{did_you_mean(name, allowed)} "
+                    f"unknown option {name!r}.{did_you_mean(name, allowed)} "
                     f"{', '.join(allowed)} are allowed."
                 )
         if "layer" not in overrides:
-            self.check_layers(model, caller=caller)
-        loss = with_options(self.loss, self.loss_options, caller=caller)
+            self.check_layers(model)
+        loss = with_options(self.loss, self.loss_options)
         return ExplanationGuidance(model, **{**self._named(allowed), "loss": loss, **overrides})
 
     def config(self, **overrides: Any) -> TrainConfig:
@@ -137,22 +137,21 @@ class Recipe:
         )
         return self.class_weight * answers + self.lam * loss_loc
 
-    def check_layers(self, model: nn.Module, *, caller: str) -> None:
+    def check_layers(self, model: nn.Module) -> None:
         """Refuse a model that has not the recipe's layers.
 
         Args:
             model: The classifier.
-            caller: The public callable that the error names.
 
         Raises:
             LayerError: With the names that are missing, and what to do.
         """
         names = (self.layer,) if isinstance(self.layer, str) else self.layer or ()
-        known = {INPUT, *list_layers(unwrap(model, caller=caller))}
+        known = {INPUT, *list_layers(unwrap(model))}
         missing = [name for name in names if name not in known]
         if missing:
             raise LayerError(
-                f"{caller}: recipe {self.name!r} guides {', '.join(map(repr, names))}, as a ResNet "
+                f"recipe {self.name!r} guides {', '.join(map(repr, names))}, as a ResNet "
                 f"calls its stages; this {type(model).__name__} has no "
                 f"{', '.join(map(repr, missing))}. Name {len(names)} layers of the model from "
                 "shallow to deep with layer=[...] (--layer), or fewer with layer_weights=[...] too. "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.bcos.saved import rebuild
-from explainguide.errors import DataError
+from explainguide.errors import DataError, operation
 from explainguide.models.build import build_model
 from explainguide.models.weights import fit_weights, short_reason
 from explainguide.xdnn import remove_bias
@@ -35,18 +35,12 @@ _FORMAT = "explainguide checkpoint 1"
 _HEADER = "explainguide"
 
 
-def write_whole(
-    path: str | os.PathLike[str],
-    write: Callable[[BinaryIO], object],
-    *,
-    caller: str = "write_whole",
-) -> Path:
+def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
     """Write a file beside its place, then rename: it is there whole, or as it was before.
 
     Args:
         path: The file; missing folders are made.
         write: Writes the content to an open binary file.
-        caller: The public callable that the error names.
 
     Raises:
         DataError: If it cannot be written (a full disk, no permission); an earlier file of this
@@ -69,7 +63,7 @@ def write_whole(
         if cause is None:
             raise
         raise DataError(
-            f"{caller}: '{target}' could not be written ({cause.strerror or cause}). Free some "
+            f"'{target}' could not be written ({cause.strerror or cause}). Free some "
             f"space or choose another folder. {_what_remains(target)}"
         ) from error
     finally:
@@ -118,6 +112,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@operation("save_checkpoint")
 def save_checkpoint(path: str | os.PathLike[str], payload: dict[str, Any]) -> Path:
     """Save plain values and tensors, whole or not at all.
 
@@ -129,9 +124,10 @@ def save_checkpoint(path: str | os.PathLike[str], payload: dict[str, Any]) -> Pa
         DataError: As `write_whole`.
     """
     content = {"format": _FORMAT, **payload}
-    return write_whole(path, lambda file: torch.save(content, file), caller="save_checkpoint")
+    return write_whole(path, lambda file: torch.save(content, file))
 
 
+@operation("load_checkpoint")
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what `save_checkpoint`, or `save_weights` with `about`, wrote, without running code.
 
@@ -148,7 +144,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise DataError(
-            f"load_checkpoint: '{file}' {'is a folder' if file.is_dir() else 'does not exist'}. "
+            f"'{file}' {'is a folder' if file.is_dir() else 'does not exist'}. "
             "Give a file that a training wrote, such as last.pt."
         )
     try:
@@ -158,13 +154,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             payload = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive or pickle can raise anything
         raise DataError(
-            f"load_checkpoint: '{file}' ({file.stat().st_size} bytes) is damaged or no checkpoint "
+            f"'{file}' ({file.stat().st_size} bytes) is damaged or no checkpoint "
             f"({short_reason(error)}). Use another epoch's. A file that a training "
             "wrote is allowed."
         ) from error
     if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
         raise DataError(
-            f"load_checkpoint: '{file}' was not written by explainguide's training. Plain weights "
+            f"'{file}' was not written by explainguide's training. Plain weights "
             "go with a model's name: build_model(name, weights=FILE)."
         )
     return payload
@@ -190,6 +186,7 @@ def describe_weights(path: str | os.PathLike[str] | None) -> dict[str, Any]:
         return {}
 
 
+@operation("save_weights")
 def save_weights(
     path: str | os.PathLike[str],
     state: dict[str, Tensor],
@@ -215,10 +212,10 @@ def save_weights(
     return write_whole(
         path,
         lambda file: file.write(safetensors.torch.save(plain, metadata=header)),
-        caller="save_weights",
     )
 
 
+@operation("load_model")
 def load_model(
     path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -247,7 +244,7 @@ def load_model(
     info = dict(payload["info"])
     if "name" not in info:
         raise DataError(
-            f"load_model: '{os.fspath(path)}' does not say how its model was built. Build it and "
+            f"'{os.fspath(path)}' does not say how its model was built. Build it and "
             "use load_checkpoint(path)['model'], or train with info={'name': ...}."
         )
     model = build_model(

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from explainguide.attr import ATTRIBUTIONS
-from explainguide.errors import OptionError, did_you_mean
-from explainguide.guidance.options import check_option
+from explainguide.errors import OptionError, check_option, did_you_mean, operation
 from explainguide.guidance.staging import with_options
 from explainguide.losses import CLASS_LOSSES, LOSSES
 
@@ -130,6 +129,7 @@ class TrainConfig:
     tensorboard: bool = False
     device: str = "auto"
 
+    @operation("TrainConfig")
     def __post_init__(self) -> None:
         for name in ("layer", "layer_weights"):
             value = getattr(self, name)
@@ -138,7 +138,7 @@ class TrainConfig:
         if self.output_dir is not None:
             object.__setattr__(self, "output_dir", str(self.output_dir))
         for name, allowed in _CHOICES.items():
-            check_option(name, getattr(self, name), allowed, caller="TrainConfig")
+            check_option(name, getattr(self, name), allowed)
         for name, least in _LEAST.items():
             _check_number(name, getattr(self, name), least)
         for name in ("lr", "temperature"):
@@ -149,14 +149,14 @@ class TrainConfig:
             _check_number("lam", self.lam, 0)
         if isinstance(self.output, bool) or not isinstance(self.output, int | str | None):
             raise OptionError(
-                f"TrainConfig: output is {self.output!r}. Say which of the model's outputs are the "
+                f"output is {self.output!r}. Say which of the model's outputs are the "
                 "logits, such as 1 or 'logits'. An index, a key or an attribute is allowed."
             )
         for name in ("annotated", "negatives", "threshold"):
             _check_number(name, getattr(self, name), 0, most=1)
         if self.temperature != 1 and self.class_loss != "confidence-boosting":
             raise OptionError(
-                f"TrainConfig: temperature is {self.temperature} with class_loss="
+                f"temperature is {self.temperature} with class_loss="
                 f"{self.class_loss!r}. Use class_loss='confidence-boosting'. Other losses have no "
                 "temperature; 1 is allowed."
             )
@@ -164,11 +164,11 @@ class TrainConfig:
             isinstance(value, bool | int | float | str) for value in self.loss_options.values()
         ):
             raise OptionError(
-                f"TrainConfig: loss_options is {self.loss_options!r}. Use a dict such as "
+                f"loss_options is {self.loss_options!r}. Use a dict such as "
                 "{'normalize': False}. Keyword arguments of the loss, numbers and words, are allowed."
             )
         object.__setattr__(self, "loss_options", dict(self.loss_options))
-        with_options(self.loss, self.loss_options, caller="TrainConfig")
+        with_options(self.loss, self.loss_options)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
@@ -176,6 +176,7 @@ class TrainConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     @classmethod
+    @operation("TrainConfig")
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """The settings that `to_dict` gave.
 
@@ -186,7 +187,7 @@ class TrainConfig:
         for name in values:
             if name not in names:
                 raise OptionError(
-                    f"TrainConfig: unknown setting {name!r}.{did_you_mean(name, names)} "
+                    f"unknown setting {name!r}.{did_you_mean(name, names)} "
                     f"{', '.join(names)} are allowed."
                 )
         return cls(**values)
@@ -219,4 +220,4 @@ def _check_number(
         f"above {least:g}" if above else f"from {least:g} {'on' if most > 1 else f'to {most:g}'}"
     )
     hint = f" Did you mean {value / 100:g}?" if good and most == 1 and 1 < value <= 100 else ""
-    raise OptionError(f"TrainConfig: {name} is {value!r}.{hint} {form} {limit} is allowed.")
+    raise OptionError(f"{name} is {value!r}.{hint} {form} {limit} is allowed.")

@@ -37,8 +37,6 @@ from explainguide.training.schedules import build_optimizer, build_scheduler
 
 __all__ = ["Run"]
 
-_CALLER = "train"
-
 
 class Run:
     """A model in training: the pieces that a step needs.
@@ -59,7 +57,7 @@ class Run:
         self.data = data
         if config.annotated < 1:
             self.data = LimitedAnnotations(data, config.annotated, seed=config.seed)
-        self.inner = unwrap(model, caller=_CALLER)
+        self.inner = unwrap(model)
         self.plain_optimizer = build_optimizer(self.inner, config)
         self.forward = vars(self.inner).get("forward")
         accelerator.prepare_model(self.inner, evaluation_mode=True)  # its device and precision
@@ -138,7 +136,7 @@ class Run:
             self.inner,
             self.layer,
             attribution=config.attribution,
-            loss=with_options(config.loss, config.loss_options, caller=_CALLER),
+            loss=with_options(config.loss, config.loss_options),
             target=config.target,  # type: ignore[arg-type]
             score=config.score,  # type: ignore[arg-type]
             negatives=config.negatives,
@@ -204,10 +202,9 @@ class Run:
             output,
             reading=Reading(output=config.output),
             images=len(batch.images),
-            caller=_CALLER,
         )
         if first:
-            check_labels(batch.labels, logits, caller=_CALLER, class_loss=config.class_loss)
+            check_labels(batch.labels, logits, class_loss=config.class_loss)
         class_loss = classification_loss(
             logits, batch.labels, class_loss=config.class_loss, temperature=config.temperature
         )
@@ -238,7 +235,7 @@ class Run:
             if error is not None:
                 raise error
             if failed:
-                raise failed_elsewhere(failed, caller=_CALLER)
+                raise failed_elsewhere(failed)
             for parameter, processes in zip(self.parameters, used, strict=True):
                 if not processes:
                     parameter.grad = None
@@ -288,7 +285,7 @@ class Run:
 
 def _not_finite(where: str, said: str) -> GuidanceError:
     return GuidanceError(
-        f"{_CALLER}: {where}: {said}. Lower lr or lam, set clip_grad_norm, or use "
+        f"{where}: {said}. Lower lr or lam, set clip_grad_norm, or use "
         "mixed_precision='no'. The training stopped before this step; checkpoints of earlier "
         "epochs are unchanged."
     )

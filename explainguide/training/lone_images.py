@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -10,13 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from explainguide.datasets.batches import Batch, batches
-from explainguide.errors import DataError, ExplainGuideWarning, OptionError
+from explainguide.errors import DataError, OptionError, warn
 from explainguide.hooks.dynamic import evaluating
 from explainguide.processes import process
 
 __all__ = ["LoneImages", "norm_without_values"]
-
-_CALLER = "train"
 
 
 class LoneImages:
@@ -39,17 +36,15 @@ class LoneImages:
             self._norm = norm_without_values(self._model, batch.images)
         if self._norm is None:
             return True
-        self._say(stacklevel=6)
+        self._say()
         return False
 
-    def _say(self, *, stacklevel: int) -> None:
+    def _say(self) -> None:
         if not self._told:
-            warnings.warn(
-                f"{_CALLER}: a batch of one image is left out, and so are others like it, since "
+            warn(
+                f"a batch of one image is left out, and so are others like it, since "
                 f"BatchNorm {self._norm!r} sees one value a channel of a single image. Another batch "
-                "size may leave none over.",
-                ExplainGuideWarning,
-                stacklevel=stacklevel,
+                "size may leave none over."
             )
         self._told = True
 
@@ -81,15 +76,15 @@ class LoneImages:
         why = f"BatchNorm {self._norm!r} sees one value a channel of a single image"
         if size == 1:
             raise OptionError(
-                f"{_CALLER}: batch_size is 1, but {why}, which has no variance. Use batch_size=2 or "
+                f"batch_size is 1, but {why}, which has no variance. Use batch_size=2 or "
                 "more, or another norm, such as GroupNorm. grad_accumulation makes no batch larger."
             )
         if count == 1:
             raise DataError(
-                f"{_CALLER}: train_data has one image a process, but {why}, which has no variance. "
+                f"train_data has one image a process, but {why}, which has no variance. "
                 "Use more images, or another norm. Two images a process are allowed."
             )
-        self._say(stacklevel=5)
+        self._say()
         return count - 1
 
 

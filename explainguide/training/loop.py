@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,13 @@ from torch import nn
 
 from explainguide.annotations.batch import LimitedAnnotations
 from explainguide.datasets.batches import check_data, count_annotated
-from explainguide.errors import DataError, ExplainGuideWarning, GuidanceError, OptionError
+from explainguide.errors import (
+    DataError,
+    GuidanceError,
+    OptionError,
+    operation,
+    warn,
+)
 from explainguide.evaluation.measure import evaluate
 from explainguide.guidance.options import named_attribution
 from explainguide.hooks.layers import resolve_layers, unwrap
@@ -33,9 +38,8 @@ from explainguide.training.run_folder import History, RunFolder
 
 __all__ = ["History", "TrainConfig", "train"]
 
-_CALLER = "train"
 
-
+@operation("train")
 def train(
     model: nn.Module,
     train_data: Any,
@@ -89,19 +93,19 @@ def train(
         LayerError, AnnotationError, ShapeError: As `ExplanationGuidance`.
     """
     config = config or TrainConfig()
-    count = check_data(train_data, name="train_data", caller=_CALLER)
-    check_data(val_data, name="val_data", caller=_CALLER)
+    count = check_data(train_data, name="train_data")
+    check_data(val_data, name="val_data")
     main = process()[0] == 0
     accelerator = _accelerator(config)
-    with together(accelerator.device, caller=_CALLER):
+    with together(accelerator.device):
         config = _check_annotated(config, train_data, val_data)
-        inner = unwrap(model, caller=_CALLER)
+        inner = unwrap(model)
         layer = _layer(inner, config)
     folder = RunFolder(config, info or {}, images=count, main=main)
     history = folder.history
     run = Run(inner, train_data, config, layer, accelerator)
     try:
-        with together(accelerator.device, caller=_CALLER):
+        with together(accelerator.device):
             with run.guide(epoch=1):  # settings that do not fit the model, before any file
                 pass
             payload = folder.open(resume=resume)
@@ -112,7 +116,7 @@ def train(
             losses = run.epoch(epoch, history, progress=progress and main)
             if math.isnan(losses["loss"]):  # a loss that is not finite stops its own step
                 raise DataError(
-                    f"train: none of the {len(train_data)} training images could be read. See the "
+                    f"none of the {len(train_data)} training images could be read. See the "
                     "warnings for their names. At least one must be readable."
                 )
             scores = evaluate(
@@ -131,9 +135,9 @@ def train(
             skipped = losses.pop("skipped") + scores.pop("skipped")
             row = {"epoch": epoch, **losses, **scores, "skipped": skipped}
             row["seconds"] = time.perf_counter() - began
-            with together(accelerator.device, caller=_CALLER):
+            with together(accelerator.device):
                 folder.finish_epoch(row, run.state())
-        with together(accelerator.device, caller=_CALLER):
+        with together(accelerator.device):
             folder.finish(inner.state_dict(), layer=layer)
     finally:
         folder.close()
@@ -151,13 +155,13 @@ def _layer(model: nn.Module, config: TrainConfig) -> str | list[str]:
     layer: Any = config.layer
     reading = Reading(output=config.output)
     if layer is None:
-        method = named_attribution(config.attribution, model, None, reading=reading, caller=_CALLER)
+        method = named_attribution(config.attribution, model, None, reading=reading)
         layer = method.layer
     if layer is None:
-        found = probe_layers(model, reading=reading, caller=_CALLER)
-        layer = automatic_layer(model, found, caller=_CALLER)
+        found = probe_layers(model, reading=reading)
+        layer = automatic_layer(model, found)
     layer = layer if isinstance(layer, str) else list(layer)
-    resolve_layers(model, layer, caller=_CALLER)
+    resolve_layers(model, layer)
     return layer
 
 
@@ -174,7 +178,7 @@ def _check_annotated(config: TrainConfig, train_data: Any, val_data: Any) -> Tra
     if nothing and config.lam:
         share = f" (annotated={config.annotated:g})" if config.annotated < 1 else ""
         raise OptionError(
-            f"{_CALLER}: lam is {config.lam:g}, but no image of train_data is annotated{share}, so "
+            f"lam is {config.lam:g}, but no image of train_data is annotated{share}, so "
             "that there is nothing to guide with. Give boxes (--boxes for --data folder), or lam=0. "
             "One annotated image is enough."
         )
@@ -205,7 +209,7 @@ def _say_what_is_missing(losses: dict[str, float], scores: dict[str, float], val
 
 def _warn(text: str) -> None:
     if process()[0] == 0:
-        warnings.warn(f"{_CALLER}: {text}", ExplainGuideWarning, stacklevel=4)
+        warn(f"{text}")
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -215,7 +219,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     found = Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
     if found.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise GuidanceError(
-            f"{_CALLER}: Accelerate is set up for {found.distributed_type.value}, which cuts the model "
+            f"Accelerate is set up for {found.distributed_type.value}, which cuts the model "
             "in pieces. Launch with --multi_gpu. A copy of the model in every process is allowed."
         )
     return found

@@ -25,7 +25,6 @@ from explainguide.training.config import TrainConfig
 
 __all__ = ["History", "RunFolder"]
 
-_CALLER = "train"
 # What a file of weights says of itself: how the model is built and takes its images, and which
 # images it was evaluated on. No path and no time, so that equal runs make equal files.
 _DESCRIBES: tuple[str, ...]
@@ -96,20 +95,20 @@ class RunFolder:
         """
         if self._config.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise OptionError(
-                f"{_CALLER}: tensorboard=True, but TensorBoard is not installed. "
+                "tensorboard=True, but TensorBoard is not installed. "
                 "`pip install explainguide[tensorboard]`. log.csv needs nothing."
             )
         if self._path is None:
             if resume or self._config.tensorboard:
                 option = "resume" if resume else "tensorboard"
                 raise OptionError(
-                    f"{_CALLER}: {option}=True without output_dir. Name the folder of the training."
+                    f"{option}=True without output_dir. Name the folder of the training."
                 )
             return None
         last = self._path / "last.pt"
         if last.exists() and not resume:
             raise OptionError(
-                f"{_CALLER}: '{self._path}' holds a training already. Go on with resume=True "
+                f"'{self._path}' holds a training already. Go on with resume=True "
                 "(--resume), or choose another output_dir. Nothing is overwritten."
             )
         payload = load_checkpoint(last) if last.exists() else None
@@ -121,7 +120,6 @@ class RunFolder:
             write_whole(
                 self._path / "config.json",
                 lambda file: file.write(f"{text}\n".encode()),
-                caller=_CALLER,
             )
             self._write_log()
             self._prune()
@@ -146,7 +144,7 @@ class RunFolder:
             found.append(f"there were {payload['images']} training images, now {self._images}")
         if found:
             raise OptionError(
-                f"{_CALLER}: '{last}' is of a training with other settings: {'; '.join(found)}. "
+                f"'{last}' is of a training with other settings: {'; '.join(found)}. "
                 "Use the same settings, or another output_dir. device and tensorboard may "
                 "differ."
             )
@@ -229,7 +227,7 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(self.history.rows)
         content = text.getvalue().encode()
-        write_whole(self._path / "log.csv", lambda file: file.write(content), caller=_CALLER)
+        write_whole(self._path / "log.csv", lambda file: file.write(content))
 
 
 def _plain(info: dict[str, Any]) -> dict[str, Any]:
@@ -238,6 +236,6 @@ def _plain(info: dict[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(info))
     except (TypeError, ValueError) as error:
         raise OptionError(
-            f"{_CALLER}: info cannot be kept in a checkpoint ({error}). Use str, float and list. "
+            f"info cannot be kept in a checkpoint ({error}). Use str, float and list. "
             "Values that JSON can hold are allowed."
         ) from None

@@ -29,7 +29,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise GuidanceError(
-            f"train: every parameter of {type(model).__name__} is frozen. Unfreeze some with "
+            f"every parameter of {type(model).__name__} is frozen. Unfreeze some with "
             "requires_grad_(True). At least one must require a gradient."
         )
     settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}

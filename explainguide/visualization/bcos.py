@@ -12,17 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from explainguide.errors import OptionError, ShapeError
+from explainguide.errors import OptionError, ShapeError, operation
 from explainguide.visualization.grid import check_count, count_rows, draw_scale, lay_out
 from explainguide.visualization.overlays import checked_boxes, checked_image, checked_map
 
 __all__ = ["bcos_panel"]
 
-_CALLER = "bcos_panel"
 _COLOURS = "bwr"  # the papers'
 _HEADINGS = ("image", "explanation", "contributions")
 
 
+@operation("bcos_panel")
 def bcos_panel(
     images: Tensor | Sequence[Tensor],
     explanations: Tensor | Sequence[Tensor],
@@ -59,23 +59,21 @@ def bcos_panel(
         Boehle et al., 2022, Fig. 1.
     """
     if not 50 <= percentile <= 100:
-        raise OptionError(
-            f"{_CALLER}: percentile is {percentile}. Use 99.5. It must be in [50, 100]."
-        )
+        raise OptionError(f"percentile is {percentile}. Use 99.5. It must be in [50, 100].")
     count = len(images)
     if count == 0:
-        raise ShapeError(f"{_CALLER}: got 0 images. Pass at least one.")
+        raise ShapeError("got 0 images. Pass at least one.")
     given = {"explanations": explanations, "contributions": contributions, "boxes": boxes}
-    check_count(_CALLER, count, {**given, "titles": titles, "captions": captions})
-    pictures = [checked_image(_CALLER, f"images[{i}]", image) for i, image in enumerate(images)]
+    check_count(count, {**given, "titles": titles, "captions": captions})
+    pictures = [checked_image(f"images[{i}]", image) for i, image in enumerate(images)]
     on_white, coloured, outlines = [], [], []
     for i, picture in enumerate(pictures):
         on_white.append(_on_white(f"explanations[{i}]", explanations[i], picture))
-        found = checked_map(_CALLER, f"contributions[{i}]", contributions[i])
+        found = checked_map(f"contributions[{i}]", contributions[i])
         _check_size(f"contributions[{i}]", found, picture)
         coloured.append(_colour(found, percentile))
         box = boxes[i] if boxes is not None else None
-        outlines.append(checked_boxes(_CALLER, f"boxes[{i}]", box, picture))
+        outlines.append(checked_boxes(f"boxes[{i}]", box, picture))
     blank = [""] * count
     figure = lay_out(
         [pictures, on_white, coloured],
@@ -93,20 +91,20 @@ def _on_white(name: str, explanation: Tensor, image: Tensor) -> Tensor:
     shape = tuple(explanation.shape)
     if len(shape) != 3 or shape[0] != 4:
         raise ShapeError(
-            f"{_CALLER}: {name} has shape {shape}. Make it with explainguide.bcos.to_rgba. It must "
+            f"{name} has shape {shape}. Make it with explainguide.bcos.to_rgba. It must "
             "be (4, H, W)."
         )
     explanation = torch.as_tensor(explanation)
     _check_size(name, explanation, image)
-    colours = checked_image(_CALLER, name, explanation[:3])
-    opacity = checked_image(_CALLER, name, explanation[3:].expand(3, -1, -1))
+    colours = checked_image(name, explanation[:3])
+    opacity = checked_image(name, explanation[3:].expand(3, -1, -1))
     return opacity * colours + 1 - opacity
 
 
 def _check_size(name: str, given: Tensor, image: Tensor) -> None:
     if given.shape[-2:] != image.shape[-2:]:
         raise ShapeError(
-            f"{_CALLER}: {name} has shape {tuple(given.shape)} for an image {tuple(image.shape)}. "
+            f"{name} has shape {tuple(given.shape)} for an image {tuple(image.shape)}. "
             "Resize the image as the network saw it. Heights and widths must agree."
         )
 

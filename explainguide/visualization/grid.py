@@ -27,9 +27,7 @@ def count_rows(count: int, headings: Sequence[str], *, boxed: bool) -> str:
     return f"{count} {rows}; columns: {', '.join(headings)}{'; boxes outlined' if boxed else ''}."
 
 
-def check_count(
-    caller: str, count: int, given: Mapping[str, Sequence[object] | Tensor | None]
-) -> None:
+def check_count(count: int, given: Mapping[str, Sequence[object] | Tensor | None]) -> None:
     """Refuse a sequence that has not one entry for each image.
 
     Raises:
@@ -38,7 +36,7 @@ def check_count(
     for name, values in given.items():
         if values is not None and len(values) != count:
             raise ShapeError(
-                f"{caller}: {name} has {len(values)} entries for {count} images. "
+                f"{name} has {len(values)} entries for {count} images. "
                 "Pass one entry for each image."
             )
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.errors import AnnotationError, OptionError, ShapeError, did_you_mean
+from explainguide.errors import AnnotationError, OptionError, ShapeError, did_you_mean, operation
 
 __all__ = [
     "Box",
@@ -31,6 +31,7 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 _ROUNDING = 1e-4  # how far outside [0, 1] un-normalising an image may leave it
 
 
+@operation("overlay")
 def overlay(
     image: Tensor,
     attribution: Tensor,
@@ -67,10 +68,10 @@ def overlay(
         >>> torch.equal(overlay(image, torch.zeros(2, 2)), image)
         True
     """
-    look = Look(sign, alpha, percentile, grey).checked("overlay")
+    look = Look(sign, alpha, percentile, grey).checked()
     return blend(
-        checked_image("overlay", "image", image),
-        checked_map("overlay", "attribution", attribution),
+        checked_image("image", image),
+        checked_map("attribution", attribution),
         look,
     )
 
@@ -83,20 +84,18 @@ class Look(NamedTuple):
     percentile: float
     grey: bool
 
-    def checked(self, caller: str) -> Look:
+    def checked(self) -> Look:
         """Itself, if each option has an allowed value."""
         if self.sign not in _COLOUR_MAPS:
             raise OptionError(
-                f"{caller}: unknown sign {self.sign!r}.{did_you_mean(str(self.sign), _COLOUR_MAPS)}"
+                f"unknown sign {self.sign!r}.{did_you_mean(str(self.sign), _COLOUR_MAPS)}"
                 " Allowed are 'positive' and 'signed'."
             )
         if not 0 <= self.alpha <= 1:
-            raise OptionError(f"{caller}: alpha is {self.alpha}. It must be in [0, 1].")
+            raise OptionError(f"alpha is {self.alpha}. It must be in [0, 1].")
         if not 50 <= self.percentile <= 100:
             fix = f" Did you mean {100 * self.percentile:g}?" if 0.5 <= self.percentile <= 1 else ""
-            raise OptionError(
-                f"{caller}: percentile is {self.percentile}.{fix} It must be in [50, 100]."
-            )
+            raise OptionError(f"percentile is {self.percentile}.{fix} It must be in [50, 100].")
         return self
 
 
@@ -124,9 +123,9 @@ def blend(image: Tensor, attribution: Tensor, look: Look) -> Tensor:
     return ((1 - opacity) * image + opacity * colour).float().clamp(0, 1)
 
 
-def checked_image(caller: str, name: str, image: Tensor) -> Tensor:
+def checked_image(name: str, image: Tensor) -> Tensor:
     """The image in float32 on the CPU, if it is one."""
-    _check_tensor(caller, name, image, "(3, H, W)")
+    _check_tensor(name, image, "(3, H, W)")
     shape = tuple(image.shape)
     if image.ndim != 3 or shape[0] != 3 or 0 in shape:
         fix = "Pass it without other dimensions"
@@ -134,10 +133,10 @@ def checked_image(caller: str, name: str, image: Tensor) -> Tensor:
             fix = f"Pass {name}.permute(2, 0, 1)"
         elif image.ndim == 2 or shape[0] == 1:
             fix = f"Pass {name}.expand(3, -1, -1)"
-        raise ShapeError(f"{caller}: {name} has shape {shape}. {fix}. It must be (3, H, W).")
+        raise ShapeError(f"{name} has shape {shape}. {fix}. It must be (3, H, W).")
     if not image.is_floating_point():
         raise ShapeError(
-            f"{caller}: {name} has dtype {image.dtype}. Pass {name}.float() / 255 if it counts to "
+            f"{name} has dtype {image.dtype}. Pass {name}.float() / 255 if it counts to "
             "255. It must be floating point in [0, 1]."
         )
     image = image.detach().cpu().float()
@@ -147,36 +146,36 @@ def checked_image(caller: str, name: str, image: Tensor) -> Tensor:
         if low >= 0 and high > 10:
             fix = "Divide it by 255"
         raise OptionError(
-            f"{caller}: {name} ranges from {low:.3g} to {high:.3g}. {fix}. It must be in [0, 1]."
+            f"{name} ranges from {low:.3g} to {high:.3g}. {fix}. It must be in [0, 1]."
         )
     return image.clamp(0, 1)
 
 
-def checked_map(caller: str, name: str, attribution: Tensor) -> Tensor:
+def checked_map(name: str, attribution: Tensor) -> Tensor:
     """The map as ``(h, w)`` in float64 on the CPU, if it is one."""
-    _check_tensor(caller, name, attribution, "(h, w)")
+    _check_tensor(name, attribution, "(h, w)")
     shape = tuple(attribution.shape)
     if attribution.ndim == 3 and shape[0] == 1:
         attribution = attribution[0]
     if attribution.ndim != 2 or 0 in shape:
         fix = "Sum over channels first" if attribution.ndim == 3 else "Pass one map"
-        raise ShapeError(f"{caller}: {name} has shape {shape}. {fix}. It must be (h, w).")
+        raise ShapeError(f"{name} has shape {shape}. {fix}. It must be (h, w).")
     attribution = attribution.detach().cpu().double()  # tiny gradients are zero in float32
     bad = int((~torch.isfinite(attribution)).sum())
     if bad:
         raise OptionError(
-            f"{caller}: {name} has {bad} of {attribution.numel()} values that are NaN or infinite. "
+            f"{name} has {bad} of {attribution.numel()} values that are NaN or infinite. "
             "Find the layer with ExplanationGuidance.check. A map must be finite."
         )
     return attribution
 
 
-def checked_boxes(caller: str, name: str, boxes: Tensor | None, image: Tensor) -> list[Box]:
+def checked_boxes(name: str, boxes: Tensor | None, image: Tensor) -> list[Box]:
     """The boxes as x1, y1, x2, y2 clipped to the image, without those that end up empty."""
     form = str(getattr(getattr(boxes, "format", None), "value", "XYXY"))  # of tv_tensors
     if form != "XYXY":
         raise AnnotationError(
-            f"{caller}: {name} has the format {form}. Convert it with torchvision's "
+            f"{name} has the format {form}. Convert it with torchvision's "
             "ConvertBoundingBoxFormat('XYXY'). Boxes must be x1, y1, x2, y2."
         )
     if boxes is None or torch.as_tensor(boxes).numel() == 0:
@@ -184,7 +183,7 @@ def checked_boxes(caller: str, name: str, boxes: Tensor | None, image: Tensor) -
     boxes = torch.as_tensor(boxes).detach().cpu().double()
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ShapeError(
-            f"{caller}: {name} has shape {tuple(boxes.shape)}. Pass one list of boxes an image. "
+            f"{name} has shape {tuple(boxes.shape)}. Pass one list of boxes an image. "
             "It must be (M, 4)."
         )
     x1, y1, x2, y2 = boxes.unbind(1)
@@ -192,12 +191,12 @@ def checked_boxes(caller: str, name: str, boxes: Tensor | None, image: Tensor) -
     if bad.any():
         row = [round(v, 2) for v in boxes[bad][0].tolist()]
         raise AnnotationError(
-            f"{caller}: {name} has the box {row}. Convert it if it is x, y, width, height. "
+            f"{name} has the box {row}. Convert it if it is x, y, width, height. "
             "Boxes must be finite, x1 <= x2 and y1 <= y2."
         )
     if boxes.max() <= 1 and (boxes != boxes.round()).any():
         raise AnnotationError(
-            f"{caller}: {name} lies in [0, 1]. Multiply it by the width and height of the image. "
+            f"{name} lies in [0, 1]. Multiply it by the width and height of the image. "
             "Boxes must be in pixels."
         )
     height, width = image.shape[-2:]
@@ -207,9 +206,9 @@ def checked_boxes(caller: str, name: str, boxes: Tensor | None, image: Tensor) -
     return [box for box in clipped if box[2] > box[0] and box[3] > box[1]]
 
 
-def _check_tensor(caller: str, name: str, value: object, shape: str) -> None:
+def _check_tensor(name: str, value: object, shape: str) -> None:
     if not isinstance(value, Tensor):
         raise ShapeError(
-            f"{caller}: {name} is a {type(value).__name__}. Convert it with torch.as_tensor. "
+            f"{name} is a {type(value).__name__}. Convert it with torch.as_tensor. "
             f"It must be a tensor {shape}."
         )

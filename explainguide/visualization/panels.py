@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from explainguide.errors import OptionError, ShapeError, did_you_mean
+from explainguide.errors import OptionError, ShapeError, did_you_mean, operation
 from explainguide.visualization.grid import check_count, count_rows, draw_scale, lay_out
 from explainguide.visualization.overlays import (
     Look,
@@ -25,6 +25,7 @@ from explainguide.visualization.overlays import (
 __all__ = ["before_after", "panel"]
 
 
+@operation("panel")
 def panel(
     images: Tensor | Sequence[Tensor],
     maps: Mapping[str, Tensor | Sequence[Tensor]],
@@ -63,9 +64,11 @@ def panel(
         AnnotationError: If boxes are not finite x1 <= x2, y1 <= y2 in pixels.
     """
     look = Look(sign, alpha, percentile, grey)
-    return _panel("panel", images, maps, boxes, titles, captions or {}, look)
+    labels = {name: f"maps[{name!r}]" for name in maps}
+    return _panel(images, maps, labels, boxes, titles, captions or {}, look)
 
 
+@operation("before_after")
 def before_after(
     images: Tensor | Sequence[Tensor],
     before: Tensor | Sequence[Tensor],
@@ -103,14 +106,14 @@ def before_after(
     if scores is not None:
         if len(scores) != 2:
             raise ShapeError(
-                f"before_after: scores has {len(scores)} entries. Pass (before, after). "
+                f"scores has {len(scores)} entries. Pass (before, after). "
                 "Each must have one number an image."
             )
         for i, (name, values) in enumerate(zip(maps, scores, strict=True)):
-            check_count("before_after", len(images), {f"scores[{i}]": values})
+            check_count(len(images), {f"scores[{i}]": values})
             captions[name] = [f"{score} {_percent(value)}" for value in values]
     look = Look(sign, 0.9, 99.5, grey=True)
-    return _panel("before_after", images, maps, boxes, titles, captions, look)
+    return _panel(images, maps, {name: name for name in maps}, boxes, titles, captions, look)
 
 
 def _percent(value: float | None) -> str:
@@ -118,37 +121,35 @@ def _percent(value: float | None) -> str:
 
 
 def _panel(
-    caller: str,
     images: Tensor | Sequence[Tensor],
     maps: Mapping[str, Tensor | Sequence[Tensor]],
+    labels: Mapping[str, str],
     boxes: Sequence[Tensor | None] | None,
     titles: Sequence[str] | None,
     captions: Mapping[str, Sequence[str]],
     look: Look,
 ) -> Figure:
-    look.checked(caller)
+    look.checked()
     if len(images) == 0 or len(maps) == 0:
         raise ShapeError(
-            f"{caller}: got {len(images)} images and {len(maps)} columns of maps. "
-            "Pass at least one of each."
+            f"got {len(images)} images and {len(maps)} columns of maps. Pass at least one of each."
         )
     for name in captions:
         if name not in maps:
             raise OptionError(
-                f"{caller}: captions has an unknown column {name!r}.{did_you_mean(name, maps)} "
+                f"captions has an unknown column {name!r}.{did_you_mean(name, maps)} "
                 f"The columns are {', '.join(map(repr, maps))}."
             )
-    check_count(caller, len(images), {"boxes": boxes, "titles": titles})
-    labels = {k: k if caller == "before_after" else f"maps[{k!r}]" for k in maps}
-    check_count(caller, len(images), {labels[k]: v for k, v in maps.items()})
-    check_count(caller, len(images), {f"captions[{k!r}]": v for k, v in captions.items()})
-    pictures = [checked_image(caller, f"images[{i}]", image) for i, image in enumerate(images)]
+    check_count(len(images), {"boxes": boxes, "titles": titles})
+    check_count(len(images), {labels[k]: v for k, v in maps.items()})
+    check_count(len(images), {f"captions[{k!r}]": v for k, v in captions.items()})
+    pictures = [checked_image(f"images[{i}]", image) for i, image in enumerate(images)]
     columns = [pictures]
     for name, values in maps.items():
-        tensors = [checked_map(caller, f"{labels[name]}[{i}]", m) for i, m in enumerate(values)]
+        tensors = [checked_map(f"{labels[name]}[{i}]", m) for i, m in enumerate(values)]
         columns.append([blend(p, m, look) for p, m in zip(pictures, tensors, strict=True)])
     outlines = [
-        checked_boxes(caller, f"boxes[{i}]", boxes[i] if boxes is not None else None, picture)
+        checked_boxes(f"boxes[{i}]", boxes[i] if boxes is not None else None, picture)
         for i, picture in enumerate(pictures)
     ]
     headings = ["image", *maps]

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from explainguide.errors import OptionError, ShapeError, did_you_mean
+from explainguide.errors import OptionError, ShapeError, did_you_mean, operation
 
 __all__ = ["curves", "pareto_plot", "plain_text"]
 
@@ -23,6 +23,7 @@ _DASHES = ("-", "--", "-.", ":")
 _SCORES = {"f1": "F1", "epg": "EPG", "iou": "IoU"}
 
 
+@operation("pareto_plot")
 def pareto_plot(
     points: Mapping[str, Sequence[Sequence[float]]],
     *,
@@ -51,17 +52,17 @@ def pareto_plot(
     for name in (x, y):
         if name not in _SCORES:
             raise OptionError(
-                f"pareto_plot: unknown score {name!r}.{did_you_mean(name, _SCORES)} "
+                f"unknown score {name!r}.{did_you_mean(name, _SCORES)} "
                 "Allowed are 'f1', 'epg' and 'iou'."
             )
     if not points:
-        raise ShapeError("pareto_plot: points is empty. Pass at least one run.")
+        raise ShapeError("points is empty. Pass at least one run.")
     for run, models in points.items():
         _check_points(run, models)
     for run, front in (fronts or {}).items():
         if run not in points:
             raise OptionError(
-                f"pareto_plot: fronts has an unknown run {run!r}.{did_you_mean(run, points)} "
+                f"fronts has an unknown run {run!r}.{did_you_mean(run, points)} "
                 f"The runs are {', '.join(map(repr, points))}."
             )
         _check_front(run, front, len(points[run]))
@@ -92,6 +93,7 @@ def pareto_plot(
     return figure
 
 
+@operation("curves")
 def curves(
     history: Mapping[str, Sequence[Mapping[str, float | None]]],
     keys: Sequence[str],
@@ -119,19 +121,19 @@ def curves(
     """
     if not history or not keys:
         raise ShapeError(
-            f"curves: got {len(history)} runs and {len(keys)} keys. Pass at least one of each."
+            f"got {len(history)} runs and {len(keys)} keys. Pass at least one of each."
         )
     known = list(dict.fromkeys(k for rows in history.values() for row in rows for k in row))
     for key in keys:
         if key not in known:
             raise OptionError(
-                f"curves: no row has the key {key!r}.{did_you_mean(key, known)} "
+                f"no row has the key {key!r}.{did_you_mean(key, known)} "
                 f"The rows have {', '.join(map(repr, known)) or 'no keys'}."
             )
     for key in [*percent, *(titles or {})]:
         if key not in keys:
             raise OptionError(
-                f"curves: percent or titles has {key!r}, which is not plotted."
+                f"percent or titles has {key!r}, which is not plotted."
                 f"{did_you_mean(key, keys)} The keys are {', '.join(map(repr, keys))}."
             )
     down = math.ceil(len(keys) / 3)
@@ -170,12 +172,12 @@ def _check_points(run: str, models: Sequence[Sequence[float]]) -> None:
     for i, model in enumerate(models):
         if len(model) != len(_SCORES):
             raise ShapeError(
-                f"pareto_plot: points[{run!r}][{i}] has {len(model)} scores. Use NaN for one that "
+                f"points[{run!r}][{i}] has {len(model)} scores. Use NaN for one that "
                 "is undefined. It must be (f1, epg, iou)."
             )
         if any(value < 0 or value > 1 for value in model):
             raise OptionError(
-                f"pareto_plot: points[{run!r}][{i}] is {tuple(map(float, model))}. "
+                f"points[{run!r}][{i}] is {tuple(map(float, model))}. "
                 "Divide percentages by 100. Scores must be in [0, 1]."
             )
 
@@ -184,7 +186,7 @@ def _check_front(run: str, front: Collection[int], count: int) -> None:
     for index in front:
         if not 0 <= index < count:
             raise OptionError(
-                f"pareto_plot: fronts[{run!r}] has the index {index}, but the run has {count} "
+                f"fronts[{run!r}] has the index {index}, but the run has {count} "
                 f"models. Pass indices into points[{run!r}]. They must be in [0, {count})."
             )
 

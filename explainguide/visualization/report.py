@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from explainguide.errors import OptionError
+from explainguide.errors import OptionError, operation
 
 __all__ = ["write_report"]
 
@@ -63,6 +63,7 @@ pre { margin: 0; padding: 0.9rem; overflow-x: auto; background: var(--tint);
 """
 
 
+@operation("write_report")
 def write_report(
     path: str | os.PathLike[str],
     *,
@@ -106,7 +107,7 @@ def write_report(
     target = Path(path)
     if target.is_dir():
         raise OptionError(
-            f"write_report: path {str(target)!r} is a folder. Use {str(target / 'report.html')!r}. "
+            f"path {str(target)!r} is a folder. Use {str(target / 'report.html')!r}. "
             "It must be a file name."
         )
     parts = [f"<h1>{escape(title)}</h1>"]

@@ -103,7 +103,7 @@ def test_without_bcos_modules() -> None:
         pytest.fail("it is not entered")
     with (
         pytest.raises(OptionError, match=rf"^Bcos: {text}"),
-        explanation_mode(plain, caller="Bcos"),
+        explanation_mode(plain),
     ):
         pytest.fail("it is not entered")
     assert not is_bcos(plain)

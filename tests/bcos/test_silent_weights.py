@@ -193,8 +193,8 @@ def test_the_difference_is_the_one_that_it_says() -> None:
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         size = model(x).abs().max()
-        assert difference(model, net(), x, caller="test") is None
-        found = difference(model, twice, x, caller="test")
+        assert difference(model, net(), x) is None
+        found = difference(model, twice, x)
     assert found == f"by {size:.3g}, of {size:.3g}, first in module '6' (Linear)"
     assert not twice[2]._forward_hooks and len(twice[6]._forward_hooks) == 1
     assert alive(model) is model

@@ -65,8 +65,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> str:
 )
 def test_stages_are_the_layers_among_which_one_chooses(name: str, stages: list[str]) -> None:
     model = build_model(name, num_classes=10)
-    layers = probe_layers(model, caller="test")
-    chosen = automatic_layer(model, layers, caller="test")
+    layers = probe_layers(model)
+    chosen = automatic_layer(model, layers)
     found = [layer.name for layer in list_stages(model, layers, chosen)]
     assert found == stages
 
@@ -140,6 +140,6 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
 
 def test_the_random_numbers_of_the_caller_do_not_matter() -> None:
     model = build_model("resnet18")
-    first = probe_layers(model, image_size=(64, 64), caller="test")
+    first = probe_layers(model, image_size=(64, 64))
     torch.manual_seed(1)
-    assert probe_layers(model, image_size=(64, 64), caller="test") == first
+    assert probe_layers(model, image_size=(64, 64)) == first

@@ -33,7 +33,7 @@ def pixels(root: Path) -> np.ndarray:
     """(H, W, 3) as the data set gives it; the command line's reader must give the same."""
     data = ImageFolder(root)
     image = data[0][0]
-    shown = np.asarray(read_picture(str(data.paths[0]), caller="explain")) / 255
+    shown = np.asarray(read_picture(str(data.paths[0]))) / 255
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), shown, atol=1e-6)
     return shown
 
@@ -65,7 +65,7 @@ def test_a_range_that_cannot_be_known_is_refused(tmp_path: Path, values: np.ndar
     ):
         ImageFolder(root)[0]
     with pytest.raises(DataError, match=r"^explain: .*a\.tif' is a picture of floats"):
-        read_picture(str(root / "cat" / "a.tif"), caller="explain")
+        read_picture(str(root / "cat" / "a.tif"))
 
 
 def test_transparency_is_said_once(tmp_path: Path) -> None:

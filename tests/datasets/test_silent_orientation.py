@@ -78,7 +78,7 @@ def test_every_format_is_read_upright(tmp_path: Path, orientation: int, ending: 
     save_turned(path, orientation)
     header = read_header(path)
     assert header == Header(STORED, orientation)
-    picture = open_picture(path, caller="T", told=set())
+    picture = open_picture(path, told=set())
     assert (picture.height, picture.width) == header.upright
     assert is_white_in(
         torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255, upright_box(orientation)
@@ -263,10 +263,10 @@ def test_voc_with_the_stored_size_and_no_object_is_read(voc: VOCFolder) -> None:
 def test_explain_turns_as_the_data_sets_and_says_whose_boxes(root: Path) -> None:
     path = root / "cat" / "a.jpg"
     save_turned(path, 6)
-    explained = np.asarray(read_picture(str(path), caller="explain", told=set()))
+    explained = np.asarray(read_picture(str(path), told=set()))
     image = ImageFolder(root)[0][0]
     assert np.array_equal((image * 255).round().permute(1, 2, 0).numpy(), explained)
     said = r"^explain: '.*a\.jpg' \(30 x 40\) turned upright by the EXIF .*; --boxes are taken"
     with pytest.warns(ExplainGuideWarning, match=said):
-        tell_turned([str(path)], [torch.ones(1, 4)], caller="explain")
-    tell_turned([str(path)], [torch.ones(0, 4)], caller="explain")
+        tell_turned([str(path)], [torch.ones(1, 4)])
+    tell_turned([str(path)], [torch.ones(0, 4)])

@@ -21,7 +21,7 @@ RAMP = (np.arange(64 * 48).reshape(48, 64) * 21).astype(np.uint16)
 
 def values(path: Path) -> np.ndarray:
     """What the reader gives, without a warning."""
-    return np.asarray(open_picture(path, caller="T", told=set())).astype(int)
+    return np.asarray(open_picture(path, told=set())).astype(int)
 
 
 def save_tiff(path: Path, array: np.ndarray, **tags: int) -> None:
@@ -120,9 +120,9 @@ def test_numbers_without_a_known_white_are_refused(
     save_tiff(path, array)
     text = rf"^T: '.*a\.tif' is a picture of {what}.*Save it with 8 or 16 bits, or as floats in"
     with pytest.raises(DataError, match=text):
-        open_picture(path, caller="T", told=set())
+        open_picture(path, told=set())
     with pytest.raises(DataError, match=r"^explain: '.*a\.tif' is a picture of"):
-        read_picture(str(path), caller="explain", told=set())
+        read_picture(str(path), told=set())
     (tmp_path / "photos" / "x").mkdir(parents=True)
     path.rename(tmp_path / "photos" / "x" / "a.tif")
     with pytest.raises(DataError, match=r"^ImageFolder: '.*a\.tif' is a picture of"):
@@ -157,10 +157,10 @@ def test_transparent_pixels_are_laid_on_white_and_told_once(tmp_path: Path, mode
     told: set[str] = set()
     said = r"^T: '.*a\.png' has transparent pixels, which are laid on white\."
     with pytest.warns(ExplainGuideWarning, match=said) as caught:
-        found = np.asarray(open_picture(path, caller="T", told=told))
+        found = np.asarray(open_picture(path, told=told))
     assert [w.filename for w in caught] == [__file__]
     assert abs(found - expected).max() <= 1
-    open_picture(path, caller="T", told=told)  # not again
+    open_picture(path, told=told)  # not again
     Image.fromarray(np.full((4, 6, 4), 255, np.uint8)).save(tmp_path / "opaque.png")
     assert (values(tmp_path / "opaque.png") == 255).all()
 
@@ -173,16 +173,16 @@ def test_the_first_of_several_frames_is_taken_and_told_once(tmp_path: Path, endi
     frames[0].save(path, save_all=True, append_images=frames[1:], **kwargs)
     told: set[str] = set()
     with pytest.warns(ExplainGuideWarning, match=r"^T: '.*' holds several frames; the first is"):
-        found = np.asarray(open_picture(path, caller="T", told=told))
+        found = np.asarray(open_picture(path, told=told))
     assert (found == [255, 0, 0]).all()
-    open_picture(path, caller="T", told=told)
+    open_picture(path, told=told)
 
 
 def test_data_sets_and_explain_give_the_same_pixels(photos: Path) -> None:
     path = photos / "cat" / "a.png"
     Image.fromarray(RAMP[:30, :40]).save(path)
     data = ImageFolder(photos)
-    explained = np.asarray(read_picture(str(path), caller="explain", told=set()))
+    explained = np.asarray(read_picture(str(path), told=set()))
     assert np.array_equal((data[0][0] * 255).round().permute(1, 2, 0).numpy(), explained)
     assert (data[0][0] == 1).float().mean() < 0.01
     assert torch.allclose(

@@ -116,7 +116,7 @@ def test_golden_captum_input_methods() -> None:
     assert_near(path, stored)
     leaf = images.clone().requires_grad_()
     scores = model(leaf).gather(1, classes[:, None]).T
-    (gradient,) = layer_gradients(scores, [leaf], create_graph=False, caller="test")
+    (gradient,) = layer_gradients(scores, [leaf], create_graph=False)
     assert gradient is not None
     assert_near(gradient[0], tensors["Saliency_signed"])
 

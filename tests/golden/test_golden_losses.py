@@ -93,7 +93,7 @@ def test_the_papers_order_of_normalisation() -> None:
 def test_coarse_then_upsampled(published: str) -> None:
     tensors, case = load("01_losses", "losses_interp_4x5_to_16x20")
     _, boxes_case = load("01_losses", "losses_16x20")
-    staged = resolve_loss(NAMES[published], caller="test")
+    staged = resolve_loss(NAMES[published])
 
     def guided(attribution: Tensor, mask: Tensor) -> Tensor:
         coarse = staged.prepare(attribution)

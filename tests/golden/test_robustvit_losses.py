@@ -68,7 +68,7 @@ def assert_gradients(value: Tensor, model: nn.Module, summary: dict, rtol: float
 def test_golden_robustvit_relevance_loss(name: str) -> None:
     tensors, case = load("06_robustvit", name)
     maps, masks = maps_and_masks(tensors)
-    staged = resolve_loss("relevance", caller="test")
+    staged = resolve_loss("relevance")
     fine = upsampled(staged.prepare(maps), masks)  # as the guide does
     assert float(staged.compare(fine, masks).mean()) == pytest.approx(
         case["segmentation_loss"], rel=1e-9

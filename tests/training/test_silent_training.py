@@ -265,10 +265,10 @@ def test_the_losses_of_one_logit_by_hand() -> None:
     expected = -(p[0].log() + (1 - p[1]).log() + p[2].log()) / 3
     for labels in (torch.tensor([1, 0, 1]), torch.tensor([True, False, True])):
         assert classification_loss(logits, labels) == pytest.approx(float(expected))
-        check_labels(labels, logits, caller="train")
+        check_labels(labels, logits)
     for labels in (torch.tensor([1.0, 0, 1]), torch.tensor([[1.0], [0.0], [1.0]])):
         assert classification_loss(logits, labels) == pytest.approx(float(expected))
-        check_labels(labels, logits, caller="train")
+        check_labels(labels, logits)
     sure = confidence_boosting(logits, temperature=0.5, reduction="none")
     assert sure.tolist() == pytest.approx(
         (-F.logsigmoid(logits[:, 0].abs() / 0.5)).tolist(), rel=1e-5
@@ -283,9 +283,9 @@ def test_labels_that_one_logit_cannot_have() -> None:
     with pytest.raises(
         DataError, match=r"has class 2, but the model has one logit, which tells two"
     ):
-        check_labels(torch.tensor([0, 1, 2]), logits, caller="train")
+        check_labels(torch.tensor([0, 1, 2]), logits)
     with pytest.raises(ShapeError, match=r"labels of shape \(3, 4\) .* and a model with one logit"):
-        check_labels(torch.zeros(3, 4), logits, caller="train")
+        check_labels(torch.zeros(3, 4), logits)
 
 
 class Pair(Plain):
