@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = [
     ["lazy"],
     ["errors"],
+    ["named"],
     ["hooks", "annotations", "metrics", "visualization", "processes"],
     ["losses", "models", "datasets"],
     ["bcos", "xdnn"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 from collections import OrderedDict
@@ -15,6 +14,7 @@ from torch import nn
 
 from explainguide.errors import DataError, OptionError, did_you_mean, operation
 from explainguide.models.weights import fit_weights, load_weights, short_reason
+from explainguide.named import find_named
 
 __all__ = ["build_model", "load_weights", "needs_num_classes", "set_image_size", "small_cnn"]
 
@@ -107,7 +107,7 @@ def _builder(name: str) -> Callable[[int | None, bool], Any]:
     if kind == "torchvision":
         _check_name(rest, name, theirs, "torchvision")
         return lambda classes, pretrained: _from_torchvision(rest, classes, pretrained)
-    factory = _find_function(kind, rest, name)
+    factory = find_named(name, allowed=f"{_FORMS} are allowed.")
     return lambda classes, pretrained: _from_function(factory, name, classes, pretrained)
 
 
@@ -164,7 +164,7 @@ def needs_num_classes(name: str) -> bool:
     kind, _, rest = name.partition(":")
     if not rest or kind in ("timm", "torchvision"):
         return False
-    return _must_know_classes(_find_function(kind, rest, name))
+    return _must_know_classes(find_named(name, allowed=f"{_FORMS} are allowed."))
 
 
 def _must_know_classes(factory: Callable[..., Any]) -> bool:
@@ -181,23 +181,6 @@ def _takes_classes(factory: Callable[..., Any]) -> bool:
     except ValueError:  # written in C
         return True
     return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def _find_function(module: str, function: str, name: str) -> Callable[..., Any]:
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
-        raise OptionError(
-            f"{name!r} cannot be imported ({error}). Is its folder on PYTHONPATH? "
-            f"{_FORMS} are allowed."
-        ) from error
-    if not callable(found):
-        names = [n for n in dir(importlib.import_module(module)) if not n.startswith("_")]
-        raise OptionError(
-            f"module {module!r} has no function {function!r}."
-            f"{did_you_mean(function, names)} {_FORMS} are allowed."
-        )
-    return found
 
 
 def _download(name: str, pretrained: bool, build: Callable[[], Any]) -> Any:

@@ -1,0 +1,55 @@
+"""A user's own function or class, by its name: ``package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from explainguide.errors import OptionError, check_option, did_you_mean
+
+__all__ = ["find_named", "look_up"]
+
+
+def find_named(name: str, *, allowed: str = "'package.module:function' is allowed.") -> Any:
+    """What a name stands for, imported.
+
+    Args:
+        name: ``package.module:function``.
+        allowed: The sentence that ends the message.
+
+    Raises:
+        OptionError: If the module cannot be imported, or has no such function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        home = importlib.import_module(module)
+    except ImportError as error:
+        raise OptionError(
+            f"{name!r} cannot be imported ({error}). Is its folder on PYTHONPATH? {allowed}"
+        ) from error
+    found = getattr(home, function, None)
+    if not callable(found):
+        names = [n for n in dir(home) if not n.startswith("_")]
+        raise OptionError(
+            f"module {module!r} has no function {function!r}.{did_you_mean(function, names)} {allowed}"
+        )
+    return found
+
+
+def look_up(option: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """An entry of one of the package's tables, or a user's own by ``package.module:function``.
+
+    Args:
+        option: What the table is of, for the message: ``"loss"``.
+        name: A key of the table, or where to import from.
+        table: Name to function or class.
+
+    Raises:
+        OptionError: For an unknown name, with the nearest that is known.
+    """
+    if isinstance(name, str) and ":" in name:
+        found: Callable[..., Any] = find_named(name)
+        return found
+    check_option(option, name, table)
+    return table[name]
