@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from explainguide.errors import OptionError, ShapeError
-from explainguide.guidance.staging import resolve_loss
 from explainguide.losses import (
     LOSSES,
     confidence_boosting,
@@ -21,6 +20,7 @@ from explainguide.losses import (
     relevance_loss,
     rrr_loss,
 )
+from explainguide.losses.table import resolve_loss
 
 from .reference import losses as reference
 

@@ -25,13 +25,13 @@ from explainguide.guidance.options import (
     resolve_attribution,
 )
 from explainguide.guidance.selfcheck import Report, as_it_was, on_host, probe_gradients
-from explainguide.guidance.staging import resolve_loss
 from explainguide.guidance.waiting import graph_kept, take_pass, tell_dropped
 from explainguide.hooks.layers import resolve_layers, unwrap
 from explainguide.hooks.logits import PREDICTED, check_classifier
 from explainguide.hooks.probe import find_layer
 from explainguide.hooks.reading import Output, check_reading
 from explainguide.losses import Loss
+from explainguide.losses.table import resolve_loss
 
 __all__ = ["ExplanationGuidance"]
 

@@ -14,7 +14,6 @@ from explainguide.annotations.regions import Choice, as_regions, choose_classes
 from explainguide.attr import LayerMap
 from explainguide.attr.base import gather, usable
 from explainguide.errors import OptionError, ShapeError, warn
-from explainguide.guidance.staging import StagedLoss
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.logits import (
     as_targets,
@@ -24,6 +23,7 @@ from explainguide.hooks.logits import (
     log_probabilities,
 )
 from explainguide.hooks.tap import ForwardPass, Tap
+from explainguide.losses.table import StagedLoss
 
 __all__ = ["Settings", "localize"]
 

@@ -9,20 +9,18 @@ unnormalised maps at the mask's resolution. Below, :math:`A` is the map of one i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from explainguide.losses.classification import (
     CLASS_LOSSES,
     classification_loss,
     confidence_boosting,
 )
 from explainguide.losses.energy import energy_loss
-from explainguide.losses.normalization import Loss, keep_positive, positive_part, scale_by_max
+from explainguide.losses.gradmask import gradmask_loss
+from explainguide.losses.normalization import keep_positive, positive_part, scale_by_max
 from explainguide.losses.normalized import l1_loss, ppce_loss, rrr_loss
-from explainguide.losses.norms import gradmask_loss, reff_loss
+from explainguide.losses.reff import reff_loss
 from explainguide.losses.relevance import relevance_loss, scale_to_unit
+from explainguide.losses.table import LOSSES, Loss, localization_loss
 
 __all__ = [
     "CLASS_LOSSES",
@@ -34,6 +32,7 @@ __all__ = [
     "gradmask_loss",
     "keep_positive",
     "l1_loss",
+    "localization_loss",
     "positive_part",
     "ppce_loss",
     "reff_loss",
@@ -42,16 +41,3 @@ __all__ = [
     "scale_by_max",
     "scale_to_unit",
 ]
-
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    function.__name__.removesuffix("_loss"): function
-    for function in (
-        energy_loss,
-        l1_loss,
-        ppce_loss,
-        rrr_loss,
-        gradmask_loss,
-        relevance_loss,
-        reff_loss,
-    )
-}

@@ -7,13 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from explainguide.errors import check_option, operation
+from explainguide.errors import check_option
 from explainguide.losses.normalization import check_maps, keep_positive, over_pixels
+from explainguide.losses.table import localization_loss
 
 __all__ = ["energy_loss"]
 
 
-@operation("energy_loss")
+@localization_loss()
 def energy_loss(
     attribution: Tensor,
     mask: Tensor,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,7 +11,6 @@ from explainguide.annotations.checks import check_mask_dtype
 from explainguide.errors import ShapeError
 
 __all__ = [
-    "Loss",
     "Normalize",
     "check_maps",
     "keep_positive",
@@ -22,7 +20,6 @@ __all__ = [
     "scale_by_max",
 ]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Normalize = bool | Literal["paper"]
 
 
@@ -37,7 +34,7 @@ def scale_by_max(attribution: Tensor) -> Tensor:
     return attribution / torch.where(largest == 0, 1, largest)
 
 
-def positive_part(attribution: Tensor, normalize: Normalize) -> Tensor:
+def positive_part(attribution: Tensor, normalize: Normalize = True) -> Tensor:
     """The normalised positive part that `l1_loss` and `ppce_loss` compare with the mask."""
     if normalize == "paper":
         return keep_positive(scale_by_max(attribution))

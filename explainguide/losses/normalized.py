@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainguide.errors import check_option, operation
+from explainguide.errors import check_option
 from explainguide.losses.normalization import (
     Normalize,
     check_maps,
@@ -13,13 +13,14 @@ from explainguide.losses.normalization import (
     positive_part,
     scale_by_max,
 )
+from explainguide.losses.table import localization_loss
 
 __all__ = ["l1_loss", "ppce_loss", "rrr_loss"]
 
 _NORMALIZE = (True, False, "paper")
 
 
-@operation("l1_loss")
+@localization_loss(positive_part, normalize=False)
 def l1_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -> Tensor:
     r"""Mean distance of the normalised positive attribution from the mask.
 
@@ -54,7 +55,7 @@ def l1_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -
     return (mask - positive_part(attribution, normalize)).abs().mean((-2, -1))
 
 
-@operation("ppce_loss")
+@localization_loss(positive_part, normalize=False)
 def ppce_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -> Tensor:
     r"""Per-pixel cross-entropy of the normalised positive attribution inside the mask.
 
@@ -96,7 +97,11 @@ def ppce_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True)
     return over_pixels(mask * cost) / torch.where(area > 0, area, 1)
 
 
-@operation("rrr_loss")
+def _scaled(attribution: Tensor, normalize: bool = True) -> Tensor:
+    return scale_by_max(attribution) if normalize else attribution
+
+
+@localization_loss(_scaled, normalize=False)
 def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: bool = True) -> Tensor:
     r"""Energy of the normalised, signed attribution outside the mask.
 
@@ -127,4 +132,4 @@ def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: bool = True) -> Te
     """
     check_option("normalize", normalize, (True, False))
     mask = check_maps(attribution, mask)
-    return over_pixels((1 - mask) * (scale_by_max(attribution) if normalize else attribution) ** 2)
+    return over_pixels((1 - mask) * _scaled(attribution, normalize) ** 2)

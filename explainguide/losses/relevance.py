@@ -7,15 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError, operation
+from explainguide.errors import OptionError
 from explainguide.losses.normalization import check_maps
+from explainguide.losses.table import localization_loss
 
 __all__ = ["relevance_loss", "scale_to_unit"]
 
 _ROUNDING = 4  # units of the last place that a constant map may vary by
 
 
-@operation("relevance_loss")
+@localization_loss()
 def relevance_loss(
     attribution: Tensor, mask: Tensor, *, background: float = 2.0, foreground: float = 0.3
 ) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from explainguide.errors import LayerError, OptionError, did_you_mean, operation
 from explainguide.guidance.guide import ExplanationGuidance
-from explainguide.guidance.staging import with_options
 from explainguide.hooks.layers import INPUT, list_layers, unwrap
 from explainguide.losses import classification_loss
+from explainguide.losses.table import with_options
 from explainguide.training.config import TrainConfig
 
 __all__ = ["Recipe"]

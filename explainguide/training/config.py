@@ -10,8 +10,8 @@ from typing import Any
 
 from explainguide.attr import ATTRIBUTIONS
 from explainguide.errors import OptionError, check_option, did_you_mean, operation
-from explainguide.guidance.staging import with_options
 from explainguide.losses import CLASS_LOSSES, LOSSES
+from explainguide.losses.table import with_options
 
 __all__ = ["TrainConfig"]
 

@@ -17,11 +17,11 @@ from explainguide.datasets.batches import Batch, batches, epoch_order, seed_all,
 from explainguide.errors import GuidanceError
 from explainguide.evaluation.classification import check_labels
 from explainguide.guidance.guide import ExplanationGuidance
-from explainguide.guidance.staging import with_options
 from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits
 from explainguide.hooks.reading import Reading
 from explainguide.losses import classification_loss
+from explainguide.losses.table import with_options
 from explainguide.processes import (
     add_up,
     add_up_gradients,

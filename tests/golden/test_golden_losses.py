@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.guidance.staging import resolve_loss
 from explainguide.losses import LOSSES, energy_loss, l1_loss, ppce_loss
+from explainguide.losses.table import resolve_loss
 
 from .reader import boxes_to_mask, load
 

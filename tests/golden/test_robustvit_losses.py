@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide import recipe
-from explainguide.guidance.staging import resolve_loss
 from explainguide.losses import confidence_boosting, relevance_loss
+from explainguide.losses.table import resolve_loss
 
 from .reader import fill, load, seeded
 

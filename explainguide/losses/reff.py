@@ -1,4 +1,4 @@
-"""Losses that are norms of the map as it is: GradMask and ReFF."""
+"""The loss of ReFF: a norm of the map outside the mask."""
 
 from __future__ import annotations
 
@@ -6,44 +6,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from explainguide.errors import check_option, operation
+from explainguide.errors import check_option
 from explainguide.losses.normalization import check_maps, over_pixels, root
+from explainguide.losses.table import localization_loss
 
-__all__ = ["gradmask_loss", "reff_loss"]
-
-
-@operation("gradmask_loss")
-def gradmask_loss(attribution: Tensor, mask: Tensor) -> Tensor:
-    r"""Norm of the attribution outside the mask, made for the attribution ``"gradient"``.
-
-    .. math:: \sqrt{\sum (1 - M) A^2}
-
-    Args:
-        attribution: Maps, ``(N, H, W)``, any scale; not normalised.
-        mask: Region to look at, ``(N, H, W)``, bool or in [0, 1].
-
-    Returns:
-        Loss per image, ``(N,)``, non-negative; lower is better. 0, without gradient, where nothing
-        lies outside.
-
-    Raises:
-        ShapeError: If the two shapes differ, or the mask has an integer dtype.
-
-    References:
-        Simpson et al., 2019; Chefer et al., 2022, Eq. 9.
-
-    Example:
-        >>> import torch
-        >>> attribution = torch.tensor([[[5.0, 3.0], [4.0, 0.0]]])
-        >>> mask = torch.tensor([[[True, False], [False, False]]])
-        >>> gradmask_loss(attribution, mask)
-        tensor([5.])
-    """
-    mask = check_maps(attribution, mask)
-    return root(over_pixels((1 - mask) * attribution**2))
+__all__ = ["reff_loss"]
 
 
-@operation("reff_loss")
+@localization_loss()
 def reff_loss(
     attribution: Tensor, mask: Tensor, *, variant: Literal["outside", "l1", "l2"] = "outside"
 ) -> Tensor:

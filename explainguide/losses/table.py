@@ -1,0 +1,137 @@
+"""The losses by name, and what each does at the layer's resolution and at the mask's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from explainguide.errors import OptionError, did_you_mean, operation
+from explainguide.named import look_up
+
+__all__ = ["LOSSES", "Loss", "StagedLoss", "localization_loss", "resolve_loss", "with_options"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+LOSSES: dict[str, Callable[..., Tensor]] = {}
+
+
+class _Stages(NamedTuple):
+    """What a loss says of itself.
+
+    Attributes:
+        prepare: ``(N, h, w) -> (N, h, w)`` at the layer's resolution; it gets those options of the
+            loss that it names.
+        prepared: Options with which the loss takes maps that are prepared already.
+    """
+
+    prepare: Callable[..., Tensor]
+    prepared: Mapping[str, Any]
+
+
+def localization_loss(
+    prepare: Callable[..., Tensor] | None = None, **prepared: Any
+) -> Callable[[Function], Function]:
+    r"""Enter a loss in the table, under its name less ``_loss``.
+
+    A guide compares at the mask's resolution. What has to happen before the map is upsampled, at the
+    layer's own resolution, is the loss's to say.
+
+    Args:
+        prepare: ``(N, h, w) -> (N, h, w)``, such as a normalisation. It gets those options of the loss
+            that it names. None: the map is upsampled as it is.
+        **prepared: Options with which the loss takes maps that are prepared already.
+
+    Example:
+        >>> @localization_loss()
+        ... def inside_loss(attribution, mask):
+        ...     return -(attribution * mask).sum((1, 2))
+        >>> LOSSES.pop("inside")(torch.ones(1, 2, 2), torch.ones(1, 2, 2))
+        tensor([-4.])
+    """
+
+    def enter(function: Function) -> Function:
+        named = operation(function.__name__)(function)
+        if prepare is not None:
+            named._stages = _Stages(prepare, prepared)  # type: ignore[attr-defined]
+        LOSSES[function.__name__.removesuffix("_loss")] = named
+        return named
+
+    return enter
+
+
+class StagedLoss(NamedTuple):
+    """A loss as the guide applies it to a hidden layer: before and after the map is upsampled.
+
+    Attributes:
+        prepare: ``(N, h, w) -> (N, h, w)`` at the layer's resolution.
+        compare: ``(N, H, W), (N, H, W) -> (N,)`` at the mask's.
+    """
+
+    prepare: Callable[[Tensor], Tensor]
+    compare: Loss
+
+
+def resolve_loss(loss: str | Loss) -> StagedLoss:
+    """A name, a loss of the table (also as a `functools.partial`), or any callable.
+
+    The losses that normalise do so at the layer's own resolution, as the authors' program does; the
+    maximum of an upsampled map may then be below 1. Callables that say nothing of it get the upsampled
+    raw map.
+
+    Raises:
+        OptionError: If the name is unknown.
+    """
+    if isinstance(loss, str):
+        loss = look_up("loss", loss, LOSSES)
+    if not callable(loss):
+        raise OptionError(
+            f"loss is a {type(loss).__name__}. Use loss='energy'. A name or a callable "
+            "(attribution (N, H, W), mask (N, H, W)) -> (N,) is allowed."
+        )
+    function, options = loss, {}
+    if isinstance(loss, partial) and not loss.args:
+        function, options = loss.func, dict(loss.keywords)
+    stages: _Stages | None = getattr(function, "_stages", None)
+    if stages is None:
+        return StagedLoss(lambda maps: maps, loss)
+    taken = {n: v for n, v in options.items() if n in signature(stages.prepare).parameters}
+    return StagedLoss(
+        partial(stages.prepare, **taken), partial(function, **{**options, **stages.prepared})
+    )
+
+
+def with_options(loss: str, options: Mapping[str, Any]) -> str | Loss:
+    """A loss of a name with options of its own; the name itself where there are none.
+
+    Args:
+        loss: A name in `LOSSES`, or ``package.module:function``.
+        options: Keyword arguments of that function.
+
+    Raises:
+        OptionError: If the loss has no such option, or refuses its value.
+    """
+    if not options:
+        return loss
+    function = look_up("loss", loss, LOSSES)
+    parameters = signature(function).parameters.values()
+    allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in allowed:
+            raise OptionError(
+                f"the loss {loss!r} has no option {name!r}.{did_you_mean(name, allowed)} "
+                f"It has {', '.join(map(repr, allowed)) or 'none'}."
+            )
+    chosen = partial(function, **options)
+    ones = torch.ones(1, 2, 2)
+    try:
+        chosen(ones, ones)  # now rather than in the first step
+    except (OptionError, TypeError) as error:
+        raise OptionError(
+            f"the loss {loss!r} refuses its options {dict(options)}: {error}"
+        ) from error
+    return chosen
