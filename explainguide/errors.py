@@ -120,13 +120,14 @@ def check_option(option: str, value: object, allowed: Iterable[object]) -> None:
 
 
 @contextmanager
-def operation(name: str) -> Iterator[None]:
+def operation(name: str, *, default: bool = False) -> Iterator[None]:
     """Within this context, errors and warnings of the package begin with a public callable's name.
 
     Also a decorator. Where one public callable calls another, the inner one is named.
 
     Args:
         name: As users write it: ``"evaluate"``, ``"ExplanationGuidance.loss_loc"``.
+        default: Whether the name is used only where no other operation is on.
 
     Example:
         >>> with operation("train"):
@@ -134,6 +135,7 @@ def operation(name: str) -> Iterator[None]:
         Traceback (most recent call last):
         explainguide.errors.OptionError: train: epochs is 0. Use 1. Whole numbers from 1 on are allowed.
     """
+    name = (default and _operation.get()) or name
     before = _operation.set(name)
     try:
         yield

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from explainguide.attr.base import Evidence, LayerMap
+from explainguide.attr.base import ATTRIBUTIONS, LayerMap, attribution
 from explainguide.attr.bcos import BcosContribution
+from explainguide.attr.evidence import Evidence
 from explainguide.attr.gradients import GradCam, Gradient, InputXGradient, LayerCam
 from explainguide.attr.integrated import IntegratedGradients
 from explainguide.attr.relevance import AttentionRelevance
@@ -19,14 +20,5 @@ __all__ = [
     "IntegratedGradients",
     "LayerCam",
     "LayerMap",
+    "attribution",
 ]
-
-ATTRIBUTIONS: dict[str, type[LayerMap]] = {
-    "gradient": Gradient,
-    "ixg": InputXGradient,
-    "gradcam": GradCam,
-    "layercam": LayerCam,
-    "intgrad": IntegratedGradients,
-    "bcos": BcosContribution,
-    "relevance": AttentionRelevance,
-}

@@ -3,72 +3,61 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ClassVar, TypeVar, cast
 
-import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from explainguide.attr.evidence import Evidence, buffers_aside, explain, passing
 from explainguide.errors import (
-    GuidanceError,
-    LayerError,
     ShapeError,
     constructor,
     method,
     warn,
 )
-from explainguide.hooks.attention import Weights
 from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
-from explainguide.hooks.layout import Layout, infer_layout
+from explainguide.hooks.layout import Layout
 from explainguide.hooks.logits import as_targets, check_classifier, check_logits, class_scores
 from explainguide.hooks.reading import Output, check_reading
 from explainguide.hooks.tap import ForwardPass, Tap
 
 __all__ = [
-    "Evidence",
+    "ATTRIBUTIONS",
     "Inputs",
     "LayerMap",
-    "buffers_aside",
+    "attribution",
     "for_noise_tunnel",
-    "gather",
-    "usable",
 ]
 
 Result = TypeVar("Result")
 Method = TypeVar("Method", bound=Callable[..., Any])
+Kind = TypeVar("Kind", bound="type[LayerMap]")
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """All that an attribution may look at.
+ATTRIBUTIONS: dict[str, type[LayerMap]] = {}
 
-    Attributes:
-        features: Layer name to its activation as captured, in the graph of the logits.
-        layouts: Layer name to how the activation is read.
-        logits: ``(N, K)``.
-        score: Logits to the scores that are explained, ``(S, N)``: S classes of every image. Scores
-            that are constant zero belong to no class.
-        images: What the model was called with.
-        rerun: Runs the model again on the same images from other features, ``{layer: activation}``;
-            returns the logits and the activations of the other layers.
-        create_graph: Whether the maps must be differentiable.
-        attentions: Name of an attention module to the weights that it computed, for an attribution
-            that asks for them with `LayerMap.attentions`.
+
+def attribution(name: str) -> Callable[[Kind], Kind]:
+    """Enter an attribution in the table, so that its name stands for it.
+
+    Example:
+        >>> from explainguide.attr import InputXGradient
+        >>> @attribution("absolute")
+        ... class AbsoluteProduct(InputXGradient):
+        ...     def maps(self, evidence):
+        ...         return {name: found.abs() for name, found in super().maps(evidence).items()}
+        >>> ATTRIBUTIONS.pop("absolute").__name__
+        'AbsoluteProduct'
     """
 
-    features: dict[str, Tensor]
-    layouts: dict[str, Layout]
-    logits: Tensor
-    score: Callable[[Tensor], Tensor]
-    images: Tensor
-    rerun: Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
-    create_graph: bool
-    attentions: Mapping[str, Sequence[Weights]] = field(default_factory=dict)
+    def enter(kind: Kind) -> Kind:
+        ATTRIBUTIONS[name] = kind
+        return kind
+
+    return enter
 
 
 def for_noise_tunnel(method: Method) -> Method:
@@ -237,132 +226,17 @@ class LayerMap(Attribution):
         given = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *extra)
         tap = self.tap(self._modules)
         try:
-            # Attributing works in evaluation code too, where gradients are off.
-            with (
-                tap.alone(),
-                torch.inference_mode(False),
-                torch.enable_grad(),
-                buffers_aside(self.model),
-            ):
-                self.model(*map(usable, given))
-                passed = cast(ForwardPass, tap.last)
-                logits = self.logits(passed)
-                classes = as_targets(target, logits)
-                evidence = gather(
+            with buffers_aside(self.model), passing(tap, *given) as passed:
+                classes = as_targets(target, self.logits(passed))
+                maps, evidence = explain(
                     self,
-                    self._modules,
                     tap,
                     passed,
                     score=lambda z: class_scores(z).gather(1, classes[:, None]).T,
                     create_graph=create_graph,
                 )
-                (found,) = self.maps(evidence).values()
+                (found,) = maps.values()
                 found = found[0, :, None]
                 return finish(evidence, found if create_graph else found.detach())
         finally:
             tap.remove()
-
-
-def usable(value: Any) -> Any:
-    """What autograd may save: a tensor made under inference_mode becomes an ordinary one."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-@contextmanager
-def buffers_aside(model: nn.Module) -> Iterator[None]:
-    """Within this context a model has copies of its buffers, so that running statistics stay.
-
-    Writing them back afterwards would not do: a pass that waits for its backward may hold them.
-    """
-    copies: dict[int, Tensor] = {}
-    own = [
-        (module._buffers, name, buffer)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        for buffers, name, buffer in own:
-            buffers[name] = copies.setdefault(id(buffer), buffer.clone())
-        yield
-    finally:
-        for buffers, name, buffer in own:
-            buffers[name] = buffer
-
-
-def gather(
-    method: LayerMap,
-    modules: dict[str, nn.Module | None],
-    tap: Tap,
-    passed: ForwardPass,
-    *,
-    score: Callable[[Tensor], Tensor],
-    create_graph: bool,
-) -> Evidence:
-    """The evidence of one forward pass: captured activations, how each is read, and the logits.
-
-    Raises:
-        LayerError: If a layer did not run, ran twice, or has no spatial extent.
-        ShapeError: If the images or the logits cannot be told.
-    """
-    logits, image = method.logits(passed), passed.images
-    assert image is not None
-    for name in modules:
-        calls = passed.calls.get(name, 0)
-        if calls != 1:
-            fix = "the layer around it"
-            if calls == 0:  # timm's checkpointing calls the blocks of a stage one by one
-                fix = "one that the model calls: the last part of it, perhaps"
-            raise LayerError(
-                f"layer {name!r} ran {calls} times in the forward pass. Choose {fix}. "
-                "A guided layer runs once."
-            )
-        if name in passed.problems:
-            raise LayerError(f"layer {name!r} {passed.problems[name]}")
-    layouts = {
-        name: infer_layout(
-            name,
-            passed.features[name],
-            passed.image_size,
-            model=method.model,
-            module=None if name in method.attentions else module,
-            batch=len(image),
-            reading=method.reading,
-            steps=passed.until.get(name),
-        )
-        for name, module in modules.items()
-    }
-    method.tell(layouts)
-    return Evidence(
-        {name: passed.features[name] for name in modules},
-        layouts,
-        logits,
-        score,
-        image,
-        rerun=lambda substitutes: _rerun(method, tap, passed, substitutes),
-        create_graph=create_graph,
-        attentions=passed.attentions,
-    )
-
-
-def _rerun(
-    method: LayerMap, tap: Tap, passed: ForwardPass, substitutes: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logits of the same images from other features, and the other layers' activations.
-
-    With the parameters and buffers that the pass saw, which under `torch.func.functional_call` are not
-    the model's own. Buffers are copies: running statistics are not updated a second time.
-    """
-    if passed.state is None:
-        raise GuidanceError(f"{type(method).__name__} runs the model again without reruns = True.")
-    buffers = {name for name, _ in method.model.named_buffers()}
-    state = {name: v.clone() if name in buffers else v for name, v in passed.state.items()}
-    enabled, dtype = passed.autocast
-    with (
-        tap.substitute(substitutes, passed) as others,
-        torch.autocast(passed.device, dtype=dtype, enabled=enabled),
-    ):
-        output = torch.func.functional_call(method.model, state, passed.inputs, passed.kwargs)
-    assert passed.images is not None
-    logits = check_logits(output, reading=method.reading, images=len(passed.images))
-    return logits, dict(others)

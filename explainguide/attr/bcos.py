@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from explainguide.attr.base import Evidence
+from explainguide.attr.base import attribution
+from explainguide.attr.evidence import Evidence
 from explainguide.attr.gradients import InputXGradient
 from explainguide.hooks.dynamic import explanation_mode, modes_of
 
 __all__ = ["BcosContribution"]
 
 
+@attribution("bcos")
 class BcosContribution(InputXGradient):
     r"""What each place contributes to a logit of a B-cos network: signed, in units of the logit.
 

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from explainguide.attr.base import Evidence, LayerMap
+from explainguide.attr.base import LayerMap, attribution
+from explainguide.attr.evidence import Evidence
 from explainguide.errors import GuidanceError, LayerError
 from explainguide.hooks.dynamic import wide
 from explainguide.hooks.layout import Layout, to_nchw
@@ -157,6 +158,7 @@ def dead_places(name: str) -> LayerError:
     )
 
 
+@attribution("gradient")
 class Gradient(_GradientMap):
     r"""Length of the gradient: non-negative, any scale.
 
@@ -177,6 +179,7 @@ class Gradient(_GradientMap):
         return torch.where(zero, 0, torch.sqrt(torch.where(zero, 1, squared)))
 
 
+@attribution("ixg")
 class InputXGradient(_GradientMap):
     r"""Input times gradient: signed, any scale.
 
@@ -205,6 +208,7 @@ class InputXGradient(_GradientMap):
         return (feature * gradient).sum(-3)
 
 
+@attribution("gradcam")
 class GradCam(_GradientMap):
     r"""Grad-CAM: non-negative, any scale.
 
@@ -221,6 +225,7 @@ class GradCam(_GradientMap):
         return torch.relu((weight * feature).sum(-3))
 
 
+@attribution("layercam")
 class LayerCam(_GradientMap):
     r"""Layer-CAM: non-negative, any scale.
 

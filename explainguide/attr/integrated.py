@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from explainguide.attr.base import Evidence, Inputs, LayerMap, for_noise_tunnel
+from explainguide.attr.base import Inputs, LayerMap, attribution, for_noise_tunnel
+from explainguide.attr.evidence import Evidence
 from explainguide.attr.gradients import InputXGradient, dead_layer, layer_gradients
 from explainguide.errors import OptionError, constructor, method
 from explainguide.hooks.dynamic import wide
@@ -24,6 +25,7 @@ from explainguide.xdnn import is_homogeneous, scaling_fault
 __all__ = ["IntegratedGradients"]
 
 
+@attribution("intgrad")
 class IntegratedGradients(LayerMap):
     r"""Integrated gradients: signed, any scale; the map sums to :math:`z_k(f) - z_k(b)`.
 

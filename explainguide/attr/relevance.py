@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.attr.attention_blocks import AttentionBlock, find_attention
-from explainguide.attr.base import Evidence, LayerMap
+from explainguide.attr.base import LayerMap, attribution
+from explainguide.attr.evidence import Evidence
 from explainguide.attr.gradients import dead_layer, layer_gradients
 from explainguide.attr.rollout import mixing_matrix, roll_out
 from explainguide.errors import LayerError, OptionError, constructor, did_you_mean
@@ -21,6 +22,7 @@ from explainguide.hooks.reading import Output
 __all__ = ["AttentionRelevance"]
 
 
+@attribution("relevance")
 class AttentionRelevance(LayerMap):
     r"""Relevance of attention (GAE): non-negative, any scale.
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from explainguide.annotations.regions import as_regions, choose_classes
 from explainguide.attr import LayerMap
-from explainguide.attr.base import gather, usable
+from explainguide.attr.evidence import usable
 from explainguide.datasets.batches import Batch, batches, check_data
 from explainguide.errors import DataError, OptionError, check_option, operation
 from explainguide.evaluation.classification import ClassificationScores, check_labels, is_multilabel

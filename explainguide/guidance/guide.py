@@ -4,32 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainguide.annotations.labels import FirstLabel, check_first_label
+from explainguide.annotations.labels import FirstLabel
 from explainguide.attr import LayerMap
-from explainguide.attr.base import buffers_aside, usable
+from explainguide.attr.evidence import buffers_aside
 from explainguide.errors import check_option, operation
-from explainguide.guidance.objective import Settings, localize
-from explainguide.guidance.options import (
-    NAME,
-    check_choices,
-    check_model,
-    check_weights,
-    combine_layers,
-    name_of,
-    resolve_attribution,
-)
+from explainguide.guidance.objective import Objective, localize
+from explainguide.guidance.options import GuideOptions
+from explainguide.guidance.refusals import check_model, check_weights
 from explainguide.guidance.selfcheck import Report, as_it_was, on_host, probe_gradients
 from explainguide.guidance.waiting import graph_kept, take_pass, tell_dropped
 from explainguide.hooks.layers import resolve_layers, unwrap
 from explainguide.hooks.logits import PREDICTED, check_classifier
-from explainguide.hooks.probe import find_layer
-from explainguide.hooks.reading import Output, check_reading
+from explainguide.hooks.reading import Output
 from explainguide.losses import Loss
 from explainguide.losses.table import resolve_loss
 
@@ -136,63 +129,53 @@ class ExplanationGuidance:
         image_size: int | Sequence[int] | None = None,
         image_argument: int | str | None = None,
     ) -> None:
-        check_choices(target, score, reduction, negatives)
+        given = locals()
+        options = GuideOptions(
+            **{f.name: given[f.name] for f in fields(GuideOptions) if f.name in given}
+        )
+        self._begin(model, options, generator)
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, options: GuideOptions, *, generator: torch.Generator | None = None
+    ) -> ExplanationGuidance:
+        """A guide from its options, as `GuideOptions.build`."""
+        guide = cls.__new__(cls)
+        guide._begin(model, options, generator)
+        return guide
+
+    @operation("ExplanationGuidance")
+    def _begin(
+        self, model: nn.Module, options: GuideOptions, generator: torch.Generator | None
+    ) -> None:
         self._outer = model
         self._model = unwrap(model)
         check_model(self._model)
-        staged = resolve_loss(loss)
-        reading = check_reading(
-            output=output,
-            layout=layout,
-            grid=grid,
-            prefix_tokens=prefix_tokens,
-            image_argument=image_argument,
-            image_size=image_size,
-        )
-        check_classifier(self._model, reading)
-        chosen = resolve_attribution(attribution, self._model, layer, reading)
-        layer = combine_layers(layer, chosen)
-        if layer is None:
-            layer = find_layer(self._model, reading=chosen.reading)
-        modules = resolve_layers(self._model, layer)
-        self._arguments = {
-            "attribution": attribution,
-            "loss": loss,
-            "target": target,
-            "score": score,
-            "negatives": negatives,
-            "layer_weights": layer_weights,
-            "reduction": reduction,
-            "generator": generator,
-            "sync_dist": sync_dist,
-            **vars(reading),
-        }
-        self._settings = Settings(
-            model=self._model,
-            modules=modules,
-            attribution=chosen,
-            loss=staged,
-            target=target,
-            score=score,
-            negatives=negatives,
-            layer_weights=check_weights(layer_weights, list(modules)),
-            reduction=reduction,
+        check_classifier(self._model, options.reading)
+        placed = options.place(self._model, trained=True)
+        self._objective = Objective(
+            options=options,
+            attribution=placed.method,
+            loss=resolve_loss(options.chosen_loss()),
+            layer_weights=check_weights(options.layer_weights, list(placed.layers)),
             generator=generator,
-            first_label=check_first_label(first_label),
-            names=(name_of(attribution), name_of(loss)),
-            sync_dist=sync_dist,
             group=getattr(model, "process_group", None),
         )
         self._examined = False  # whether every operation was seen to have a second derivative
         self._told = False  # whether it was said that passes were dropped
         self.replaced: set[str] = set()
         self.attributions: dict[str, Tensor] = {}
-        self._tap = chosen.tap(modules)
+        self._tap = placed.method.tap(placed.layers)
+
+    @property
+    def options(self) -> GuideOptions:
+        """What the guide was built with."""
+        return self._objective.options
 
     @property
     def layers(self) -> list[str]:
         """The resolved layer names."""
-        return list(self._settings.modules)
+        return list(self._tap.layers)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """The model's own forward."""
@@ -205,12 +188,13 @@ class ExplanationGuidance:
         self.remove()
 
     def __repr__(self) -> str:
-        chosen = self._settings
+        options = self.options
+        attribution, loss = options.names()
         replaced = f", replaced={sorted(self.replaced)}" if self.replaced else ""
         state = "" if self._tap.attached else ", removed"
         return (
-            f"{NAME}(layer={self.layers}, attribution={chosen.names[0]!r}, loss={chosen.names[1]!r}, "
-            f"target={chosen.target!r}, score={chosen.score!r}, reduction={chosen.reduction!r}"
+            f"ExplanationGuidance(layer={self.layers}, attribution={attribution!r}, loss={loss!r}, "
+            f"target={options.target!r}, score={options.score!r}, reduction={options.reduction!r}"
             f"{replaced}{state})"
         )
 
@@ -268,7 +252,7 @@ class ExplanationGuidance:
             tell_dropped(dropped)
         with graph_kept(), torch.autocast(passed.device, enabled=False):
             loss, maps = localize(
-                self._settings,
+                self._objective,
                 self._tap,
                 passed,
                 annotations,
@@ -312,7 +296,7 @@ class ExplanationGuidance:
         if isinstance(name, nn.Module):
             (name,) = resolve_layers(self._model, name)
         check_option("layer", name, self.layers)
-        maps = self._settings.attribution.at(name).attribute(
+        maps = self._objective.attribution.at(name).attribute(
             inputs, PREDICTED if target is None else target
         )
         if interpolate and maps.shape[-2:] != inputs.shape[-2:]:
@@ -336,18 +320,13 @@ class ExplanationGuidance:
         """
         waiting, dropped = self._tap.last, self._tap.dropped
         try:
+            self._tap.forget()
             with (
-                as_it_was(self._settings.generator),
-                self._tap.alone(),
-                torch.inference_mode(False),
-                torch.enable_grad(),
+                as_it_was(self._objective.generator),
                 buffers_aside(self._model),
+                passing(self._tap, images) as passed,
             ):
-                self._tap.forget()
-                self._model(usable(images))
-                passed = self._tap.last
                 loss = self._loss_loc(on_host(annotations), on_host(target), alone=True)
-                assert passed is not None
                 return probe_gradients(
                     self._model, passed.features, self.attributions, loss, self.replaced
                 )
@@ -356,10 +335,10 @@ class ExplanationGuidance:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is built anew on the copy of the model; hooks are never copied."""
-        generator = self._arguments["generator"]
+        generator = self._objective.generator
         state = None if generator is None else (generator.device, generator.get_state())
-        arguments = {**self._arguments, "generator": None}
-        return _rebuild, (self._outer, self.layers, arguments, state, self._tap.attached)
+        options = replace(self.options, layer=tuple(self.layers))
+        return _rebuild, (self._outer, options, state, self._tap.attached)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever a copy lacks that was made while its model was: it is built on first use."""
@@ -382,14 +361,14 @@ def _rebuild(model: nn.Module, *rest: Any) -> ExplanationGuidance:
 def _build(
     guide: ExplanationGuidance,
     model: nn.Module,
-    layers: list[str],
-    arguments: dict[str, Any],
+    options: GuideOptions,
     state: tuple[torch.device, Tensor] | None,
     attached: bool,
 ) -> None:
+    generator = None
     if state is not None:
-        arguments["generator"] = torch.Generator(state[0])
-        arguments["generator"].set_state(state[1])
-    guide.__init__(model, layers, **arguments)  # type: ignore[misc]
+        generator = torch.Generator(state[0])
+        generator.set_state(state[1])
+    guide._begin(model, options, generator)
     if not attached:
         guide.remove()

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from explainguide.annotations.labels import FirstLabel, as_labels, check_multi_hot, mark_soft
+from explainguide.annotations.labels import as_labels, check_multi_hot, mark_soft
 from explainguide.annotations.regions import Choice, as_regions, choose_classes
 from explainguide.attr import LayerMap
-from explainguide.attr.base import gather, usable
+from explainguide.attr.evidence import usable
 from explainguide.errors import OptionError, ShapeError, warn
+from explainguide.guidance.options import GuideOptions
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.logits import (
     as_targets,
@@ -25,31 +26,32 @@ from explainguide.hooks.logits import (
 from explainguide.hooks.tap import ForwardPass, Tap
 from explainguide.losses.table import StagedLoss
 
-__all__ = ["Settings", "localize"]
+__all__ = ["Objective", "localize"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What an `ExplanationGuidance` was built with, checked and resolved."""
+class Objective:
+    """What a guide computes: its options, resolved for its model.
 
-    model: nn.Module
-    modules: dict[str, nn.Module | None]
+    Attributes:
+        options: As they were given.
+        attribution: Built for the model.
+        loss: In its two stages.
+        layer_weights: One a layer.
+        generator: For the draw of classes.
+        group: The processes whose annotated images a mean is over.
+    """
+
+    options: GuideOptions
     attribution: LayerMap
     loss: StagedLoss
-    target: str
-    score: str
-    negatives: float
     layer_weights: list[float]
-    reduction: str
     generator: torch.Generator | None
-    first_label: FirstLabel
-    names: tuple[str, str]  # attribution and loss, for repr and errors
-    sync_dist: bool = True  # whether "mean" is over the annotated images of all processes
-    group: Any = None  # of those processes
+    group: Any
 
 
 def localize(
-    settings: Settings,
+    objective: Objective,
     tap: Tap,
     passed: ForwardPass,
     annotations: Any,
@@ -61,7 +63,7 @@ def localize(
     """The localization loss of one forward pass, and the maps that it is made of.
 
     Args:
-        settings: What the guide was built with.
+        objective: What the guide computes.
         tap: Reads the model, for attributions that run it again.
         passed: The forward pass.
         annotations: As `ExplanationGuidance.loss_loc` takes them.
@@ -73,7 +75,7 @@ def localize(
     Returns:
         A scalar, or ``(N,)`` with reduction="none"; and ``{layer: (N, h, w)}``, detached.
     """
-    method = settings.attribution
+    method, options = objective.attribution, objective.options
     logits = method.logits(passed)
     scores = class_scores(logits)
     labels = _labels(target, logits)
@@ -82,43 +84,42 @@ def localize(
         annotations,
         scores,
         passed.image_size,
-        target=None if settings.target == "predicted" else labels,
-        first_label=settings.first_label,
+        target=None if options.target == "predicted" else labels,
+        first_label=options.first_label,
     )
     choice = choose_classes(
-        settings.target,
+        options.target,
         regions,
         scores,
         targets,
-        negatives=settings.negatives,
-        generator=settings.generator,
+        negatives=options.negatives,
+        generator=objective.generator,
     )
     masks = usable(regions.region(choice.regions, passed.image_size))
     annotated = choice.valid & (masks > 0).flatten(2).any(2)
-    evidence = gather(
+    maps, evidence = explain(
         method,
-        settings.modules,
         tap,
         passed,
-        score=lambda z: _score(z, settings.score, choice, annotated),
+        score=lambda z: _score(z, options.score, choice, annotated),
         create_graph=True,
     )
-    maps, detached = method.maps(evidence), {}
+    detached = {}
     dtype = next(iter(maps.values())).dtype
     share = annotated.to(dtype) / annotated.sum(0).clamp(min=1)  # of a class in its image
     total = torch.zeros(len(logits), dtype=dtype, device=logits.device)
-    for (name, found), weight in zip(maps.items(), settings.layer_weights, strict=True):
+    for (name, found), weight in zip(maps.items(), objective.layer_weights, strict=True):
         detached[name] = (found.detach() * share[..., None, None]).sum(0)
-        losses = _compare(settings, found, masks.to(found.dtype))
+        losses = _compare(objective, found, masks.to(found.dtype))
         total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
     total = mark_soft(total, targets)
-    if settings.reduction != "none":
+    if options.reduction != "none":
         total = total.sum()
-    if settings.reduction == "mean":
-        total = total * _per_image(annotated.any(0).sum().to(dtype), settings, alone)
+    if options.reduction == "mean":
+        total = total * _per_image(annotated.any(0).sum().to(dtype), objective, alone)
     if examine:
-        check_derivatives(total, logits, evidence.features.values(), model=settings.model)
-        if settings.score == "logit" and ends_in_log_softmax(logits):
+        check_derivatives(total, logits, evidence.features.values(), model=method.model)
+        if options.score == "logit" and ends_in_log_softmax(logits):
             warn(
                 "the model returns log-probabilities, so score='logit' explains log p of "
                 "class k. score='log_prob' says so."
@@ -126,7 +127,7 @@ def localize(
     return total, detached
 
 
-def _per_image(count: Tensor, settings: Settings, alone: bool) -> Tensor:
+def _per_image(count: Tensor, objective: Objective, alone: bool) -> Tensor:
     """What makes a sum over this process's annotated images a mean.
 
     DistributedDataParallel averages the gradients of W processes, so that a sum times W over the
@@ -134,23 +135,23 @@ def _per_image(count: Tensor, settings: Settings, alone: bool) -> Tensor:
     """
     world = 1
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if together and settings.sync_dist and not alone:
-        world = torch.distributed.get_world_size(settings.group)
-        torch.distributed.all_reduce(count, group=settings.group)
+    if together and objective.options.sync_dist and not alone:
+        world = torch.distributed.get_world_size(objective.group)
+        torch.distributed.all_reduce(count, group=objective.group)
     return world / count.clamp(min=1)
 
 
-def _compare(settings: Settings, maps: Tensor, masks: Tensor) -> Tensor:
+def _compare(objective: Objective, maps: Tensor, masks: Tensor) -> Tensor:
     """``(S, N, h, w)`` and ``(S, N, H, W)`` to ``(S, N)``: prepare, upsample, compare."""
     size = masks.shape[-2:]
-    flat = settings.loss.prepare(maps.flatten(0, 1))
+    flat = objective.loss.prepare(maps.flatten(0, 1))
     if flat.shape[-2:] != size:
         flat = F.interpolate(flat[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    losses = settings.loss.compare(flat, masks.flatten(0, 1))
+    losses = objective.loss.compare(flat, masks.flatten(0, 1))
     if not isinstance(losses, Tensor) or losses.shape != flat.shape[:1]:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ShapeError(
-            f"the loss {settings.names[1]!r} returned {got} for {len(flat)} maps. Do not "
+            f"the loss {objective.options.names()[1]!r} returned {got} for {len(flat)} maps. Do not "
             "reduce over images. (attribution (N, H, W), mask (N, H, W)) -> (N,) is allowed."
         )
     return losses.unflatten(0, maps.shape[:2])

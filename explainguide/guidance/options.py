@@ -1,158 +1,298 @@
-"""What a guide can be built with: every option is checked here, before any forward pass."""
+"""The options of a guide: the one list of them, checked where they are given, to save and to build.
+
+Importing this module imports no torch: the command line reads the fields to say what there is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from explainguide.errors import OptionError, check_option, did_you_mean, operation
+from explainguide.hooks.reading import Reading, check_reading
 
-from explainguide.attr import ATTRIBUTIONS, LayerMap
-from explainguide.errors import GuidanceError, OptionError, check_option
-from explainguide.hooks.layers import resolve_layers
-from explainguide.hooks.reading import AS_FOUND, Reading
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from typing_extensions import Self
 
-__all__ = [
-    "NAME",
-    "check_choices",
-    "check_model",
-    "check_weights",
-    "combine_layers",
-    "name_of",
-    "named_attribution",
-    "place",
-    "resolve_attribution",
-]
+    from explainguide.attr.placement import Placed
+    from explainguide.guidance.guide import ExplanationGuidance
+    from explainguide.losses import Loss
 
-NAME = "ExplanationGuidance"
-Layers = str | nn.Module | Sequence[str | nn.Module]
-_TARGETS = ("sample", "all", "predicted")
-_SCORES = ("logit", "log_prob", "sum_log_probs")
-_REDUCTIONS = ("mean", "sum", "none")
+__all__ = ["GuideOptions", "guide_options", "setting"]
+
+TARGETS = ("sample", "all", "predicted")
+SCORES = ("logit", "log_prob", "sum_log_probs")
+REDUCTIONS = ("mean", "sum", "none")
 
 
-def resolve_attribution(
-    attribution: str | LayerMap,
-    model: nn.Module,
-    layer: Layers | None,
-    reading: Reading,
-) -> LayerMap:
-    """A name, or an object that was built for this model."""
-    if isinstance(attribution, LayerMap):
-        if attribution.model is not model:
-            raise OptionError(
-                f"the attribution {type(attribution).__name__} was built for another model. "
-                "Build it with the model that is guided. A name is allowed too."
-            )
-        for field in fields(Reading):
-            said, built = getattr(reading, field.name), getattr(attribution.reading, field.name)
-            if said not in (None, built):
+def setting(
+    default: Any,
+    text: str = "",
+    *,
+    kind: type | None = None,
+    choices: Sequence[str] | None = None,
+    table: str | None = None,
+    many: bool = False,
+    pairs: bool = False,
+) -> Any:
+    """A field of a class of settings, with what the command line shows of it.
+
+    Args:
+        default: Its default.
+        text: What it is, in a few words; empty where the command line does not offer it.
+        kind: Of a value: int, float or str; by default that of the default.
+        choices: The values that are allowed.
+        table: Where the names that are allowed are, ``module:TABLE``; its lists are long to import.
+        many: Whether there may be several values.
+        pairs: Whether its values are NAME=VALUE.
+    """
+    shown = {
+        "text": text,
+        "kind": kind or (str if default is None or pairs else type(default)),
+        "choices": choices,
+        "table": table,
+        "many": many,
+        "pairs": pairs,
+    }
+    if pairs:
+        return field(default_factory=dict, metadata=shown)
+    return field(default=default, metadata=shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideOptions:
+    """How a model is guided: the options of `ExplanationGuidance`, apart from the model.
+
+    Attributes:
+        layer, layer_weights, attribution, loss, target, score, negatives, reduction, first_label,
+            sync_dist, output, layout, grid, prefix_tokens, image_size, image_argument: As
+            `ExplanationGuidance` takes them.
+        attribution_options: Keyword arguments of an attribution that is named, such as
+            ``{"n_steps": 8}``.
+        loss_options: Keyword arguments of a loss that is named, such as ``{"normalize": False}``.
+
+    Names may be a user's own: ``"package.module:function"`` for a loss, ``"package.module:Class"`` for
+    an attribution.
+
+    Raises:
+        OptionError: For a value that is not allowed, with the nearest that is.
+
+    Example:
+        >>> options = GuideOptions(loss="l1", loss_options={"normalize": False}, negatives=0.5)
+        >>> GuideOptions.from_dict(options.to_dict()) == options
+        True
+    """
+
+    layer: Any = setting(
+        None,
+        "input, or dotted names (default: the last spatial layer; see `explainguide layers`)",
+        many=True,
+    )
+    layer_weights: tuple[float, ...] | None = setting(None, "one a layer", kind=float, many=True)
+    attribution: Any = setting("ixg", "or module:Class", table="explainguide.attr:ATTRIBUTIONS")
+    attribution_options: dict[str, Any] = setting(
+        None, "of the attribution, as n_steps=8", pairs=True
+    )
+    loss: Any = setting("energy", "or module:function", table="explainguide.losses:LOSSES")
+    loss_options: dict[str, Any] = setting(None, "of the loss, as normalize=False", pairs=True)
+    target: str = setting("sample", "explained classes of an image", choices=TARGETS)
+    score: str = setting("logit", "what is explained", choices=SCORES)
+    negatives: float = setting(0.0, "share of draws of a class that the image does not show")
+    reduction: str = setting("mean", "over annotated images", choices=REDUCTIONS)
+    first_label: Any = setting(0)
+    sync_dist: bool = setting(True)
+    output: Any = setting(
+        None,
+        "which of several things that the model returns are the logits: an index, a key or an "
+        "attribute",
+    )
+    layout: str | None = setting(None, "how a layer's dimensions are read, as NHWC")
+    grid: tuple[int, int] | None = setting(None, "H W of a layer's tokens", kind=int, many=True)
+    prefix_tokens: int | tuple[int, ...] | None = setting(
+        None, "how many tokens in front belong to no place", kind=int
+    )
+    image_size: tuple[int, int] | None = setting(None)
+    image_argument: int | str | None = setting(None)
+
+    def __post_init__(self) -> None:
+        with operation(type(self).__name__, default=True):
+            self._check()
+
+    def _check(self) -> None:
+        from explainguide.annotations.labels import check_first_label
+        from explainguide.attr.base import LayerMap
+        from explainguide.attr.placement import check_attribution
+        from explainguide.losses import with_options
+        from explainguide.losses.table import resolve_loss
+
+        for name in ("layer", "layer_weights"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_option("target", self.target, TARGETS)
+        check_option("score", self.score, SCORES)
+        check_option("reduction", self.reduction, REDUCTIONS)
+        _check_negatives(self.negatives, self.target)
+        for name, value in vars(
+            check_reading(**{f.name: getattr(self, f.name) for f in fields(Reading)})
+        ).items():
+            object.__setattr__(self, name, value)
+        check_first_label(self.first_label)
+        for name, named in (
+            ("attribution", isinstance(self.attribution, str)),
+            ("loss", isinstance(self.loss, str)),
+        ):
+            options = getattr(self, f"{name}_options")
+            _check_plain_options(f"{name}_options", options)
+            object.__setattr__(self, f"{name}_options", dict(options))
+            if options and not named:
                 raise OptionError(
-                    f"{field.name} is {said!r}, but the attribution was built with "
-                    f"{built!r}. Leave out one of the two. They must agree."
+                    f"{name}_options is {options!r}, but {name} is an object. Build the object with "
+                    f"them. Options of a {name} that is named are allowed."
                 )
-        return attribution
-    if isinstance(attribution, type) and issubclass(attribution, LayerMap):
-        raise OptionError(
-            f"attribution is the class {attribution.__name__}. Build it: "
-            f"{attribution.__name__}(model). A name or an object is allowed."
+        if not isinstance(self.attribution, LayerMap):
+            check_attribution(self.attribution, self.attribution_options)
+        resolve_loss(self.loss)
+        if self.loss_options:
+            with_options(self.loss, self.loss_options)
+
+    @property
+    def reading(self) -> Reading:
+        """What is said of how the model is called and read."""
+        return Reading(**{f.name: getattr(self, f.name) for f in fields(Reading)})
+
+    def place(self, model: nn.Module, *, trained: bool = False) -> Placed:
+        """The attribution, built for a model, and the layers that it explains.
+
+        Args:
+            model: The classifier, unwrapped.
+            trained: Whether the maps will be trained through.
+
+        Raises:
+            LayerError: If there is no such layer, or none that can be explained.
+            OptionError: For an attribution object of another model or layer.
+        """
+        from explainguide.attr.placement import place_attribution
+
+        return place_attribution(
+            model,
+            self.attribution,
+            list(self.layer) if isinstance(self.layer, tuple) else self.layer,
+            options=self.attribution_options,
+            reading=self.reading,
+            trained=trained,
         )
-    return named_attribution(attribution, model, layer, reading=reading)
+
+    def chosen_loss(self) -> str | Loss:
+        """The loss with its options."""
+        from explainguide.losses import with_options
+
+        return with_options(self.loss, self.loss_options) if self.loss_options else self.loss
+
+    def build(
+        self, model: nn.Module, *, generator: torch.Generator | None = None
+    ) -> ExplanationGuidance:
+        """A guide with these options.
+
+        Args:
+            model: As `ExplanationGuidance` takes it.
+            generator: For the draw of classes.
+
+        Raises:
+            LayerError, GuidanceError, OptionError: As `ExplanationGuidance`.
+        """
+        from explainguide.guidance.guide import ExplanationGuidance
+
+        return ExplanationGuidance.of(model, self, generator=generator)
+
+    def names(self) -> tuple[str, str]:
+        """What `repr` calls the attribution and the loss."""
+        return (
+            _name_of(self.attribution, self.attribution_options),
+            _name_of(self.loss, self.loss_options),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold.
+
+        Raises:
+            OptionError: If an option is an object, which has no name to be saved.
+        """
+        return {
+            f.name: _plain(type(self).__name__, f.name, getattr(self, f.name)) for f in fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The options that `to_dict` gave.
+
+        Raises:
+            OptionError: For a name that is none of the options.
+        """
+        with operation(cls.__name__):
+            names = [f.name for f in fields(cls)]
+            for name in values:
+                if name not in names:
+                    raise OptionError(
+                        f"unknown setting {name!r}.{did_you_mean(name, names)} "
+                        f"{', '.join(names)} are allowed."
+                    )
+            given = dict(values)
+            if isinstance(given.get("first_label"), Mapping):  # JSON's keys are words
+                given["first_label"] = {int(k): v for k, v in given["first_label"].items()}
+            return cls(**given)
 
 
-def named_attribution(
-    name: str, model: nn.Module, layer: Layers | None, *, reading: Reading = AS_FOUND
-) -> LayerMap:
-    """The attribution of a name, with its defaults, placed at the layer."""
-    check_option("attribution", name, ATTRIBUTIONS)
-    return place(ATTRIBUTIONS[name](model, **vars(reading)), layer)
+def guide_options(values: Mapping[str, Any]) -> GuideOptions:
+    """The guide's part of a larger set of settings, such as those that a checkpoint keeps.
+
+    Args:
+        values: By name; others than the guide's are passed over.
+    """
+    names = {f.name for f in fields(GuideOptions)}
+    return GuideOptions.from_dict({k: v for k, v in values.items() if k in names})
 
 
-def place(attribution: LayerMap, layer: Layers | None) -> LayerMap:
-    """An attribution that places itself, at the layer that is named instead; others as they are."""
-    if not attribution.places_itself or layer is None:
-        return attribution
-    if not isinstance(layer, str) and isinstance(layer, Sequence):
-        if len(layer) != 1:
-            raise OptionError(
-                f"{len(layer)} layers for {type(attribution).__name__}. Name the one where "
-                "its roll-out starts, or none. One layer is allowed."
-            )
-        layer = layer[0]
-    return attribution.at(layer)
-
-
-def combine_layers(layer: Layers | None, attribution: LayerMap) -> Layers | None:
-    """The guide's layer, or the one that the attribution object was built for."""
-    own = attribution.layer
-    if layer is None or own is None:
-        return own if layer is None else layer
-    named, built = (resolve_layers(attribution.model, n) for n in (layer, own))
-    if list(named) == list(built):
-        return layer
+def _plain(owner: str, name: str, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(owner, name, member) for member in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(owner, name, v) for k, v in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     raise OptionError(
-        f"layer is {layer!r}, but the attribution was built for {own!r}. Leave out one of "
-        "the two. They must agree."
+        f"{owner}: {name} is a {type(value).__name__}, which cannot be saved. Give its name. "
+        "'package.module:name' is allowed for what is your own."
     )
 
 
-def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be trained through."""
-    parameters = list(model.parameters())
-    if parameters and not any(p.requires_grad for p in parameters):
-        raise GuidanceError(
-            f"every parameter of {type(model).__name__} is frozen, so a loss has nothing to "
-            "train. Unfreeze some with requires_grad_(True). At least one must require a gradient."
-        )
-    for name, module in model.named_modules():
-        if type(module).__name__.startswith("PatchDropout") and getattr(module, "prob", 0) > 0:
-            raise GuidanceError(
-                f"module {name!r} drops patches in training (prob={module.prob}), and no map "
-                "can tell which. Build the model with patch_drop_rate=0. Dropout of other kinds is "
-                "allowed."
-            )
-    synchronised = next(
-        (n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)), ""
-    )
-    if synchronised:
-        raise GuidanceError(
-            f"module {synchronised!r} is a SyncBatchNorm, which has no second derivative. "
-            "Use BatchNorm (with larger batches a process) or another norm. Every operation above "
-            "the layer must be differentiable twice."
-        )
-
-
-def check_choices(target: str, score: str, reduction: str, negatives: float) -> None:
-    """What is explained, and how it is averaged: known names, and a probability where it is used."""
-    check_option("target", target, _TARGETS)
-    check_option("score", score, _SCORES)
-    check_option("reduction", reduction, _REDUCTIONS)
-    if not 0 <= negatives <= 1 or (negatives > 0 and target != "sample"):
+def _check_negatives(negatives: float, target: str) -> None:
+    number = isinstance(negatives, int | float) and not isinstance(negatives, bool)
+    if not number or not 0 <= negatives <= 1 or (negatives > 0 and target != "sample"):
         raise OptionError(
-            f"negatives is {negatives} with target={target!r}. Use target='sample' and "
+            f"negatives is {negatives!r} with target={target!r}. Use target='sample' and "
             "a probability such as 0.5. A number in [0, 1] is allowed, 0 with other targets."
         )
 
 
-def check_weights(weights: Sequence[float] | None, layers: list[str]) -> list[float]:
-    """One weight a layer."""
-    if weights is None:
-        return [1.0] * len(layers)
-    if len(weights) != len(layers):
+def _check_plain_options(name: str, options: Any) -> None:
+    if not isinstance(options, Mapping) or not all(
+        isinstance(value, bool | int | float | str) for value in options.values()
+    ):
+        example = "{'normalize': False}" if name == "loss_options" else "{'n_steps': 8}"
         raise OptionError(
-            f"{len(weights)} layer_weights for {len(layers)} layers {layers}. Give one a "
-            "layer. Numbers are allowed."
+            f"{name} is {options!r}. Use a dict such as {example}. Keyword arguments of the "
+            f"{name.removesuffix('_options')}, numbers and words, are allowed."
         )
-    return [float(w) for w in weights]
 
 
-def name_of(choice: str | Callable[..., Any]) -> str:
-    """What `repr` calls an option."""
-    if isinstance(choice, str):
-        return choice
+def _name_of(choice: Any, options: Mapping[str, Any]) -> str:
     if isinstance(choice, partial):
-        options = ", ".join(f"{name}={value!r}" for name, value in choice.keywords.items())
-        return f"{name_of(choice.func)}({options})"
-    return getattr(choice, "__name__", type(choice).__name__)
+        return _name_of(choice.func, choice.keywords)
+    if not isinstance(choice, str):
+        choice = getattr(choice, "__name__", type(choice).__name__)
+    shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return f"{choice}({shown})" if shown else choice

@@ -120,6 +120,7 @@ class Tap:
         image_argument: Which argument of the model the images are, where the user has said it.
 
     Attributes:
+        layers: The layers, as they were given.
         last: The last forward pass, or None before one and after `forget`.
         dropped: How many recorded passes were followed by another before somebody took them.
         compiled: Whether the model ran inside torch.compile, where no layer is read.
@@ -144,7 +145,7 @@ class Tap:
         self._paused = 0
         self._waiting: ForwardPass | None = None  # while a checkpointed model is computed again
         self._recomputing = False
-        self._layers = layers
+        self.layers = layers
         self._substitute: dict[str, Tensor] | None = None
         self._watched: dict[str, Any] = {}
         self._place: int | str = 0
@@ -166,6 +167,13 @@ class Tap:
             if module is not None and name not in attentions:
                 handles.append(module.register_forward_hook(_Hook(self, "_capture", name)))
         self._finalizer = weakref.finalize(self, _remove, handles, self._context)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is read; the tap does not keep it alive."""
+        model = self._model()
+        assert model is not None
+        return model
 
     @property
     def attached(self) -> bool:
@@ -237,8 +245,7 @@ class Tap:
             self._waiting = self.last
         elif recorded and self.last is not None and self.last.output is not None:
             self.dropped += 1
-        model = self._model()
-        assert model is not None
+        model = self.model
         place, why = find_image(model, args, kwargs, self._image_argument)
         self.last = ForwardPass(args, kwargs, recorded, place, why, model.training)
         if recorded and self._reruns:
@@ -250,9 +257,9 @@ class Tap:
             return None
         if place is not None and self.last.images is not None:
             self.last.steps.images = tuple(self.last.images.shape)
-        self._enter_mode(activate=INPUT in self._layers, steps=self.last.steps)
+        self._enter_mode(activate=INPUT in self.layers, steps=self.last.steps)
         self._trace(model, self.last.images)
-        if INPUT not in self._layers or place is None:
+        if INPUT not in self.layers or place is None:
             return None
         return with_image(args, kwargs, place, self._keep(INPUT, self.last.images))
 
@@ -288,7 +295,7 @@ class Tap:
             return
         key = (images.shape[1:], model.training)
         self._known = _ARRANGED.setdefault(model, {}).setdefault(key, {})
-        if any(name != INPUT and name not in self._known for name in self._layers):
+        if any(name != INPUT and name not in self._known for name in self.layers):
             self._tracer = self._context.enter_context(PlaceTracer())
             self._tracer.start(images)
 
@@ -317,7 +324,7 @@ class Tap:
         assert self.last is not None
         name = self._attending[-1]
         self.last.attentions.setdefault(name, []).append(weights)
-        if name in self._layers:
+        if name in self.layers:
             self.last.calls[name] = self.last.calls.get(name, 0) + 1
             rows = self.last.features[name] = weights.tensor.view(weights.shape)[:, 0].mT
             self._note(name, rows, self._tracer.row(rows.shape[1]) if self._tracer else None)
@@ -328,7 +335,7 @@ class Tap:
         if self._mode is not None and self.last is not None:
             self.last.replaced |= self._mode.replaced
         if self._tracer is not None and output is not None:  # the other layers did not run
-            self._known |= {n: ((), None) for n in self._layers if n not in self._known}
+            self._known |= {n: ((), None) for n in self.layers if n not in self._known}
         self._context.close()
         self._mode = self._tracer = None
         if self._substitute is not None or self.last is None:

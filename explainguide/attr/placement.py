@@ -1,0 +1,150 @@
+"""Which attribution explains which layers of a model: both resolved in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from inspect import signature
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from explainguide.attr.base import ATTRIBUTIONS, LayerMap
+from explainguide.errors import OptionError, did_you_mean
+from explainguide.hooks.layers import resolve_layers
+from explainguide.hooks.probe import automatic_layer, find_layer, probe_layers
+from explainguide.hooks.reading import AS_FOUND, Reading
+from explainguide.named import look_up
+
+__all__ = ["Layers", "Placed", "check_attribution", "place_attribution"]
+
+Layers = str | nn.Module | Sequence[str | nn.Module]
+
+
+class Placed(NamedTuple):
+    """An attribution, and the layers that it explains.
+
+    Attributes:
+        method: Built for the model.
+        layers: Resolved name to module; None for the image.
+    """
+
+    method: LayerMap
+    layers: dict[str, nn.Module | None]
+
+
+def place_attribution(
+    model: nn.Module,
+    attribution: str | LayerMap,
+    layer: Layers | None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    reading: Reading = AS_FOUND,
+    trained: bool = False,
+    movable: bool = False,
+) -> Placed:
+    """Build an attribution for a model, and find its layers.
+
+    Args:
+        model: The unwrapped classifier.
+        attribution: A name of the table, ``package.module:Class``, or an object built for this model.
+        layer: As named; None is the attribution's own, or the last whose places reach the logits.
+        options: Keyword arguments of a named attribution.
+        reading: What the user has said of the model.
+        trained: Whether the maps will be trained through, so that an automatic layer must be
+            differentiable twice.
+        movable: Whether an object that was built for another layer explains the one that is named.
+
+    Raises:
+        OptionError: For an unknown name or option, or an object of another model or layer.
+        LayerError: If there is no such layer, or none that can be explained.
+    """
+    if isinstance(attribution, LayerMap):
+        method = _of_this_model(attribution, model, reading)
+        if movable:
+            method = _moved(method, layer)
+    else:
+        kind = check_attribution(attribution, options or {})
+        method = _moved(kind(model, **(options or {}), **vars(reading)), layer)
+    own = method.layer
+    if layer is None:
+        layer = own
+    elif own is not None and not movable:
+        _check_agreement(method, layer)
+    if layer is None:
+        layer = _automatic(model, method.reading, trained)
+    return Placed(method, resolve_layers(model, layer))
+
+
+def check_attribution(attribution: Any, options: Mapping[str, Any]) -> type[LayerMap]:
+    """The class of a name; its options are among those that it has.
+
+    Raises:
+        OptionError: For an unknown name or option, or a class in place of an object.
+    """
+    if isinstance(attribution, type) and issubclass(attribution, LayerMap):
+        name = attribution.__name__
+        raise OptionError(
+            f"attribution is the class {name}. Build it: {name}(model). A name or an object is allowed."
+        )
+    kind = look_up("attribution", attribution, ATTRIBUTIONS)
+    if not (isinstance(kind, type) and issubclass(kind, LayerMap)):
+        raise OptionError(
+            f"attribution {attribution!r} is no attribution. Derive it from explainguide.attr.LayerMap. "
+            "A class with a method `maps` is allowed."
+        )
+    common = signature(LayerMap).parameters
+    allowed = [name for name in signature(kind).parameters if name not in common]
+    for name in options:
+        if name not in allowed:
+            raise OptionError(
+                f"the attribution {attribution!r} has no option {name!r}."
+                f"{did_you_mean(name, allowed)} It has {', '.join(map(repr, allowed)) or 'none'}."
+            )
+    return kind
+
+
+def _of_this_model(attribution: LayerMap, model: nn.Module, reading: Reading) -> LayerMap:
+    if attribution.model is not model:
+        raise OptionError(
+            f"the attribution {type(attribution).__name__} was built for another model. Build it with "
+            "this model. A name is allowed too."
+        )
+    for field in fields(Reading):
+        said, built = getattr(reading, field.name), getattr(attribution.reading, field.name)
+        if said not in (None, built):
+            raise OptionError(
+                f"{field.name} is {said!r}, but the attribution was built with {built!r}. Leave out one "
+                "of the two. They must agree."
+            )
+    return attribution
+
+
+def _moved(method: LayerMap, layer: Layers | None) -> LayerMap:
+    """An attribution that places itself, at the layer that is named instead; others as they are."""
+    if not method.places_itself or layer is None:
+        return method
+    if not isinstance(layer, str) and isinstance(layer, Sequence):
+        if len(layer) != 1:
+            raise OptionError(
+                f"{len(layer)} layers for {type(method).__name__}. Name the one where its roll-out "
+                "starts, or none. One layer is allowed."
+            )
+        layer = layer[0]
+    return method.at(layer)
+
+
+def _check_agreement(method: LayerMap, layer: Layers) -> None:
+    own = method.layer
+    assert own is not None
+    if list(resolve_layers(method.model, layer)) != list(resolve_layers(method.model, own)):
+        raise OptionError(
+            f"layer is {layer!r}, but the attribution was built for {own!r}. Leave out one of the two. "
+            "They must agree."
+        )
+
+
+def _automatic(model: nn.Module, reading: Reading, trained: bool) -> str:
+    if trained:
+        return find_layer(model, reading=reading)
+    return automatic_layer(model, probe_layers(model, reading=reading))
