@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -18,13 +17,13 @@ from explainguide.attr.base import gather, usable
 from explainguide.datasets.batches import Batch, batches, check_data
 from explainguide.errors import DataError, OptionError
 from explainguide.evaluation.classification import ClassificationScores, check_labels, is_multilabel
+from explainguide.evaluation.map_scores import MapScores, check_metrics, over_layers
 from explainguide.guidance.options import check_option, named_attribution, place
 from explainguide.hooks.layers import resolve_layers, unwrap
 from explainguide.hooks.logits import check_logits, class_scores
 from explainguide.hooks.probe import automatic_layer, probe_layers
 from explainguide.hooks.reading import Output, check_reading
 from explainguide.hooks.tap import ForwardPass, Tap
-from explainguide.metrics import EnergyPointingGame, LocalizationIoU, OnObjectEnergy
 from explainguide.processes import add_up, process, together
 
 __all__ = ["evaluate"]
@@ -41,6 +40,7 @@ def evaluate(
     output: Output | None = None,
     region: Literal["boxes", "masks"] = "boxes",
     threshold: float | Literal["fit"] = 0.5,
+    metrics: Sequence[str] | None = None,
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str | None = None,
@@ -65,6 +65,8 @@ def evaluate(
         region: What a class should be found in: its ``"boxes"``, or its ``"masks"`` where there
             are any.
         threshold: Of the IoU, or ``"fit"`` for the best one on these data.
+        metrics: Which metrics of the maps to report: keys of `explainguide.metrics.MAP_METRICS`, those
+            of your own (`explainguide.metrics.map_metric`) too. None is those named below.
         batch_size: Images a forward pass.
         workers: Processes that load images.
         device: Where to compute; None is where the model is. The model is not moved back.
@@ -75,9 +77,9 @@ def evaluate(
         ``"accuracy"`` and ``"worst_class_accuracy"``; ``"epg"`` and ``"iou"``, means over
         annotated (image, class) pairs, NaN without any; ``"on_object_epg"``, over the pairs of
         images with masks, where there are any; ``"epg_undefined"``, how many maps have no positive
-        part; ``"iou_threshold"`` where it was fitted; ``"images"``, ``"pairs"``, ``"skipped"``.
-        With several layers ``"epg"``, ``"iou"`` and ``"on_object_epg"`` are means over layers, and
-        ``"epg layer4"`` and so on are those of each.
+        part; ``"iou_threshold"`` where it was fitted, on the first layer; ``"images"``,
+        ``"pairs"``, ``"skipped"``. With several layers ``"epg"``, ``"iou"`` and
+        ``"on_object_epg"`` are means over layers, and ``"epg layer4"`` and so on are those of each.
 
     Raises:
         LayerError: For a layer that cannot be explained.
@@ -85,6 +87,7 @@ def evaluate(
         DataError: If no image can be read, or labels and model do not fit.
     """
     check_option("region", region, ("boxes", "masks"), caller=_CALLER)
+    chosen = check_metrics(metrics, caller=_CALLER)
     if isinstance(layer, tuple):
         layer = list(layer)
     inner = unwrap(model, caller=_CALLER)
@@ -111,7 +114,7 @@ def evaluate(
     steps = -(-len(range(rank, count, world)) // batch_size)
     with _explaining(inner, modules, method) as tap, torch.inference_mode(False), torch.no_grad():
         found: ClassificationScores | None = None
-        maps = {name: _MapScores(threshold, place) for name in modules}
+        maps = {name: MapScores(chosen, threshold=threshold, device=place) for name in modules}
         totals = [0, 0, 0]
         with together(place, caller=_CALLER):
             for batch in tqdm(source, "evaluate", steps, disable=not progress, leave=False):
@@ -135,7 +138,7 @@ def evaluate(
         )
     shared = [int(total) for total in add_up(totals, place).tolist()]
     counts = dict(zip(("images", "pairs", "skipped"), shared, strict=True))
-    return {**found.compute(), **_map_results(maps, threshold), **counts}
+    return {**found.compute(), **over_layers(maps), **counts}
 
 
 def _of_all(
@@ -201,7 +204,7 @@ def _step(
     method: LayerMap,
     batch: Batch,
     region: str,
-    scores: dict[str, _MapScores],
+    scores: dict[str, MapScores],
 ) -> tuple[Tensor, int]:
     """The logits of a batch, and of how many pairs the maps were scored."""
     if not batch.annotations.most_classes:
@@ -247,48 +250,3 @@ def _step(
         target = box if masks is None or region == "boxes" else masks
         scores[name].update(pairs[:, 0], target, box, masks, segmented)
     return logits.detach(), int(valid.sum())
-
-
-class _MapScores:
-    """The localization metrics of one layer."""
-
-    def __init__(self, threshold: float | Literal["fit"], device: torch.device) -> None:
-        self.epg = EnergyPointingGame().to(device)
-        self.iou = LocalizationIoU(threshold=threshold).to(device)
-        self.on_object = OnObjectEnergy().to(device)
-
-    def update(
-        self, maps: Tensor, target: Tensor, box: Tensor, masks: Tensor | None, segmented: Tensor
-    ) -> None:
-        self.epg.update(maps, target)
-        self.iou.update(maps, target)
-        if masks is not None:  # rows of boxes alone are left out
-            self.on_object.update(maps[segmented], masks[segmented], box[segmented])
-
-    def compute(self) -> dict[str, float]:
-        with warnings.catch_warnings():
-            # Without annotations there is nothing to update, and NaN says so.
-            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-            found = {name: float(getattr(self, name).compute()) for name in ("epg", "iou")}
-            on_object = float(self.on_object.compute())
-        if on_object == on_object:
-            found["on_object_epg"] = on_object
-        found["epg_undefined"] = self.epg.undefined
-        return found
-
-
-def _map_results(
-    scores: dict[str, _MapScores], threshold: float | Literal["fit"]
-) -> dict[str, float]:
-    each = {name: score.compute() for name, score in scores.items()}
-    first = next(iter(each.values()))
-    total = {key: sum(e[key] for e in each.values()) for key in first}
-    found = {
-        key: value if key.endswith("_undefined") else value / len(each)
-        for key, value in total.items()
-    }
-    if threshold == "fit":
-        found["iou_threshold"] = next(iter(scores.values())).iou.best_threshold
-    if len(each) > 1:
-        found |= {f"{k} {name}": v for name, e in each.items() for k, v in e.items()}
-    return found
