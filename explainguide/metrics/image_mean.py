@@ -87,7 +87,8 @@ class ImageMean(Metric):
     def extra_repr(self) -> str:
         """The options, for `repr`."""
         rule = self.undefined_rule
-        return self._options if rule == "exclude" else f"{self._options}, undefined={rule!r}"
+        named = "" if rule == "exclude" else f"undefined={rule!r}"
+        return ", ".join(filter(None, (self._options, named)))
 
     @property
     @method
