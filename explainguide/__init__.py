@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from explainguide.annotations import Annotations, LimitedAnnotations, collate
     from explainguide.errors import ExplainGuideError, ExplainGuideWarning
-    from explainguide.guidance import ExplanationGuidance
+    from explainguide.guidance import ExplanationGuidance, GuideOptions
     from explainguide.recipes import RECIPES, Recipe, recipe
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ __all__ = [
     "ExplainGuideError",
     "ExplainGuideWarning",
     "ExplanationGuidance",
+    "GuideOptions",
     "LimitedAnnotations",
     "Recipe",
     "attr",
@@ -61,6 +62,7 @@ __getattr__, __dir__ = on_demand(
         "ExplainGuideError": "errors",
         "ExplainGuideWarning": "errors",
         "ExplanationGuidance": "guidance",
+        "GuideOptions": "guidance",
         "RECIPES": "recipes",
         "Recipe": "recipes",
         "recipe": "recipes",

@@ -10,13 +10,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchmetrics import MeanMetric
 from torchvision import tv_tensors
 
 from explainguide.attr import ATTRIBUTIONS, InputXGradient
 from explainguide.errors import DataError, ExplainGuideError, OptionError, ShapeError
 from explainguide.evaluation import evaluate
 from explainguide.evaluation.classification import ClassificationScores, classification_loss
-from explainguide.metrics import energy_pointing_game, localization_iou, on_object_energy
+from explainguide.metrics import (
+    MAP_METRICS,
+    energy_pointing_game,
+    localization_iou,
+    map_metric,
+    on_object_energy,
+)
 from explainguide.models import small_cnn
 from explainguide.tables import format_table
 
@@ -224,6 +231,65 @@ def test_a_fitted_threshold_is_reported() -> None:
     assert again["iou"] == pytest.approx(found["iou"])
 
 
+def test_the_metrics_that_are_named_are_those_reported() -> None:
+    model, data = tiny(), Scenes(5)
+    default = evaluate(model, data, layer="stage2")
+    assert list(default)[2:] == [
+        *("epg", "iou", "on_object_epg", "epg_undefined"),
+        *("images", "pairs", "skipped"),
+    ]
+    only = evaluate(model, data, layer="stage2", metrics=["iou"])
+    assert only == {k: v for k, v in default.items() if "epg" not in k}
+    names = ("on_object_epg", "segmentation", "pointing_game", "iou", "epg")
+    every = evaluate(model, data, layer=["stage1", "stage2"], metrics=names)
+    assert every["epg stage2"] == default["epg"]
+    assert 0 <= every["pointing_game"] <= 1
+    agreement = {f"segmentation_{part}" for part in ("pixel_accuracy", "miou", "map")}
+    assert agreement <= set(every)
+    undefined = ("pointing_game_undefined", "epg_undefined stage1", "epg_undefined stage2")
+    assert every[undefined[0]] == every[undefined[1]] + every[undefined[2]]
+    none = evaluate(model, data, layer="stage2", metrics=[])
+    assert list(none) == ["f1", "map", "images", "pairs", "skipped"]
+
+
+def test_a_metric_of_ones_own_needs_only_its_definition() -> None:
+    try:
+
+        @map_metric("box_share", title="Box share", needs=("boxes", "segmentation"))
+        class BoxShare(MeanMetric):
+            def update(self, attribution: Any, boxes: Any, segmentation: Any) -> None:
+                assert attribution.shape == boxes.shape == segmentation.shape
+                super().update(segmentation.float().mean((1, 2)) / boxes.float().mean((1, 2)))
+
+        names = ["box_share", "epg"]
+        found = evaluate(tiny(), Scenes(5), layer="stage2", metrics=names)
+        assert found["box_share"] == pytest.approx(3 / 5, abs=0.2)  # 3 of a box's 5 rows
+        assert list(found)[2:5] == ["box_share", "epg", "epg_undefined"]
+        without = evaluate(tiny(), Scenes(5, masks=False), layer="stage2", metrics=names)
+        assert "box_share" not in without
+    finally:
+        del MAP_METRICS["box_share"]
+
+
+def test_where_a_layer_has_no_defined_map_the_mean_is_undefined() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act, self.head = nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Linear(2, CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(-self.act(self.conv(x)).mean((2, 3)))
+
+    model = Half()
+    nn.init.ones_(model.head.weight)
+    for layers in (["act", "input"], ["input", "act"]):
+        found = evaluate(model, Scenes(5), layer=layers)  # at "act" no map has a positive part
+        for key in ("epg", "on_object_epg"):
+            assert math.isnan(found[key])
+            assert 0 <= found[f"{key} input"] <= 1
+        assert "on_object_epg act" not in found
+
+
 def test_unreadable_images_are_counted() -> None:
     data = Scenes(6)
     data.items[0] = data.items[3] = data.items[4] = None
@@ -248,6 +314,12 @@ def test_loading_in_workers_gives_the_same() -> None:
             r"evaluate: unknown attribution 'igx'\. Did you mean",
         ),
         ({"region": "box"}, OptionError, r"evaluate: unknown region 'box'\. Did you mean 'boxes'"),
+        (
+            {"metrics": ["epg", "pointing_gme"]},
+            OptionError,
+            r"evaluate: unknown metric 'pointing_gme'\. Did you mean 'pointing_game'\?.* are allowed\.",
+        ),
+        ({"metrics": "epg"}, OptionError, r"evaluate: metrics is 'epg'\. Use \['epg'\]\."),
         (
             {"layer": "stage7"},
             ExplainGuideError,

@@ -90,8 +90,8 @@ def check_attribution(attribution: Any, options: Mapping[str, Any]) -> type[Laye
     kind = look_up("attribution", attribution, ATTRIBUTIONS)
     if not (isinstance(kind, type) and issubclass(kind, LayerMap)):
         raise OptionError(
-            f"attribution {attribution!r} is no attribution. Derive it from explainguide.attr.LayerMap. "
-            "A class with a method `maps` is allowed."
+            f"attribution {attribution!r} is no attribution. Derive it from LayerMap of "
+            "explainguide.attr. A class with a method `maps` is allowed."
         )
     common = signature(LayerMap).parameters
     allowed = [name for name in signature(kind).parameters if name not in common]
@@ -114,8 +114,8 @@ def _of_this_model(attribution: LayerMap, model: nn.Module, reading: Reading) ->
         said, built = getattr(reading, field.name), getattr(attribution.reading, field.name)
         if said not in (None, built):
             raise OptionError(
-                f"{field.name} is {said!r}, but the attribution was built with {built!r}. Leave out one "
-                "of the two. They must agree."
+                f"{field.name} is {said!r}, but the attribution was built with {built!r}. Leave out "
+                "one of the two. They must agree."
             )
     return attribution
 

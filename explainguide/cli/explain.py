@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -163,33 +164,18 @@ def _draw(
 
 
 def _methods(
-    names: list[str], layers: list[str] | None, subject: Subject
+    names: list[str], layers: list[str | None] | None, subject: Subject
 ) -> list[tuple[str, LayerMap]]:
     """Every attribution at every layer; one that has a place of its own there, if none is named."""
-    from explainguide.attr import ATTRIBUTIONS
-    from explainguide.guidance.options import named_attribution
-    from explainguide.hooks.layers import resolve_layers
-    from explainguide.hooks.probe import automatic_layer, probe_layers
+    from explainguide.attr.placement import place_attribution
 
-    places: list[str | None] = [None]
-    if layers is not None:
-        places = list(resolve_layers(subject.model, layers))
-    elif not all(ATTRIBUTIONS[name].places_itself for name in names):
-        reading = subject.reading
-        infos = probe_layers(subject.model, image_size=subject.size, reading=reading)
-        places = [automatic_layer(subject.model, infos)]
+    reading = replace(subject.reading, image_size=subject.size)
     found = []
-    for place in places:
+    for layer in layers or [None]:
         for name in names:
-            own = layers is None and ATTRIBUTIONS[name].places_itself
-            method = named_attribution(
-                name,
-                subject.model,
-                None if own else place,
-                reading=subject.reading,
-            )
-            method = method if own or place is None else method.at(place)
-            found.append((f"{name} at {method.layer}", method))
+            method, places = place_attribution(subject.model, name, layer, reading=reading)
+            (place,) = places
+            found.append((f"{name} at {place}", method.at(place)))
     return found
 
 

@@ -1,5 +1,18 @@
-"""`ExplanationGuidance`, and what it is made of."""
+"""`ExplanationGuidance`, its options, and what it is made of."""
 
-from explainguide.guidance.guide import ExplanationGuidance
+from __future__ import annotations
 
-__all__ = ["ExplanationGuidance"]
+from typing import TYPE_CHECKING
+
+from explainguide.lazy import on_demand
+
+if TYPE_CHECKING:
+    from explainguide.guidance.guide import ExplanationGuidance
+    from explainguide.guidance.options import GuideOptions
+
+__all__ = ["ExplanationGuidance", "GuideOptions"]
+
+# The options are read by the command line, which starts without torch.
+__getattr__, __dir__ = on_demand(
+    __name__, {"ExplanationGuidance": "guide", "GuideOptions": "options"}
+)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from explainguide.annotations.labels import FirstLabel
 from explainguide.attr import LayerMap
-from explainguide.attr.evidence import buffers_aside
+from explainguide.attr.evidence import buffers_aside, passing
 from explainguide.errors import check_option, operation
 from explainguide.guidance.objective import Objective, localize
 from explainguide.guidance.options import GuideOptions
@@ -130,10 +130,8 @@ class ExplanationGuidance:
         image_argument: int | str | None = None,
     ) -> None:
         given = locals()
-        options = GuideOptions(
-            **{f.name: given[f.name] for f in fields(GuideOptions) if f.name in given}
-        )
-        self._begin(model, options, generator)
+        names = [field.name for field in fields(GuideOptions) if field.name in given]
+        self._begin(model, GuideOptions(**{name: given[name] for name in names}), generator)
 
     @classmethod
     def of(

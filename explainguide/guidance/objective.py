@@ -12,7 +12,7 @@ from torch import Tensor
 from explainguide.annotations.labels import as_labels, check_multi_hot, mark_soft
 from explainguide.annotations.regions import Choice, as_regions, choose_classes
 from explainguide.attr import LayerMap
-from explainguide.attr.evidence import usable
+from explainguide.attr.evidence import explain, usable
 from explainguide.errors import OptionError, ShapeError, warn
 from explainguide.guidance.options import GuideOptions
 from explainguide.hooks.derivatives import check_derivatives

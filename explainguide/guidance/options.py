@@ -5,6 +5,7 @@ Importing this module imports no torch: the command line reads the fields to say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from explainguide.guidance.guide import ExplanationGuidance
     from explainguide.losses import Loss
 
-__all__ = ["GuideOptions", "guide_options", "setting"]
+__all__ = ["GuideOptions", "check_numbers", "guide_options", "setting"]
 
 TARGETS = ("sample", "all", "predicted")
 SCORES = ("logit", "log_prob", "sum_log_probs")
@@ -36,8 +37,12 @@ def setting(
     kind: type | None = None,
     choices: Sequence[str] | None = None,
     table: str | None = None,
+    least: float | None = None,
+    most: float = math.inf,
+    above: bool = False,
     many: bool = False,
     pairs: bool = False,
+    group: str = "training",
 ) -> Any:
     """A field of a class of settings, with what the command line shows of it.
 
@@ -47,20 +52,31 @@ def setting(
         kind: Of a value: int, float or str; by default that of the default.
         choices: The values that are allowed.
         table: Where the names that are allowed are, ``module:TABLE``; its lists are long to import.
+        least: The smallest number that is allowed; None checks none.
+        most: The largest.
+        above: Whether the smallest itself is not allowed.
         many: Whether there may be several values.
         pairs: Whether its values are NAME=VALUE.
+        group: Under which heading the command line lists it.
     """
     shown = {
         "text": text,
         "kind": kind or (str if default is None or pairs else type(default)),
         "choices": choices,
         "table": table,
+        "least": least,
+        "most": most,
+        "above": above,
         "many": many,
         "pairs": pairs,
+        "group": group,
     }
     if pairs:
         return field(default_factory=dict, metadata=shown)
     return field(default=default, metadata=shown)
+
+
+_guide = partial(setting, group="guidance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,36 +103,38 @@ class GuideOptions:
         True
     """
 
-    layer: Any = setting(
+    layer: Any = _guide(
         None,
         "input, or dotted names (default: the last spatial layer; see `explainguide layers`)",
         many=True,
     )
-    layer_weights: tuple[float, ...] | None = setting(None, "one a layer", kind=float, many=True)
-    attribution: Any = setting("ixg", "or module:Class", table="explainguide.attr:ATTRIBUTIONS")
-    attribution_options: dict[str, Any] = setting(
+    layer_weights: tuple[float, ...] | None = _guide(None, "one a layer", kind=float, many=True)
+    attribution: Any = _guide("ixg", "or module:Class", table="explainguide.attr:ATTRIBUTIONS")
+    attribution_options: dict[str, Any] = _guide(
         None, "of the attribution, as n_steps=8", pairs=True
     )
-    loss: Any = setting("energy", "or module:function", table="explainguide.losses:LOSSES")
-    loss_options: dict[str, Any] = setting(None, "of the loss, as normalize=False", pairs=True)
-    target: str = setting("sample", "explained classes of an image", choices=TARGETS)
-    score: str = setting("logit", "what is explained", choices=SCORES)
-    negatives: float = setting(0.0, "share of draws of a class that the image does not show")
-    reduction: str = setting("mean", "over annotated images", choices=REDUCTIONS)
-    first_label: Any = setting(0)
-    sync_dist: bool = setting(True)
-    output: Any = setting(
+    loss: Any = _guide("energy", "or module:function", table="explainguide.losses:LOSSES")
+    loss_options: dict[str, Any] = _guide(None, "of the loss, as normalize=False", pairs=True)
+    target: str = _guide("sample", "explained classes of an image", choices=TARGETS)
+    score: str = _guide("logit", "what is explained", choices=SCORES)
+    negatives: float = _guide(
+        0.0, "share of draws of a class that the image does not show", least=0, most=1
+    )
+    reduction: str = _guide("mean", "over annotated images", choices=REDUCTIONS)
+    first_label: Any = _guide(0)
+    sync_dist: bool = _guide(True)
+    output: Any = _guide(
         None,
         "which of several things that the model returns are the logits: an index, a key or an "
         "attribute",
     )
-    layout: str | None = setting(None, "how a layer's dimensions are read, as NHWC")
-    grid: tuple[int, int] | None = setting(None, "H W of a layer's tokens", kind=int, many=True)
-    prefix_tokens: int | tuple[int, ...] | None = setting(
+    layout: str | None = _guide(None, "how a layer's dimensions are read, as NHWC")
+    grid: tuple[int, int] | None = _guide(None, "H W of a layer's tokens", kind=int, many=True)
+    prefix_tokens: int | tuple[int, ...] | None = _guide(
         None, "how many tokens in front belong to no place", kind=int
     )
-    image_size: tuple[int, int] | None = setting(None)
-    image_argument: int | str | None = setting(None)
+    image_size: tuple[int, int] | None = _guide(None)
+    image_argument: int | str | None = _guide(None)
 
     def __post_init__(self) -> None:
         with operation(type(self).__name__, default=True):
@@ -126,8 +144,7 @@ class GuideOptions:
         from explainguide.annotations.labels import check_first_label
         from explainguide.attr.base import LayerMap
         from explainguide.attr.placement import check_attribution
-        from explainguide.losses import with_options
-        from explainguide.losses.table import resolve_loss
+        from explainguide.losses.table import resolve_loss, with_options
 
         for name in ("layer", "layer_weights"):
             if isinstance(getattr(self, name), list):
@@ -136,15 +153,11 @@ class GuideOptions:
         check_option("score", self.score, SCORES)
         check_option("reduction", self.reduction, REDUCTIONS)
         _check_negatives(self.negatives, self.target)
-        for name, value in vars(
-            check_reading(**{f.name: getattr(self, f.name) for f in fields(Reading)})
-        ).items():
+        for name, value in vars(check_reading(**vars(self.reading))).items():
             object.__setattr__(self, name, value)
         check_first_label(self.first_label)
-        for name, named in (
-            ("attribution", isinstance(self.attribution, str)),
-            ("loss", isinstance(self.loss, str)),
-        ):
+        for name in ("attribution", "loss"):
+            named = isinstance(getattr(self, name), str)
             options = getattr(self, f"{name}_options")
             _check_plain_options(f"{name}_options", options)
             object.__setattr__(self, f"{name}_options", dict(options))
@@ -158,6 +171,11 @@ class GuideOptions:
         resolve_loss(self.loss)
         if self.loss_options:
             with_options(self.loss, self.loss_options)
+
+    @property
+    def options(self) -> GuideOptions:
+        """The guide's part alone, of a larger set of settings."""
+        return GuideOptions(**{f.name: getattr(self, f.name) for f in fields(GuideOptions)})
 
     @property
     def reading(self) -> Reading:
@@ -188,7 +206,7 @@ class GuideOptions:
 
     def chosen_loss(self) -> str | Loss:
         """The loss with its options."""
-        from explainguide.losses import with_options
+        from explainguide.losses.table import with_options
 
         return with_options(self.loss, self.loss_options) if self.loss_options else self.loss
 
@@ -221,9 +239,8 @@ class GuideOptions:
         Raises:
             OptionError: If an option is an object, which has no name to be saved.
         """
-        return {
-            f.name: _plain(type(self).__name__, f.name, getattr(self, f.name)) for f in fields(self)
-        }
+        with operation(type(self).__name__, default=True):
+            return {f.name: _plain(f.name, getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -256,17 +273,42 @@ def guide_options(values: Mapping[str, Any]) -> GuideOptions:
     return GuideOptions.from_dict({k: v for k, v in values.items() if k in names})
 
 
-def _plain(owner: str, name: str, value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_plain(owner, name, member) for member in value]
+        return [_plain(name, member) for member in value]
     if isinstance(value, Mapping):
-        return {str(k): _plain(owner, name, v) for k, v in value.items()}
+        return {str(k): _plain(name, v) for k, v in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise OptionError(
-        f"{owner}: {name} is a {type(value).__name__}, which cannot be saved. Give its name. "
+        f"{name} is a {type(value).__name__}, which cannot be saved. Give its name. "
         "'package.module:name' is allowed for what is your own."
     )
+
+
+def check_numbers(settings: Any) -> None:
+    """Each number of a class of settings, against what its field says is allowed.
+
+    Raises:
+        OptionError: For the first that is not.
+    """
+    for found in fields(settings):
+        value, said = getattr(settings, found.name), found.metadata
+        if said["least"] is not None and (value is not None or found.default is not None):
+            _check_number(found.name, value, said)
+
+
+def _check_number(name: str, value: Any, said: Mapping[str, Any]) -> None:
+    whole, least, most = said["kind"] is int, said["least"], said["most"]
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    in_range = good and math.isfinite(value) and least <= value <= most
+    if in_range and not (said["above"] and value == least):
+        return
+    form = f"{'A whole' if whole else 'A'} number"
+    limit = f"from {least:g} {'on' if most > 1 else f'to {most:g}'}"
+    limit = f"above {least:g}" if said["above"] else limit
+    hint = f" Did you mean {value / 100:g}?" if good and most == 1 and 1 < value <= 100 else ""
+    raise OptionError(f"{name} is {value!r}.{hint} {form} {limit} is allowed.")
 
 
 def _check_negatives(negatives: float, target: str) -> None:

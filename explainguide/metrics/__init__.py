@@ -1,36 +1,45 @@
 """How well attributions fall where they should, and how to choose among models by it.
 
-Classes accumulate over a data set and synchronise over processes (torchmetrics); the functions of
-`explainguide.metrics.functional` give one score an image. F1 and mean average precision are
-torchmetrics' own.
+Functions give one score an image; the class of the same name accumulates over a data set and
+synchronises over processes (torchmetrics). `map_metric` enters a class into the table of those that
+`explainguide.evaluation.evaluate` reports. F1 and mean average precision are torchmetrics' own.
+
+All metrics of maps share one convention. Attributions are signed and of any scale; only the
+positive part counts, except in `segmentation_agreement`, which measures a map against its own mean.
+An image on which the metric means nothing (each function says which) scores NaN with
+``undefined="exclude"``, so that ``scores.nanmean()`` leaves it out, and 0 with
+``undefined="zero"``, which is how the published tables average. A map that itself holds NaN scores
+NaN under both. Nothing here synchronises with the host.
 """
 
-from explainguide.metrics.agreement import SegmentationAgreement
-from explainguide.metrics.functional import (
+from explainguide.metrics.agreement import (
     Agreement,
-    energy_pointing_game,
-    localization_iou,
-    on_object_energy,
-    pointing_game,
+    SegmentationAgreement,
     segmentation_agreement,
 )
-from explainguide.metrics.localization import (
+from explainguide.metrics.energy import (
     EnergyPointingGame,
-    LocalizationIoU,
     OnObjectEnergy,
-    PointingGame,
+    energy_pointing_game,
+    on_object_energy,
 )
+from explainguide.metrics.iou import LocalizationIoU, localization_iou
 from explainguide.metrics.pareto import pareto_front, representative
+from explainguide.metrics.pointing import PointingGame, pointing_game
+from explainguide.metrics.table import MAP_METRICS, MapMetric, map_metric
 
 __all__ = [
+    "MAP_METRICS",
     "Agreement",
     "EnergyPointingGame",
     "LocalizationIoU",
+    "MapMetric",
     "OnObjectEnergy",
     "PointingGame",
     "SegmentationAgreement",
     "energy_pointing_game",
     "localization_iou",
+    "map_metric",
     "on_object_energy",
     "pareto_front",
     "pointing_game",

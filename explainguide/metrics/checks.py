@@ -23,27 +23,27 @@ __all__ = [
 Undefined = Literal["exclude", "zero"]
 
 
-def check_maps(caller: str, attribution: Tensor, **masks: Tensor) -> tuple[Tensor, ...]:
+def check_maps(attribution: Tensor, **masks: Tensor) -> tuple[Tensor, ...]:
     """The attribution and the masks as ``(N, H, W)`` of one floating dtype, or a `ShapeError`.
 
     Half precision becomes float32: the sum of a few thousand pixels does not fit into it.
     """
-    maps = _drop_channel(caller, "attribution", attribution)
+    maps = _drop_channel("attribution", attribution)
     if not maps.is_floating_point():
         raise ShapeError(
-            f"{caller}: attribution has dtype {maps.dtype}. Did you swap attribution and mask? "
+            f"attribution has dtype {maps.dtype}. Did you swap attribution and mask? "
             "Attributions must be floating point; convert with attribution.float()."
         )
     if maps.dtype in (torch.float16, torch.bfloat16):
         maps = maps.float()
-    return maps, *(_check_mask(caller, name, mask, maps) for name, mask in masks.items())
+    return maps, *(_check_mask(name, mask, maps) for name, mask in masks.items())
 
 
-def _check_mask(caller: str, name: str, mask: Tensor, attribution: Tensor) -> Tensor:
-    flat = _drop_channel(caller, name, mask)
+def _check_mask(name: str, mask: Tensor, attribution: Tensor) -> Tensor:
+    flat = _drop_channel(name, mask)
     if flat.dtype != torch.bool and not flat.is_floating_point():
         raise ShapeError(
-            f"{caller}: {name} has dtype {flat.dtype}, which may hold class ids or 0 to 255. "
+            f"{name} has dtype {flat.dtype}, which may hold class ids or 0 to 255. "
             f"Use {name}.bool() or {name} > 0. A mask must be bool, or floating point in [0, 1]."
         )
     if flat.shape != attribution.shape:
@@ -55,16 +55,16 @@ def _check_mask(caller: str, name: str, mask: Tensor, attribution: Tensor) -> Te
             else f"Give one {name} for each map."
         )
         raise ShapeError(
-            f"{caller}: attribution has shape {tuple(attribution.shape)} but {name} has shape "
+            f"attribution has shape {tuple(attribution.shape)} but {name} has shape "
             f"{tuple(flat.shape)}. {fix} Both must be (N, H, W) or (N, 1, H, W)."
         )
     return flat.to(attribution.dtype)
 
 
-def _drop_channel(caller: str, name: str, tensor: Tensor) -> Tensor:
+def _drop_channel(name: str, tensor: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise ShapeError(
-            f"{caller}: {name} is a {type(tensor).__name__}. Convert with torch.as_tensor(...). "
+            f"{name} is a {type(tensor).__name__}. Convert with torch.as_tensor(...). "
             "It must be a tensor (N, H, W) or (N, 1, H, W)."
         )
     if tensor.ndim == 4 and tensor.shape[1] == 1:
@@ -80,44 +80,41 @@ def _drop_channel(caller: str, name: str, tensor: Tensor) -> Tensor:
     else:
         fix = f"Bring {name} to one map an image."
     raise ShapeError(
-        f"{caller}: {name} has shape {tuple(tensor.shape)}. {fix} "
-        "It must be (N, H, W) or (N, 1, H, W)."
+        f"{name} has shape {tuple(tensor.shape)}. {fix} It must be (N, H, W) or (N, 1, H, W)."
     )
 
 
-def check_undefined(caller: str, undefined: str) -> None:
+def check_undefined(undefined: str) -> None:
     """Refuse a rule for undefined images that does not exist."""
     allowed = ("exclude", "zero")
     if undefined not in allowed:
         near = did_you_mean(str(undefined), allowed)
-        raise OptionError(
-            f"{caller}: unknown undefined={undefined!r}.{near} It must be 'exclude' or 'zero'."
-        )
+        raise OptionError(f"unknown undefined={undefined!r}.{near} It must be 'exclude' or 'zero'.")
 
 
-def check_energy(caller: str, min_energy: float) -> None:
+def check_energy(min_energy: float) -> None:
     """Refuse a negative smallest energy."""
     if not min_energy >= 0:
         raise OptionError(
-            f"{caller}: min_energy is {min_energy!r}. Use 0 to accept every map with a positive "
+            f"min_energy is {min_energy!r}. Use 0 to accept every map with a positive "
             "part. It must be 0 or more."
         )
 
 
-def check_threshold(caller: str, thresholds: Sequence[Any], *, name: str = "threshold") -> None:
+def check_threshold(thresholds: Sequence[Any], *, name: str = "threshold") -> None:
     """Refuse thresholds that no normalised map can straddle."""
     for threshold in thresholds:
         if not (isinstance(threshold, Real) and 0 <= float(threshold) < 1):
             raise OptionError(
-                f"{caller}: {name} has the value {threshold!r}. Maps are normalised to [0, 1] "
+                f"{name} has the value {threshold!r}. Maps are normalised to [0, 1] "
                 "first, so 0.5 is half of an image's maximum. It must be a number in [0, 1)."
             )
 
 
-def check_tolerance(caller: str, tolerance: int) -> None:
+def check_tolerance(tolerance: int) -> None:
     """Refuse a tolerance that is not a whole number of pixels."""
     if not isinstance(tolerance, int) or tolerance < 0:
         raise OptionError(
-            f"{caller}: tolerance is {tolerance!r}. Use 0 for a hit inside the mask only, or 15 "
+            f"tolerance is {tolerance!r}. Use 0 for a hit inside the mask only, or 15 "
             "as Zhang et al. It must be a whole number of pixels, 0 or more."
         )

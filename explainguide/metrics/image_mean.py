@@ -1,4 +1,9 @@
-"""What the localization metrics share: the mean of a score over images, and who was left out."""
+"""What the metrics of maps share: the mean of a score over images, and who was left out.
+
+States are sums in float64 and counts, so that any split into batches and processes gives the same
+result. A map that holds NaN, or whose maximum is infinite where that matters, is *defined* with the
+score NaN: a broken map must spoil the mean rather than disappear among the images without evidence.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,17 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from explainguide.errors import GuidanceError
+from explainguide.errors import GuidanceError, method
 from explainguide.metrics.checks import Undefined, check_undefined
 
-__all__ = ["ImageMean"]
+__all__ = ["PIXELS", "ImageMean", "mark_undefined"]
+
+PIXELS = (-2, -1)  # of maps (N, H, W)
+
+
+def mark_undefined(scores: Tensor, defined: Tensor, undefined: Undefined) -> Tensor:
+    """The scores of the images, with NaN or 0 where they are not defined."""
+    return torch.where(defined, scores, torch.nan if undefined == "exclude" else 0.0)
 
 
 class ImageMean(Metric):
@@ -31,11 +43,12 @@ class ImageMean(Metric):
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 1.0
 
+    @method
     def __init__(
         self, undefined: Undefined, *, options: str, width: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        check_undefined(type(self).__name__, undefined)
+        check_undefined(undefined)
         self.undefined_rule = undefined
         # A MetricCollection takes two metrics for one, and updates only the first of them from then
         # on, where their states have equal names and equal values after one batch. Two thresholds
@@ -74,9 +87,11 @@ class ImageMean(Metric):
     def extra_repr(self) -> str:
         """The options, for `repr`."""
         rule = self.undefined_rule
-        return self._options if rule == "exclude" else f"{self._options}, undefined={rule!r}"
+        named = "" if rule == "exclude" else f"undefined={rule!r}"
+        return ", ".join(filter(None, (self._options, named)))
 
     @property
+    @method
     def undefined(self) -> int:
         """Number of images on which the metric was undefined, over all processes, at `compute`."""
         if self._undefined_at_compute is None:
@@ -84,9 +99,8 @@ class ImageMean(Metric):
         return int(self._undefined_at_compute)
 
     def _too_early(self, name: str) -> GuidanceError:
-        kind = type(self).__name__
         return GuidanceError(
-            f"{kind}.{name}: compute() has not run since the last update. Call compute() first, on "
+            "compute() has not run since the last update. Call compute() first, on "
             f"every process. {name} belongs to the value that compute() returned."
         )
 

@@ -1,4 +1,4 @@
-"""IoU of map and mask over a data set, at a threshold that is given or fitted."""
+"""IoU of the mask and the thresholded map, at a threshold that is given or fitted."""
 
 from __future__ import annotations
 
@@ -9,19 +9,73 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError
-from explainguide.metrics.checks import Undefined, check_maps, check_threshold
-from explainguide.metrics.image_mean import ImageMean
-from explainguide.metrics.scores import iou_scores
+from explainguide.errors import OptionError, method, operation
+from explainguide.metrics.checks import Undefined, check_maps, check_threshold, check_undefined
+from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
+from explainguide.metrics.table import map_metric
 
-__all__ = ["LocalizationIoU"]
+__all__ = ["LocalizationIoU", "localization_iou"]
+
+# Below this range the authors' program no longer subtracts the minimum.
+_FLAT = 1e-7
 
 
+@operation("localization_iou")
+def localization_iou(
+    attribution: Tensor,
+    mask: Tensor,
+    *,
+    threshold: float = 0.5,
+    undefined: Undefined = "exclude",
+) -> Tensor:
+    r"""Intersection over union of the mask and the thresholded map.
+
+    The positive part of each map is min-max normalised, P, and a pixel is predicted where
+    P > ``threshold``, strictly. A positive part that is constant (a range below 1e-7) is divided by
+    its maximum instead, so all of its pixels are predicted. For a mask with values between 0 and 1,
+    intersection and union are sums of products, ``P M`` and ``P + M - P M``.
+
+    Undefined where neither map nor mask has anything: the union is empty.
+
+    Args:
+        attribution: Signed maps of any scale, ``(N, H, W)`` or ``(N, 1, H, W)``.
+        mask: Region that should hold the attribution, same shape, bool or in [0, 1].
+        threshold: In [0, 1). `LocalizationIoU` can choose it on held-out data.
+        undefined: What an undefined image scores: ``"exclude"`` NaN, ``"zero"`` 0.
+
+    Returns:
+        Score of each image, ``(N,)``, in [0, 1]; higher is better. No gradient.
+
+    Raises:
+        ShapeError: If a shape or dtype differs from the above.
+        OptionError: If an option does.
+
+    References:
+        Rao et al., 2023, Section 3.3. Its program normalises as above; the text divides by the
+        maximum.
+
+    Example:
+        Normalised, the map is (1, 0.5, 0.25, 0). Above 0.4 lie the two pixels of the upper row; one
+        of them is in the mask, and map and mask together have three.
+
+        >>> attribution = torch.tensor([[[4.0, 2.0], [1.0, -1.0]]])
+        >>> mask = torch.tensor([[[True, False], [True, False]]])
+        >>> localization_iou(attribution, mask, threshold=0.4)
+        tensor([0.3333])
+    """
+    check_undefined(undefined)
+    check_threshold([threshold])
+    attribution, mask = check_maps(attribution, mask=mask)
+    scores, defined = _iou_scores(attribution, mask, [threshold])
+    return mark_undefined(scores[:, 0], defined, undefined)
+
+
+@map_metric("iou", title="IoU", options=("threshold",), default=True)
 class LocalizationIoU(ImageMean):
     """Intersection over union of the mask and the thresholded map, averaged over images.
 
     The positive part of each map is min-max normalised and a pixel is predicted strictly above the
-    threshold; `explainguide.metrics.functional.localization_iou` has the details.
+    threshold; `localization_iou` has the details.
 
     - ``update(attribution, mask)``: signed maps of any scale, ``(N, H, W)`` or ``(N, 1, H, W)``,
       and masks of the same shape, bool or in [0, 1].
@@ -75,6 +129,7 @@ class LocalizationIoU(ImageMean):
         (tensor(1.), 0.3)
     """
 
+    @method
     def __init__(
         self,
         *,
@@ -83,27 +138,26 @@ class LocalizationIoU(ImageMean):
         undefined: Undefined = "exclude",
         **kwargs: Any,
     ) -> None:
-        kind = type(self).__name__
         if isinstance(threshold, str) and threshold != "fit":
             raise OptionError(
-                f"{kind}: unknown threshold={threshold!r}. Use 'fit' to choose it on held-out "
+                f"unknown threshold={threshold!r}. Use 'fit' to choose it on held-out "
                 "data. It must be a number in [0, 1) or 'fit'."
             )
         if grid is not None and threshold != "fit":
             raise OptionError(
-                f"{kind}: grid was given with threshold={threshold!r}. Use threshold='fit' to "
+                f"grid was given with threshold={threshold!r}. Use threshold='fit' to "
                 "choose from the grid. A fixed threshold takes no grid."
             )
         if grid is not None and len(grid) == 0:
             raise OptionError(
-                f"{kind}: grid is empty. Leave it out for 0, 0.05, ... 0.95. It must hold at least "
+                "grid is empty. Leave it out for 0, 0.05, ... 0.95. It must hold at least "
                 "one threshold in [0, 1)."
             )
         thresholds: tuple[Any, ...] = (threshold,)
         if threshold == "fit":
             # Divided rather than multiplied by 0.05, so that 0.15 reads 0.15.
             thresholds = tuple(grid) if grid is not None else tuple(i / 20 for i in range(20))
-        check_threshold(kind, thresholds, name="grid" if threshold == "fit" else "threshold")
+        check_threshold(thresholds, name="grid" if threshold == "fit" else "threshold")
         options = f"threshold={threshold!r}"
         if threshold == "fit":
             options += f", grid={thresholds}"
@@ -112,10 +166,11 @@ class LocalizationIoU(ImageMean):
         self.thresholds = thresholds
         self._best: Tensor | None = None
 
+    @method
     def update(self, attribution: Tensor, mask: Tensor) -> None:
         """Add the maps and masks of a batch."""
-        attribution, mask = check_maps("LocalizationIoU.update", attribution, mask=mask)
-        self._add(*iou_scores(attribution, mask, self.thresholds))
+        attribution, mask = check_maps(attribution, mask=mask)
+        self._add(*_iou_scores(attribution, mask, self.thresholds))
 
     def compute(self) -> Tensor:
         """The mean over all images so far, in all processes, at the (best) threshold."""
@@ -124,6 +179,7 @@ class LocalizationIoU(ImageMean):
         return highest.values
 
     @property
+    @method
     def best_threshold(self) -> float:
         """The threshold of the value that `compute` returned; NaN where that is NaN."""
         if self.threshold != "fit":
@@ -132,3 +188,29 @@ class LocalizationIoU(ImageMean):
             raise self._too_early("best_threshold")
         best = int(self._best)
         return float(self.thresholds[best]) if best >= 0 else math.nan
+
+
+def _iou_scores(
+    attribution: Tensor, mask: Tensor, thresholds: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """IoU at each threshold, ``(N, T)``, and whether map or mask has anything at all, ``(N,)``."""
+    positive = attribution.clamp(min=0)
+    lowest, peak = positive.amin(PIXELS), positive.amax(PIXELS)
+    area = mask.sum(PIXELS)
+
+    flat = peak - lowest < _FLAT
+    offset = torch.where(flat, 0.0, lowest)
+    scale = torch.where(flat, peak, peak - lowest)
+    scale = torch.where(peak == 0, 1.0, scale)
+    normalised = (positive - offset[:, None, None]) / scale[:, None, None]
+
+    # One threshold after the other: all at once would need T copies of the batch.
+    columns = []
+    for threshold in thresholds:
+        above = (normalised > threshold).to(mask.dtype)
+        intersection = (above * mask).sum(PIXELS)
+        union = above.sum(PIXELS) + area - intersection
+        columns.append(intersection / torch.where(union > 0, union, 1.0))
+    scores = torch.stack(columns, dim=1)
+    scores = torch.where(peak.isfinite()[:, None], scores, torch.nan)
+    return scores, ~((peak <= 0) & (area <= 0))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError, ShapeError
+from explainguide.errors import OptionError, ShapeError, operation
 
 __all__ = ["pareto_front", "representative"]
 
@@ -15,6 +15,7 @@ __all__ = ["pareto_front", "representative"]
 _SLACK = 1e-9
 
 
+@operation("pareto_front")
 def pareto_front(
     points: Sequence[Sequence[float]] | Tensor, *, bin: float | None = 0.005
 ) -> list[int]:
@@ -50,11 +51,11 @@ def pareto_front(
         >>> pareto_front([(0.80, 0.60), (0.70, 0.50), (0.801, 0.601), (0.60, 0.90)], bin=None)
         [2, 3]
     """
-    cells = _as_table("pareto_front", points)
+    cells = _as_table(points)
     if bin is not None:
         if not bin > 0:
             raise OptionError(
-                f"pareto_front: bin is {bin!r}. Use bin=None to compare exact values. "
+                f"bin is {bin!r}. Use bin=None to compare exact values. "
                 "It must be a positive number or None."
             )
         cells = (cells / bin).round()
@@ -71,6 +72,7 @@ def pareto_front(
     return (valid & ~dominated).nonzero()[:, 0].tolist()
 
 
+@operation("representative")
 def representative(
     points: Sequence[Sequence[float]] | Tensor,
     baseline_f1: float,
@@ -110,14 +112,13 @@ def representative(
     """
     if not 0 <= baseline_f1 <= 1:
         raise OptionError(
-            f"representative: baseline_f1 is {baseline_f1!r}. Divide percentages by 100. "
-            "It must be in [0, 1]."
+            f"baseline_f1 is {baseline_f1!r}. Divide percentages by 100. It must be in [0, 1]."
         )
-    table = _as_table("representative", points)
+    table = _as_table(points)
     width = table.shape[1]
     if len(table) and not (0 <= f1 < width and 0 <= epg < width):
         raise ShapeError(
-            f"representative: f1={f1} and epg={epg} but the points have {width} columns. "
+            f"f1={f1} and epg={epg} but the points have {width} columns. "
             "Give rows of (f1, epg, ...), or name the columns. Both must be in "
             f"[0, {width - 1}]."
         )
@@ -128,7 +129,7 @@ def representative(
     return max(allowed, key=lambda i: (rows[i][epg], rows[i][f1], rows[i]), default=None)
 
 
-def _as_table(caller: str, points: Sequence[Sequence[float]] | Tensor) -> Tensor:
+def _as_table(points: Sequence[Sequence[float]] | Tensor) -> Tensor:
     """The points as ``(P, D)`` in float64 on the CPU."""
     try:
         if isinstance(points, Tensor):
@@ -138,12 +139,12 @@ def _as_table(caller: str, points: Sequence[Sequence[float]] | Tensor) -> Tensor
             table = torch.tensor(rows, dtype=torch.float64) if rows else torch.zeros(0, 1)
     except (TypeError, ValueError) as error:
         raise ShapeError(
-            f"{caller}: points are not a table of numbers ({error}). Give one row a checkpoint, "
+            f"points are not a table of numbers ({error}). Give one row a checkpoint, "
             "e.g. [(f1, epg, iou), ...]. All rows must have the same length."
         ) from error
     if table.ndim != 2 or table.shape[1] == 0:
         raise ShapeError(
-            f"{caller}: points have shape {tuple(table.shape)}. Give one row a checkpoint, e.g. "
+            f"points have shape {tuple(table.shape)}. Give one row a checkpoint, e.g. "
             "[(f1, epg, iou), ...]. The shape must be (P, D)."
         )
     return table

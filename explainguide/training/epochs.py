@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +20,7 @@ from explainguide.evaluation.classification import check_labels
 from explainguide.guidance.guide import ExplanationGuidance
 from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits
-from explainguide.hooks.reading import Reading
 from explainguide.losses import classification_loss
-from explainguide.losses.table import with_options
 from explainguide.processes import (
     add_up,
     add_up_gradients,
@@ -132,19 +131,9 @@ class Run:
             return
         purpose = 2 + 2 * process()[0]
         generator = torch.Generator().manual_seed(stream_seed(config.seed, epoch, purpose))
-        with ExplanationGuidance(
-            self.inner,
-            self.layer,
-            attribution=config.attribution,
-            loss=with_options(config.loss, config.loss_options),
-            target=config.target,  # type: ignore[arg-type]
-            score=config.score,  # type: ignore[arg-type]
-            negatives=config.negatives,
-            layer_weights=config.layer_weights,
-            reduction="sum",  # what it is divided by is known here, of the whole step
-            generator=generator,
-            output=config.output,
-        ) as guide:
+        # What it is divided by is known here, of the whole step.
+        options = replace(config.options, layer=self.layer, reduction="sum")
+        with options.build(self.inner, generator=generator) as guide:
             yield guide
 
     def _step(
@@ -200,7 +189,7 @@ class Run:
             output = self.inner(batch.images)
         logits = check_logits(
             output,
-            reading=Reading(output=config.output),
+            reading=config.reading,
             images=len(batch.images),
         )
         if first:

@@ -27,10 +27,7 @@ from explainguide.errors import (
     warn,
 )
 from explainguide.evaluation.measure import evaluate
-from explainguide.guidance.options import named_attribution
-from explainguide.hooks.layers import resolve_layers, unwrap
-from explainguide.hooks.probe import automatic_layer, probe_layers
-from explainguide.hooks.reading import Reading
+from explainguide.hooks.layers import unwrap
 from explainguide.processes import process, together
 from explainguide.training.config import TrainConfig
 from explainguide.training.epochs import Run
@@ -100,7 +97,9 @@ def train(
     with together(accelerator.device):
         config = _check_annotated(config, train_data, val_data)
         inner = unwrap(model)
-        layer = _layer(inner, config)
+        placed = config.options.place(inner)
+        layers = list(placed.layers)
+        layer = layers[0] if len(layers) == 1 else layers
     folder = RunFolder(config, info or {}, images=count, main=main)
     history = folder.history
     run = Run(inner, train_data, config, layer, accelerator)
@@ -123,8 +122,7 @@ def train(
                 inner,
                 val_data,
                 layer=layer,
-                attribution=config.attribution,
-                output=config.output,
+                attribution=placed.method,
                 region=config.region,  # type: ignore[arg-type]
                 threshold=config.threshold,
                 batch_size=config.batch_size,
@@ -148,21 +146,6 @@ def train(
             "warnings name them."
         )
     return history
-
-
-def _layer(model: nn.Module, config: TrainConfig) -> str | list[str]:
-    """What is guided: as named, else the attribution's own choice, else the last spatial layer."""
-    layer: Any = config.layer
-    reading = Reading(output=config.output)
-    if layer is None:
-        method = named_attribution(config.attribution, model, None, reading=reading)
-        layer = method.layer
-    if layer is None:
-        found = probe_layers(model, reading=reading)
-        layer = automatic_layer(model, found)
-    layer = layer if isinstance(layer, str) else list(layer)
-    resolve_layers(model, layer)
-    return layer
 
 
 def _check_annotated(config: TrainConfig, train_data: Any, val_data: Any) -> TrainConfig:

@@ -174,3 +174,10 @@ def test_what_is_refused():
             call(undefined="zeros")
     with pytest.raises(ValueError, match="Unexpected keyword"):
         SegmentationAgreement(threshold=0.5)
+
+
+def test_repr_names_the_rule():
+    assert repr(SegmentationAgreement()) == "SegmentationAgreement()"
+    assert repr(SegmentationAgreement(undefined="zero")) == (
+        "SegmentationAgreement(undefined='zero')"
+    )

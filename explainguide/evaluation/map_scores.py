@@ -1,0 +1,119 @@
+"""The metrics of the table (`explainguide.metrics.MAP_METRICS`) over the maps of each guided layer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from explainguide.errors import OptionError, check_option
+from explainguide.metrics import MAP_METRICS
+
+__all__ = ["MapScores", "check_metrics", "over_layers"]
+
+
+def check_metrics(metrics: Sequence[str] | None) -> list[str]:
+    """Keys of the table, each once: those that are named, or by default those that say so."""
+    if metrics is None:
+        default = [key for key, entry in MAP_METRICS.items() if entry.default]
+        # Those that not every data set has come last.
+        return sorted(default, key=lambda key: "segmentation" in MAP_METRICS[key].needs)
+    if isinstance(metrics, str):
+        raise OptionError(
+            f"metrics is {metrics!r}. Use [{metrics!r}]. A list or tuple of names is allowed."
+        )
+    for key in metrics:
+        check_option("metric", key, MAP_METRICS)
+    return list(dict.fromkeys(metrics))
+
+
+class MapScores:
+    """The metrics of one layer's maps.
+
+    Args:
+        metrics: Keys of the table.
+        threshold: Handed to the metrics that take one.
+        device: Where the maps are.
+    """
+
+    def __init__(
+        self, metrics: Sequence[str], *, threshold: float | Literal["fit"], device: torch.device
+    ) -> None:
+        self._options = {"threshold": threshold}
+        self._metrics: dict[str, Any] = {}
+        for key in metrics:
+            entry = MAP_METRICS[key]
+            options: dict[str, Any] = {name: self._options[name] for name in entry.options}
+            self._metrics[key] = entry.kind(**options).to(device)
+
+    def update(
+        self, maps: Tensor, target: Tensor, box: Tensor, masks: Tensor | None, segmented: Tensor
+    ) -> None:
+        """Add the maps of a batch's pairs; only the ``segmented`` rows of ``masks`` are known."""
+        given: dict[str, Any] = {"region": target, "boxes": box, "segmentation": masks}
+        for key, metric in self._metrics.items():
+            needs = MAP_METRICS[key].needs
+            rows = [maps, *(given[need] for need in needs)]
+            if "segmentation" not in needs:
+                metric.update(*rows)
+            elif masks is not None:
+                metric.update(*(row[segmented] for row in rows))
+
+    def compute(self) -> dict[str, float]:
+        """The scores; those that need a segmentation only where they are defined."""
+        scores: dict[str, float] = {}
+        for key, metric in self._metrics.items():
+            with warnings.catch_warnings():
+                # Without annotations there is nothing to update, and NaN says so.
+                warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+                found = metric.compute()
+            named = (
+                {f"{key}_{part}": float(value) for part, value in found.items()}
+                if isinstance(found, dict)
+                else {key: float(found)}
+            )
+            optional = "segmentation" in MAP_METRICS[key].needs
+            scores |= {k: v for k, v in named.items() if not (optional and math.isnan(v))}
+        return scores
+
+    def undefined(self) -> dict[str, int]:
+        """After `compute`, how many maps were undefined, of the metrics that report it."""
+        return {
+            f"{key}_undefined": metric.undefined
+            for key, metric in self._metrics.items()
+            if MAP_METRICS[key].counts_undefined
+        }
+
+    def fitted(self) -> dict[str, float]:
+        """After `compute`, the thresholds that were fitted."""
+        return {
+            f"{key}_threshold": metric.best_threshold
+            for key, metric in self._metrics.items()
+            if self._options["threshold"] == "fit" and "threshold" in MAP_METRICS[key].options
+        }
+
+
+def over_layers(maps: Mapping[str, MapScores]) -> dict[str, float]:
+    """Means of the scores and sums of the undefined maps, and those of each of several layers.
+
+    A fitted threshold is that of the first layer.
+    """
+    scores = {layer: found.compute() for layer, found in maps.items()}
+    undefined = {layer: found.undefined() for layer, found in maps.items()}
+    first = next(iter(maps))
+    found: dict[str, float] = {
+        key: sum(each.get(key, math.nan) for each in scores.values()) / len(maps)
+        for key in dict.fromkeys(chain.from_iterable(scores.values()))
+    }
+    found |= {key: sum(each[key] for each in undefined.values()) for key in undefined[first]}
+    found |= maps[first].fitted()
+    if len(maps) > 1:
+        for layer in maps:
+            own = {**scores[layer], **undefined[layer]}
+            found |= {f"{key} {layer}": value for key, value in own.items()}
+    return found

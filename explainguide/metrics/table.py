@@ -1,0 +1,133 @@
+"""The table of metrics that judge maps: each is entered where it is defined; `evaluate` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+from torchmetrics import Metric
+
+from explainguide.errors import OptionError, did_you_mean, operation
+
+__all__ = ["MAP_METRICS", "MapMetric", "Need", "Option", "map_metric"]
+
+Need = Literal["region", "boxes", "segmentation"]
+Option = Literal["threshold"]
+Kind = TypeVar("Kind", bound=type[Metric])
+
+# What `evaluate` reports beside the metrics of maps.
+_OTHERS = ("accuracy", "worst_class_accuracy", "f1", "map", "images", "pairs", "skipped")
+
+
+@dataclass(frozen=True)
+class MapMetric:
+    """A metric of the table; `map_metric` says what each field means."""
+
+    key: str
+    kind: type[Metric]
+    title: str
+    needs: tuple[Need, ...] = ("region",)
+    options: tuple[Option, ...] = ()
+    default: bool = False
+    counts_undefined: bool = False
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """The direction, as the class says it."""
+        return self.kind.higher_is_better
+
+
+MAP_METRICS: dict[str, MapMetric] = {}
+"""The metrics that `evaluate` can report, by their keys."""
+
+
+def map_metric(
+    key: str,
+    *,
+    title: str,
+    needs: tuple[Need, ...] = ("region",),
+    options: tuple[Option, ...] = (),
+    default: bool = False,
+    counts_undefined: bool = False,
+) -> Callable[[Kind], Kind]:
+    """Enter a torchmetrics class into the table of the metrics that `evaluate` can report.
+
+    The class is built without arguments (but for ``options``) and updated with maps ``(N, H, W)``,
+    a row for each (image, class) pair, and the masks that it needs, of the same shape. ``compute``
+    returns a scalar, or a dict of scalars that are reported as ``<key>_<name>``. In a distributed
+    run a process may have had nothing to add, so states should be tensors, not lists.
+
+    Args:
+        key: What `evaluate` calls it.
+        title: What a column or an axis calls it.
+        needs: What ``update`` takes after the maps, in order: ``"region"``, where the map should
+            be (the boxes or the segmentation, as `evaluate` is told), ``"boxes"``,
+            ``"segmentation"``. With the last only the pairs of images with masks are handed on,
+            and the metric is reported where it is defined on some.
+        options: Those of `evaluate` that the class is built with: ``"threshold"``. Where that is
+            ``"fit"``, the class's ``best_threshold`` is reported as ``<key>_threshold``.
+        default: Whether `evaluate` reports it without being asked.
+        counts_undefined: Whether the class's ``undefined`` is reported as ``<key>_undefined``.
+
+    Returns:
+        A decorator that hands the class back as it was. A class that is defined again, as in a
+        notebook, takes its own place.
+
+    Raises:
+        OptionError: Where a class is decorated with a key that is taken, or an unknown need or
+            option; or where it is no torchmetrics class.
+
+    Example:
+        >>> import torch
+        >>> from torchmetrics import MeanMetric
+        >>> @map_metric("outside", title="Outside")
+        ... class Outside(MeanMetric):
+        ...     higher_is_better = False
+        ...     def update(self, attribution, mask):
+        ...         super().update((attribution * ~mask.bool()).mean((1, 2)))
+        >>> MAP_METRICS["outside"].title, MAP_METRICS.pop("outside").higher_is_better
+        ('Outside', False)
+    """
+
+    @operation("map_metric")
+    def enter(kind: Kind) -> Kind:
+        if not (isinstance(kind, type) and issubclass(kind, Metric)):
+            raise OptionError(
+                f"{kind!r} is no class of torchmetrics. Derive one from torchmetrics.Metric. "
+                "Classes with update and compute are allowed."
+            )
+        _check_key(key, kind)
+        _check_names("need", needs, get_args(Need))
+        _check_names("option", options, get_args(Option))
+        MAP_METRICS[key] = MapMetric(key, kind, title, needs, options, default, counts_undefined)
+        return kind
+
+    return enter
+
+
+def _check_key(key: str, kind: type[Metric]) -> None:
+    """Refuse a key that `evaluate` cannot report, or that another class has."""
+    if not key.isidentifier() or key in _OTHERS:
+        raise OptionError(
+            f"{kind.__name__} has the key {key!r}. Use {kind.__name__.lower()!r}. Identifiers that "
+            f"evaluate does not report already ({', '.join(_OTHERS)}) are allowed."
+        )
+    if key in MAP_METRICS and _name(MAP_METRICS[key].kind) != _name(kind):
+        raise OptionError(
+            f"the key {key!r} of {_name(kind)} is that of {_name(MAP_METRICS[key].kind)}. Use "
+            f"{kind.__name__.lower()!r}. All but {', '.join(map(repr, MAP_METRICS))} are allowed."
+        )
+
+
+def _name(kind: type[Metric]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _check_names(what: str, given: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in allowed:
+            raise OptionError(
+                f"unknown {what} {name!r}.{did_you_mean(name, allowed)} "
+                f"{', '.join(map(repr, allowed))} are allowed."
+            )

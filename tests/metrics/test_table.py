@@ -1,0 +1,101 @@
+"""The table has every metric of maps, each entry says what its class needs, and mistakes are told."""
+
+from collections.abc import Iterator
+
+import pytest
+from torchmetrics import MeanMetric, Metric
+
+from explainguide import metrics
+from explainguide.errors import OptionError
+from explainguide.metrics import MAP_METRICS, EnergyPointingGame, map_metric
+from explainguide.metrics.image_mean import ImageMean
+
+# Without what the pages of docs/ enter.
+OWN = {k: e for k, e in MAP_METRICS.items() if e.kind.__module__.startswith("explainguide.")}
+every_entry = pytest.mark.parametrize("entry", OWN.values(), ids=OWN)
+
+
+@pytest.fixture
+def table() -> Iterator[None]:
+    """What a test enters is taken out again."""
+    before = dict(MAP_METRICS)
+    yield
+    MAP_METRICS.clear()
+    MAP_METRICS.update(before)
+
+
+def test_every_metric_of_maps_is_entered_once():
+    exported = [getattr(metrics, name) for name in metrics.__all__]
+    classes = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, Metric)}
+    entered = [entry.kind for entry in OWN.values()]
+    assert len(entered) == len(set(entered))
+    assert set(entered) == classes
+    assert all(issubclass(kind, ImageMean) for kind in entered)
+
+
+def test_keys_and_titles_are_unique():
+    assert [entry.key for entry in MAP_METRICS.values()] == list(MAP_METRICS)
+    assert len({entry.title for entry in OWN.values()}) == len(OWN)
+
+
+@every_entry
+def test_an_entry_computes_on_maps_and_masks(entry, images):
+    maps, masks, boxes = images
+    given = {"region": boxes, "boxes": boxes, "segmentation": masks}
+    options = {"threshold": 0.3}
+    metric = entry.kind(**{name: options[name] for name in entry.options})
+    metric.update(maps, *(given[need] for need in entry.needs))
+    found = metric.compute()
+    for value in found.values() if isinstance(found, dict) else [found]:
+        assert value.shape == ()
+        assert 0 <= value <= 1
+    assert isinstance(metric.undefined, int)
+    assert entry.higher_is_better is True
+
+
+def test_by_default_there_are_the_published_ones():
+    assert {key for key, entry in OWN.items() if entry.default} == {
+        "epg",
+        "iou",
+        "on_object_epg",
+    }
+
+
+def test_a_class_that_is_defined_again_takes_its_place(table):
+    for title in ("First", "Second"):
+
+        @map_metric("mine", title=title)
+        class Mine(MeanMetric):
+            pass
+
+    assert MAP_METRICS["mine"].title == "Second"
+    assert MAP_METRICS["mine"].kind is Mine
+
+
+@pytest.mark.parametrize(
+    ("key", "options", "kind", "message"),
+    [
+        (
+            "epg",
+            {},
+            MeanMetric,
+            r"the key 'epg' of torchmetrics\S+ is that of \S+EnergyPointingGame",
+        ),
+        ("f1", {}, MeanMetric, r"MeanMetric has the key 'f1'\. Use 'meanmetric'\. Identifiers"),
+        ("my score", {}, MeanMetric, r"MeanMetric has the key 'my score'\."),
+        ("mine", {"needs": ("box",)}, MeanMetric, r"unknown need 'box'\. Did you mean 'boxes'\?"),
+        (
+            "mine",
+            {"options": ("treshold",)},
+            MeanMetric,
+            r"unknown option 'treshold'\. Did you mean",
+        ),
+        ("mine", {}, EnergyPointingGame(), r"is no class of torchmetrics\. Derive one"),
+        ("mine", {}, len, r"is no class of torchmetrics\. Derive one"),
+    ],
+)
+def test_mistakes_are_told(table, key, options, kind, message):
+    before = dict(MAP_METRICS)
+    with pytest.raises(OptionError, match=rf"^map_metric: .*{message}"):
+        map_metric(key, title="Mine", **options)(kind)
+    assert before == MAP_METRICS
