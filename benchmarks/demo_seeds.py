@@ -13,6 +13,7 @@ import json
 import platform
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 import explainguide
+from explainguide import GuideOptions
 from explainguide.checkpoints import write_whole
 from explainguide.demo import SETTINGS, Setting, build_network, train_run
 from explainguide.models import small_cnn
@@ -59,17 +61,22 @@ def full_resolution() -> nn.Module:
     return small_cnn(10)
 
 
+def guided(**options: Any) -> GuideOptions:
+    """The options of the demo's guided run, with others."""
+    return replace(SETTINGS["guided"].options, **options)
+
+
 # What was tried beside the rows of the demo: name -> setting and network.
 TRIED: dict[str, tuple[Setting, Network]] = {
     "lam 1": (Setting("", lam=1.0), build_network),
     "lam 3": (Setting("", lam=3.0), build_network),
     "lam 30": (Setting("", lam=30.0), build_network),
-    "lam 3, logit": (Setting("", lam=3.0, score="logit"), build_network),
-    "10% boxes, logit": (Setting("", annotated=0.1, score="logit"), build_network),
+    "lam 3, logit": (Setting("", lam=3.0, options=guided(score="logit")), build_network),
+    "10% boxes, logit": (Setting("", annotated=0.1, options=guided(score="logit")), build_network),
     "1% boxes": (Setting("", annotated=0.01), build_network),
-    "last convolution": (Setting("", layer="17"), build_network),
-    "rrr": (Setting("", loss="rrr", attribution="gradient"), build_network),
-    "l1": (Setting("", loss="l1"), build_network),
+    "last convolution": (Setting("", options=guided(layer="17")), build_network),
+    "rrr": (Setting("", options=guided(loss="rrr", attribution="gradient")), build_network),
+    "l1": (Setting("", options=guided(loss="l1")), build_network),
     "unguided, mean pooling": (_PLAIN, mean_pooled),
     "guided, mean pooling": (Setting(""), mean_pooled),
     "unguided, max pooling": (_PLAIN, max_pooled),

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from explainguide.datasets import DecoyDigits
 from explainguide.evaluation.measure import evaluate
-from explainguide.guidance.guide import ExplanationGuidance
+from explainguide.guidance.options import GuideOptions
+from explainguide.training.config import TrainConfig
+from explainguide.training.loop import train
 
 __all__ = [
     "DEFAULT_RUNS",
@@ -26,17 +27,18 @@ __all__ = [
     "Setting",
     "SmoothMaximum",
     "build_network",
-    "count_steps",
     "train_run",
 ]
 
 EPOCHS = 12
-_TRAIN_IMAGES, _BATCH = 1257, 64
-_PEAK, _LONGEST_GRADIENT = 3e-3, 5.0
 _WIDTHS = (16, 16, 32, 32, 64, 64)
 
 # At the image itself nothing has been mixed yet, so no evidence of the patch can hide in the box.
 _measure_at_input = partial(evaluate, layer="input", attribution="ixg", batch_size=180)
+
+
+# Of a class's log-probability: the loss in the classes' own competition.
+_GUIDED = GuideOptions(layer="input", score="log_prob")
 
 
 @dataclass(frozen=True)
@@ -47,42 +49,21 @@ class Setting:
         text: The setting in words.
         lam: Weight of the localization loss; 0 is a run without guidance.
         annotated: Fraction of the training images that have a box.
-        score: As in `ExplanationGuidance`, and so are the next four.
-        negatives: As there.
-        layer: As there.
-        attribution: As there.
-        loss: As there.
+        options: Of the guide.
     """
 
     text: str
     lam: float = 10.0
     annotated: float = 1.0
-    score: str = "log_prob"
-    negatives: float = 0.0
-    layer: str = "input"
-    attribution: str = "ixg"
-    loss: str = "energy"
+    options: GuideOptions = _GUIDED
 
     def __str__(self) -> str:
-        options = asdict(self)
-        del options["text"]
-        if not self.lam:
-            options = {"lam": self.lam}
-        return f"{self.text} ({', '.join(f'{key}={value}' for key, value in options.items())})"
-
-    def guide(self, model: nn.Module, generator: torch.Generator) -> ExplanationGuidance | None:
-        """The guide of this setting on a model; None without guidance."""
-        if not self.lam:
-            return None
-        return ExplanationGuidance(
-            model,
-            layer=self.layer,
-            attribution=self.attribution,
-            loss=self.loss,
-            score=self.score,  # type: ignore[arg-type]
-            negatives=self.negatives,
-            generator=generator,
-        )
+        shown = {"lam": self.lam}
+        if self.lam:
+            names = ("score", "negatives", "layer", "attribution", "loss")
+            shown |= {"annotated": self.annotated}
+            shown |= {name: getattr(self.options, name) for name in names}
+        return f"{self.text} ({', '.join(f'{key}={value}' for key, value in shown.items())})"
 
 
 SETTINGS = {
@@ -90,9 +71,12 @@ SETTINGS = {
     "guided": Setting("boxes on every training image"),
     "guided, 10% boxes": Setting("boxes on 10% of the training images", annotated=0.1),
     "guided, negatives": Setting(
-        "half of the draws explain a class that the image does not show", negatives=0.5
+        "half of the draws explain a class that the image does not show",
+        options=replace(_GUIDED, negatives=0.5),
     ),
-    "guided, logit": Setting("the logit is explained, as in the papers", score="logit"),
+    "guided, logit": Setting(
+        "the logit is explained, as in the papers", options=replace(_GUIDED, score="logit")
+    ),
 }
 DEFAULT_RUNS = ("unguided", "guided", "guided, 10% boxes")
 
@@ -171,13 +155,7 @@ class DemoData:
         """The numbers of the table: on the test images, with and without the decoy."""
         lured = _measure_at_input(model, self.used(self.with_decoy))
         found = _measure_at_input(model, self.used(self.without_decoy), threshold=threshold)
-        return {
-            "accuracy with decoy": lured["accuracy"],
-            "accuracy without decoy": found["accuracy"],
-            "worst class": found["worst_class_accuracy"],
-            "EPG": found["epg"],
-            "IoU": found["iou"],
-        }
+        return _as_shown(lured, found)
 
     def fit_threshold(self, model: nn.Module) -> float:
         """The threshold of the IoU that is best on the training images."""
@@ -204,11 +182,6 @@ class Run:
     seconds: float = 0.0
 
 
-def count_steps(images: int | None = None) -> int:
-    """Steps of an epoch on so many training images; None for all. Whole batches only."""
-    return max(min(images or _TRAIN_IMAGES, _TRAIN_IMAGES) // _BATCH, 1)
-
-
 def train_run(
     name: str,
     setting: Setting,
@@ -217,7 +190,7 @@ def train_run(
     epochs: int = EPOCHS,
     images: int | None = None,
     network: Callable[[], nn.Module] = build_network,
-    on_step: Callable[[dict[str, float]], object] = lambda values: None,
+    on_epoch: Callable[[dict[str, float]], object] = lambda row: None,
 ) -> Run:
     """Train the network with one setting, and measure it after every epoch.
 
@@ -232,8 +205,7 @@ def train_run(
         epochs: Passes over the training images.
         images: Use only so many training and test images.
         network: Builds the network.
-        on_step: Called after each step with its ``"loss"`` and ``"loss_loc"``, and the ``"EPG"`` of
-            the last epoch.
+        on_epoch: Called after each epoch with its row of the history.
 
     Returns:
         The run.
@@ -245,7 +217,7 @@ def train_run(
         torch.manual_seed(seed)
         run = Run(name, network())
         data = DemoData(seed, annotated=setting.annotated, images=images)
-        _train(run, setting, data, seed, epochs, on_step)
+        _train(run, setting, data, seed, epochs, on_epoch)
         threshold = data.fit_threshold(run.model)
         run.scores = {**data.measure(run.model, threshold), "IoU threshold": threshold}
     finally:
@@ -260,37 +232,39 @@ def _train(
     data: DemoData,
     seed: int,
     epochs: int,
-    on_step: Callable[[dict[str, float]], object],
+    on_epoch: Callable[[dict[str, float]], object],
 ) -> None:
-    model, steps = run.model, count_steps(data.images)
-    pictures, labels = data.train.images, data.train.labels
-    used = data.used(data.train)
-    boxes = [used[i][2] for i in range(len(used))]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK, total_steps=epochs * steps)
-    guide = setting.guide(model, torch.Generator().manual_seed(seed))
-    epg = math.nan
-    for epoch in range(1, epochs + 1):
-        model.train()
-        sums = {"loss": 0.0, "loss_loc": 0.0}
-        for batch in torch.randperm(len(boxes))[: steps * _BATCH].split(_BATCH):
-            logits = model(pictures[batch])
-            loss = F.cross_entropy(logits, labels[batch])
-            values = {"loss": loss.item()}
-            if guide is not None:
-                loss_loc = guide.loss_loc([boxes[i] for i in batch.tolist()])
-                values["loss_loc"] = loss_loc.item()
-                loss = loss + setting.lam * loss_loc
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), _LONGEST_GRADIENT)
-            optimizer.step()
-            schedule.step()
-            sums = {key: sums[key] + value for key, value in values.items()}
-            on_step({**values, "EPG": epg})
-        model.eval()
-        means = {key: value / steps for key, value in sums.items()}
-        run.history.append({"epoch": float(epoch), **means, **data.measure(model)})
-        epg = run.history[-1]["EPG"]
-    if guide is not None:
-        guide.remove()
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=64,
+        lr=3e-3,
+        schedule="one-cycle",
+        clip_grad_norm=5.0,
+        lam=setting.lam,
+        seed=seed,
+        device="cpu",
+        **setting.options.to_dict(),
+    )
+
+    def keep(row: dict[str, float]) -> None:
+        lured = _measure_at_input(run.model, data.used(data.with_decoy))
+        known = {
+            name: row[name] for name in ("epoch", "loss", "loss_loc") if row[name] == row[name]
+        }
+        run.history.append({**known, **_as_shown(lured, row)})
+        on_epoch(run.history[-1])
+
+    tests = data.used(data.without_decoy)
+    train(run.model, data.used(data.train), tests, config, progress=False, on_epoch=keep)
+    run.model.eval()
+
+
+def _as_shown(lured: dict[str, float], found: dict[str, float]) -> dict[str, float]:
+    """What `evaluate` gives with and without the decoy, by the names of the table."""
+    return {
+        "accuracy with decoy": lured["accuracy"],
+        "accuracy without decoy": found["accuracy"],
+        "worst class": found["worst_class_accuracy"],
+        "EPG": found["epg"],
+        "IoU": found["iou"],
+    }

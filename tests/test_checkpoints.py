@@ -10,7 +10,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from explainguide import checkpoints
 from explainguide.checkpoints import (
     describe_weights,
     load_checkpoint,
@@ -21,6 +20,7 @@ from explainguide.checkpoints import (
 )
 from explainguide.errors import DataError
 from explainguide.models import small_cnn
+from explainguide.training import checkpoints
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from explainguide.errors import (
     OptionError,
     ShapeError,
     did_you_mean,
+    operation,
 )
 from explainguide.evaluation.classification import check_labels
 from explainguide.training.config import TrainConfig
@@ -434,7 +435,7 @@ CALLS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
     (OptionError, "TrainConfig", lambda: TrainConfig(loss="relevance", loss_options={"background": "2"}), ["refuses its options {'background': '2'}"]),
     (OptionError, "TrainConfig", lambda: TrainConfig(loss_options={"eps": torch.tensor(1.0)}), ["loss_options is {'eps': tensor(1.)}", "numbers and words"]),
     (OptionError, "TrainConfig", lambda: TrainConfig(loss_options=["eps"]), ["loss_options is ['eps']", "{'normalize': False}"]),
-    (DataError, "train", lambda: check_labels(LOGITS, LOGITS, class_loss="confidence-boosting"), ["labels are multi-hot (2, 3)", "class_loss='task'"]),
+    (DataError, "train", operation("train")(lambda: check_labels(LOGITS, LOGITS, class_loss="confidence-boosting")), ["labels are multi-hot (2, 3)", "class_loss='task'"]),
     (OptionError, "classification_loss", lambda: losses.classification_loss(LOGITS, LOGITS, class_loss="tsk"), ["unknown class_loss 'tsk'", "Did you mean 'task'"]),
     (OptionError, "confidence_boosting", lambda: losses.confidence_boosting(LOGITS, temperature=-1), ["temperature is -1", "above 0"]),
     (OptionError, "confidence_boosting", lambda: losses.confidence_boosting(LOGITS, reduction="men"), ["unknown reduction 'men'", "'mean'"]),
@@ -478,8 +479,8 @@ def test_what_losses_and_recipes_refuse(kind, caller, call, parts) -> None:
     assert_message(str(wrong.value), caller, parts)
 
 
-def explain(model: nn.Module, **options: Any) -> None:
-    with explanation_mode(model, **options):
+def explain(model: nn.Module) -> None:
+    with explanation_mode(model):
         pytest.fail("it is entered")
 
 
@@ -487,7 +488,7 @@ IMAGE = torch.rand(3, 4, 4)
 SMALL_VIT = SimpleViT(2, dim=12, depth=1, heads=3)
 BCOS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
     (OptionError, "explanation_mode", lambda: explain(SmallCnn()), ["SmallCnn has no B-cos module", "Convert it with bcosify", "'ixg'", "is allowed"]),
-    (OptionError, "Bcos", lambda: explain(nn.ReLU(), caller="Bcos"), ["ReLU has no B-cos module"]),
+    (OptionError, "explanation_mode", lambda: explain(nn.ReLU()), ["ReLU has no B-cos module"]),
     (OptionError, "BcosConv2d", lambda: BcosConv2d(6, 4, 3, b=0.5), ["b is 0.5", "Use 2", "from 1 on"]),
     (OptionError, "BcosConv2d", lambda: BcosConv2d(6, 4, 3, max_out=0), ["max_out is 0", "positive integer"]),
     (OptionError, "BcosConv2d", lambda: BcosConv2d(6, 4, 3, gain="nrom"), ["unknown gain 'nrom'", "Did you mean 'norm'", "'unit', 'norm', 'power' are allowed"]),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ClassVar, TypeVar, cast
 
+import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
@@ -226,7 +227,11 @@ class LayerMap(Attribution):
         given = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *extra)
         tap = self.tap(self._modules)
         try:
-            with buffers_aside(self.model), passing(tap, *given) as passed:
+            with (
+                torch.inference_mode(False),
+                buffers_aside(self.model),
+                passing(tap, *given) as passed,
+            ):
                 classes = as_targets(target, self.logits(passed))
                 maps, evidence = explain(
                     self,

@@ -18,7 +18,7 @@ from explainguide.hooks.tap import Tap, unread
 __all__ = ["contribution_map", "curvature", "dynamic_weights", "logit_bias", "missing_share"]
 
 
-@operation("dynamic_weights")
+@operation("dynamic_weights", default=True)
 def dynamic_weights(
     model: nn.Module,
     images: Tensor,

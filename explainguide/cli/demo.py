@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from explainguide.cli.usage import UsageError
+
 if TYPE_CHECKING:
-    from explainguide.cli.usage import UsageError
-from explainguide.demo import Run
+    from explainguide.demo import Run
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run", "tell"]
 
@@ -75,22 +76,21 @@ def run(args: argparse.Namespace) -> int:
 def _train(names: list[str], args: argparse.Namespace, epochs: int) -> list[Run]:
     from tqdm import tqdm
 
-    from explainguide.demo import SETTINGS, count_steps, train_run
+    from explainguide.demo import SETTINGS, train_run
 
     images = _SMOKE_IMAGES if args.smoke else None
-    steps = epochs * count_steps(images)
     runs = []
-    with tqdm(total=len(names) * steps, disable=args.quiet, unit="step", mininterval=0.5) as bar:
+    with tqdm(total=len(names) * epochs, disable=args.quiet, unit="epoch") as bar:
 
-        def show(values: dict[str, float]) -> None:
-            known = {key: f"{value:.2f}" for key, value in values.items() if value == value}
+        def show(row: dict[str, float]) -> None:
+            known = {key: f"{row[key]:.2f}" for key in ("loss", "loss_loc", "EPG") if key in row}
             bar.set_postfix(known, refresh=False)
             bar.update()
 
         for name in names:
             bar.set_description(name)
             found = train_run(
-                name, SETTINGS[name], seed=args.seed, epochs=epochs, images=images, on_step=show
+                name, SETTINGS[name], seed=args.seed, epochs=epochs, images=images, on_epoch=show
             )
             runs.append(found)
     return runs

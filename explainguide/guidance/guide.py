@@ -321,6 +321,7 @@ class ExplanationGuidance:
             self._tap.forget()
             with (
                 as_it_was(self._objective.generator),
+                torch.inference_mode(False),
                 buffers_aside(self._model),
                 passing(self._tap, images) as passed,
             ):

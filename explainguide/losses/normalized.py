@@ -20,7 +20,7 @@ __all__ = ["l1_loss", "ppce_loss", "rrr_loss"]
 _NORMALIZE = (True, False, "paper")
 
 
-@localization_loss(positive_part, normalize=False)
+@localization_loss(positive_part, prepared={"normalize": False})
 def l1_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -> Tensor:
     r"""Mean distance of the normalised positive attribution from the mask.
 
@@ -55,7 +55,7 @@ def l1_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -
     return (mask - positive_part(attribution, normalize)).abs().mean((-2, -1))
 
 
-@localization_loss(positive_part, normalize=False)
+@localization_loss(positive_part, prepared={"normalize": False})
 def ppce_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -> Tensor:
     r"""Per-pixel cross-entropy of the normalised positive attribution inside the mask.
 
@@ -101,7 +101,7 @@ def _scaled(attribution: Tensor, normalize: bool = True) -> Tensor:
     return scale_by_max(attribution) if normalize else attribution
 
 
-@localization_loss(_scaled, normalize=False)
+@localization_loss(_scaled, prepared={"normalize": False})
 def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: bool = True) -> Tensor:
     r"""Energy of the normalised, signed attribution outside the mask.
 

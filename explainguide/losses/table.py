@@ -34,7 +34,7 @@ class _Stages(NamedTuple):
 
 
 def localization_loss(
-    prepare: Callable[..., Tensor] | None = None, **prepared: Any
+    prepare: Callable[..., Tensor] | None = None, *, prepared: Mapping[str, Any] | None = None
 ) -> Callable[[Function], Function]:
     r"""Enter a loss in the table, under its name less ``_loss``.
 
@@ -44,7 +44,7 @@ def localization_loss(
     Args:
         prepare: ``(N, h, w) -> (N, h, w)``, such as a normalisation. It gets those options of the loss
             that it names. None: the map is upsampled as it is.
-        **prepared: Options with which the loss takes maps that are prepared already.
+        prepared: Options with which the loss takes maps that are prepared already.
 
     Example:
         >>> @localization_loss()
@@ -57,7 +57,7 @@ def localization_loss(
     def enter(function: Function) -> Function:
         named = operation(function.__name__)(function)
         if prepare is not None:
-            named._stages = _Stages(prepare, prepared)  # type: ignore[attr-defined]
+            named._stages = _Stages(prepare, prepared or {})  # type: ignore[attr-defined]
         LOSSES[function.__name__.removesuffix("_loss")] = named
         return named
 

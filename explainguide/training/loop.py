@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +47,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     info: dict[str, Any] | None = None,
+    on_epoch: Callable[[dict[str, float]], object] | None = None,
 ) -> History:
     r"""Train a model in place, evaluate it after every epoch, keep what is worth keeping.
 
@@ -75,6 +77,8 @@ def train(
         info: Plain values to keep in the checkpoints; with ``"name"`` and ``"num_classes"``, as
             `explainguide.models.build_model` takes them, `explainguide.checkpoints.load_model`
             needs nothing but the file.
+        on_epoch: Called after each epoch, in every process, with the row of numbers that the history
+            gets; an exception ends the training, and the checkpoints stay.
 
     Returns:
         One row of numbers an epoch, the epochs on the Pareto front, and the count of images that
@@ -135,6 +139,10 @@ def train(
             row["seconds"] = time.perf_counter() - began
             with together(accelerator.device):
                 folder.finish_epoch(row, run.state())
+            if on_epoch is not None:
+                on_epoch(dict(row))
+            if on_epoch is not None:
+                on_epoch(dict(row))
         with together(accelerator.device):
             folder.finish(inner.state_dict(), layer=layer)
     finally:

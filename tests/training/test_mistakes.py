@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from explainguide import run_folder
 from explainguide.checkpoints import load_checkpoint, save_checkpoint
 from explainguide.errors import DataError, GuidanceError, LayerError, OptionError
-from explainguide.training import TrainConfig, train
+from explainguide.training import TrainConfig, run_folder, train
 
 from .small_runs import QUICK, Plain, rows_of, tiny
 

@@ -16,12 +16,11 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset
 
-from explainguide import run_folder
 from explainguide.checkpoints import save_checkpoint
 from explainguide.datasets.batches import epoch_order, stream_seed
 from explainguide.errors import OptionError
 from explainguide.models import small_cnn
-from explainguide.training import train
+from explainguide.training import run_folder, train
 
 from .small_runs import QUICK, WIDTHS, Noisy, fingerprint, rows_of, tiny
 

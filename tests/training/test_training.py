@@ -14,11 +14,10 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from explainguide import epochs
 from explainguide.checkpoints import load_checkpoint, load_model
 from explainguide.errors import OptionError
 from explainguide.models import small_cnn
-from explainguide.training import TrainConfig, train
+from explainguide.training import TrainConfig, epochs, train
 from explainguide.training.run_folder import History
 
 from .small_runs import QUICK, Noisy, Plain, rows_of, tiny
