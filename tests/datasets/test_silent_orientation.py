@@ -266,7 +266,7 @@ def test_explain_turns_as_the_data_sets_and_says_whose_boxes(root: Path) -> None
     explained = np.asarray(read_picture(str(path), told=set()))
     image = ImageFolder(root)[0][0]
     assert np.array_equal((image * 255).round().permute(1, 2, 0).numpy(), explained)
-    said = r"^explain: '.*a\.jpg' \(30 x 40\) turned upright by the EXIF .*; --boxes are taken"
+    said = r"^'.*a\.jpg' \(30 x 40\) turned upright by the EXIF .*; --boxes are taken"
     with pytest.warns(ExplainGuideWarning, match=said):
         tell_turned([str(path)], [torch.ones(1, 4)])
     tell_turned([str(path)], [torch.ones(0, 4)])

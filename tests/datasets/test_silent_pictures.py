@@ -118,10 +118,10 @@ def test_numbers_without_a_known_white_are_refused(
 ) -> None:
     path = tmp_path / "a.tif"
     save_tiff(path, array)
-    text = rf"^T: '.*a\.tif' is a picture of {what}.*Save it with 8 or 16 bits, or as floats in"
+    text = rf"^'.*a\.tif' is a picture of {what}.*Save it with 8 or 16 bits, or as floats in"
     with pytest.raises(DataError, match=text):
         open_picture(path, told=set())
-    with pytest.raises(DataError, match=r"^explain: '.*a\.tif' is a picture of"):
+    with pytest.raises(DataError, match=r"^'.*a\.tif' is a picture of"):
         read_picture(str(path), told=set())
     (tmp_path / "photos" / "x").mkdir(parents=True)
     path.rename(tmp_path / "photos" / "x" / "a.tif")
@@ -155,7 +155,7 @@ def test_transparent_pixels_are_laid_on_white_and_told_once(tmp_path: Path, mode
     alpha = rgba[:, :, 3:] / 255
     expected = rgba[:, :, :3] * alpha + 255 * (1 - alpha)
     told: set[str] = set()
-    said = r"^T: '.*a\.png' has transparent pixels, which are laid on white\."
+    said = r"^'.*a\.png' has transparent pixels, which are laid on white\."
     with pytest.warns(ExplainGuideWarning, match=said) as caught:
         found = np.asarray(open_picture(path, told=told))
     assert [w.filename for w in caught] == [__file__]
@@ -172,7 +172,7 @@ def test_the_first_of_several_frames_is_taken_and_told_once(tmp_path: Path, endi
     kwargs: dict[str, Any] = {"lossless": True} if ending == "webp" else {}
     frames[0].save(path, save_all=True, append_images=frames[1:], **kwargs)
     told: set[str] = set()
-    with pytest.warns(ExplainGuideWarning, match=r"^T: '.*' holds several frames; the first is"):
+    with pytest.warns(ExplainGuideWarning, match=r"^'.*' holds several frames; the first is"):
         found = np.asarray(open_picture(path, told=told))
     assert (found == [255, 0, 0]).all()
     open_picture(path, told=told)

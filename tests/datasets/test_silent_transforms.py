@@ -32,7 +32,7 @@ def item(boxes: Any = BOXES, masks: bool = False) -> tuple[Any, Any]:
 
 
 def run(transforms: Any, **kwargs: Any) -> Any:
-    return transform_item("T", check_transforms("T", transforms), *item(**kwargs))[1]
+    return transform_item(check_transforms(transforms), *item(**kwargs))[1]
 
 
 def pure(image: Any, target: Any) -> Any:
@@ -116,7 +116,7 @@ def to_width(boxes: Tensor) -> Tensor:
 def test_plain_boxes_of_an_unknown_format_are_refused(function: Any) -> None:
     text = r"made the boxes a plain tensor and changed it.* It was the step 'changed'\. Steps of"
     for transforms in (change(function), v2.Compose([FLIP, PURE, change(function), v2.Identity()])):
-        with pytest.raises(OptionError, match=rf"^T: transforms {text}"):
+        with pytest.raises(OptionError, match=rf"^transforms {text}"):
             run(transforms)
 
 
@@ -130,7 +130,7 @@ def normalise(boxes: Any, to: str = "XYXY") -> Any:
 
 @pytest.mark.parametrize("to", ["XYXY", "CXCYWH"])
 def test_boxes_that_are_scaled_to_one_are_refused(to: str) -> None:
-    text = r"^T: transforms scaled boxes to \[0, 1\]\. .* It was the step 'changed'"
+    text = r"^transforms scaled boxes to \[0, 1\]\. .* It was the step 'changed'"
     for boxes in (BOXES, BOXES[:1]):
         with pytest.raises(OptionError, match=text):
             run(v2.Compose([FLIP, change(partial(normalise, to=to)), FLIP]), boxes=boxes)
@@ -193,7 +193,7 @@ def set_labels(function: Callable[[Tensor], Any]) -> Callable[[Any, Any], Any]:
     ],
 )
 def test_steps_that_change_what_boxes_are_are_named(transforms: Any, message: str) -> None:
-    with pytest.raises(OptionError, match=rf"^T: transforms {message}"):
+    with pytest.raises(OptionError, match=rf"^transforms {message}"):
         run(transforms)
 
 
@@ -220,7 +220,7 @@ def test_rotated_boxes_are_refused() -> None:
     rotated = change(
         lambda b: tv_tensors.BoundingBoxes(torch.ones(2, 5), format="CXCYWHR", canvas_size=SIZE)
     )
-    text = r"^T: transforms turned the boxes into rotated ones \(CXCYWHR\)\..*step 'changed'"
+    text = r"^transforms turned the boxes into rotated ones \(CXCYWHR\)\..*step 'changed'"
     for steps in (rotated, v2.Compose([FLIP, rotated, PURE])):
         with pytest.raises(OptionError, match=text):
             run(steps)
@@ -231,7 +231,7 @@ def test_key_points_are_refused() -> None:
     if key_points is None:
         pytest.skip("this torchvision has no key points")
     points = change(lambda b: key_points(torch.zeros(2, 4, 2), canvas_size=SIZE))
-    with pytest.raises(OptionError, match=r"^T: transforms turned the boxes into key points"):
+    with pytest.raises(OptionError, match=r"^transforms turned the boxes into key points"):
         run(points)
 
 
@@ -260,9 +260,9 @@ class Mine(v1.RandomHorizontalFlip):
     ],
 )
 def test_the_first_version_is_refused_wherever_it_stands(transforms: Any, name: str) -> None:
-    text = rf"^T: transforms (is|holds) a torchvision\.transforms\.{name}, which .*\. Use torchvi"
+    text = rf"^transforms (is|holds) a torchvision\.transforms\.{name}, which .*\. Use torchvi"
     with pytest.raises(OptionError, match=text):
-        check_transforms("T", transforms)
+        check_transforms(transforms)
 
 
 @pytest.mark.parametrize(
@@ -276,10 +276,10 @@ def test_the_first_version_is_refused_wherever_it_stands(transforms: Any, name: 
 )
 def test_steps_for_images_alone_are_refused(transforms: Any, name: str) -> None:
     text = (
-        rf"^T: transforms has the step '{name}', which cannot be called as {name}\(image, target\)"
+        rf"^transforms has the step '{name}', which cannot be called as {name}\(image, target\)"
     )
     with pytest.raises(OptionError, match=text):
-        check_transforms("T", transforms)
+        check_transforms(transforms)
 
 
 def test_what_takes_boxes_is_taken() -> None:
@@ -290,7 +290,7 @@ def test_what_takes_boxes_is_taken() -> None:
         lambda i, t=None: (i, t),
         pure,
     ):
-        assert check_transforms("T", transforms) is transforms
+        assert check_transforms(transforms) is transforms
 
 
 def test_no_hook_is_left_after_an_error() -> None:
@@ -307,5 +307,5 @@ def test_no_hook_is_left_after_an_error() -> None:
 
 def test_boxes_of_none_stay_none_and_empty_stays_empty() -> None:
     steps = v2.Compose([v2.ConvertBoundingBoxFormat("CXCYWH"), PURE])
-    assert transform_item("T", steps, item()[0], None)[1] is None
+    assert transform_item(steps, item()[0], None)[1] is None
     assert run(steps, boxes=[])["boxes"].shape == (0, 4)
