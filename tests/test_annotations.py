@@ -11,7 +11,8 @@ from torchvision import tv_tensors
 
 from explainguide import Annotations, LimitedAnnotations, collate
 from explainguide.annotations import rasterize_boxes
-from explainguide.annotations.regions import as_regions, choose_classes
+from explainguide.annotations.class_choice import choose_classes
+from explainguide.annotations.forms import as_regions
 from explainguide.errors import AnnotationError, OptionError
 
 from .networks import TARGETS, boxes

@@ -13,10 +13,11 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from explainguide import Annotations, ExplainGuideWarning, ExplanationGuidance, collate
+from explainguide.annotations.class_choice import choose_classes
+from explainguide.annotations.forms import as_regions
 from explainguide.annotations.labels import mark_soft, to_logits
-from explainguide.annotations.regions import as_regions, choose_classes
 from explainguide.errors import AnnotationError, ExplainGuideError, OptionError, ShapeError
-from explainguide.selfcheck import on_host
+from explainguide.guidance.selfcheck import on_host
 
 from .networks import SmallCnn, batch, boxes
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from explainguide.annotations.regions import as_regions, choose_classes
+from explainguide.annotations.class_choice import choose_classes
+from explainguide.annotations.forms import as_regions
 from explainguide.attr import LayerMap
 from explainguide.attr.base import gather, usable
 from explainguide.datasets.batches import Batch, batches, check_data
