@@ -110,7 +110,8 @@ REFUSED: list[tuple[Any, list[str]]] = [
     ({"Boxes": BOX, "labels": ONE}, ["'boxes' for 'Boxes'"]),
     ({"bxoes": BOX, "labels": ONE}, ["'boxes' for 'bxoes'"]),
     ({"gt_masks": MASK, "gt_labels": ONE}, ["'masks' for 'gt_masks'"]),
-    ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, ["'masks' for 'segmentation'", "Polygons and RLE"]),
+    ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, ["object 0", "polygon's list", "[[x1, y1, x2"]),
+    ({"polygons": [[[1, 2, 3, 4, 5, 6]]]}, ["'segmentation' for 'polygons'", "or RLE, an object"]),
     ({"box_labels": ONE}, ["no boxes and no masks. 'boxes' or"]),
     ({"label": ONE}, ["has 'label', but no boxes and no masks"]),
     ({"labels": ONE}, ["Labels alone do not say where"]),
@@ -181,7 +182,8 @@ def test_what_torchvisions_references_carry_is_fine_beside_boxes() -> None:
         "masks": None,
         "mask": None,
     }
-    found = Annotations.from_targets([{"boxes": BOX.tolist(), "labels": np.array([1]), **more}])
+    target = {"boxes": BOX.tolist(), "labels": np.array([1]), **more}
+    found = Annotations.from_targets([target], canvas=(12, 12))
     assert torch.equal(found.boxes[0], BOX)
     assert found.labels.tolist() == [[1]]
 

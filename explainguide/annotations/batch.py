@@ -65,12 +65,16 @@ class Annotations:
 
         Args:
             targets: One an image: ``{"labels": (M,)}`` with ``"boxes": (M, 4)``, ``"masks": (M, H,
-                W)`` or both; other keys beside them are not read. Boxes are xyxy in pixels, or
+                W)`` or both, or COCO's ``"segmentation"`` in place of the masks; other keys beside
+                them are not read. Boxes are xyxy in pixels, or
                 `tv_tensors.BoundingBoxes` of any format, which are converted. Masks are bool, or
                 floating point in [0, 1], where 0.5 counts; without boxes the boxes are those around
-                the masks. None, or no boxes: an image without annotation.
+                the masks. None, or no boxes: an image without annotation. A segmentation is a list
+                with one entry an object: a list of polygons ``[x1, y1, x2, y2, ...]`` in pixels, or
+                run lengths ``{"size", "counts"}``; pycocotools (``explainguide[coco]``) draws them as
+                masks, on the host. Transforms do not move polygons: draw them as masks before.
             canvas: (H, W) of the model's input, to check against; read from tv_tensors and masks
-                where it is not given.
+                where it is not given. Polygons need it.
             first_label: The label of the first logit: 1 for torchvision's detection data sets, where
                 0 is the background. Or a dict from the data set's ids to logits, as COCO needs.
 

@@ -19,6 +19,7 @@ from explainguide.annotations.keys import (
 )
 from explainguide.annotations.labels import FirstLabel, to_logits
 from explainguide.annotations.masks import as_masks, with_pixels
+from explainguide.annotations.segmentation import as_outlines, check_beside_boxes, draw_outlines
 from explainguide.errors import AnnotationError
 
 __all__ = ["Objects", "check_target"]
@@ -52,13 +53,14 @@ def check_target(
     """One detection-style dict as plain tensors.
 
     Args:
-        target: ``{"boxes" and/or "masks", "labels"}`` or None.
+        target: ``{"boxes" and/or "masks" or "segmentation", "labels"}`` or None.
         index: The image's place in the batch, for the error.
         canvas: (H, W) that the boxes must refer to, where it is known.
         first_label: The label of the first logit, or a mapping from labels to logits.
 
     Returns:
-        Its objects. Boxes that are not given are those around the masks.
+        Its objects; polygons and run lengths are drawn as masks. Boxes that are not given are those
+        around the masks.
 
     Raises:
         AnnotationError: For what cannot be meant.
@@ -71,19 +73,24 @@ def check_target(
     if not isinstance(target, Mapping):
         raise AnnotationError(no_dict(target, where))
     boxes, masks = (as_tensor(target, name, where) for name in ("boxes", "masks"))
-    given = masks if boxes is None else boxes
+    outlines = as_outlines(target, where)
+    regions = {"boxes": boxes, "masks": masks, "segmentations": outlines}
+    name, given = next(((k, v) for k, v in regions.items() if v is not None), ("", None))
     if given is None:
         raise AnnotationError(no_region(target, where))
-    count = len(given) if given.ndim else 0
-    many = f"{count} {'masks' if boxes is None else 'boxes'}"
-    if given.ndim and not count:
+    scalar = isinstance(given, Tensor) and not given.ndim  # refused below, with its shape
+    count = 0 if scalar else len(given)
+    many = f"{count} {name}"
+    if not count and not scalar:
         check_nothing_else(target, many, where)
         return nothing
-    if masks is None:
+    if masks is None and outlines is None:
         check_spelling(target, where)
     size = named_size(boxes, where, canvas)
     if boxes is not None:
         boxes = as_xyxy(boxes, where)
+    if outlines is not None:
+        masks = draw_outlines(outlines, count, many, where, canvas or size)
     if masks is not None:
         masks = as_masks(masks, count, many, where, canvas or size)
         size = (int(masks.shape[1]), int(masks.shape[2]))
@@ -91,6 +98,8 @@ def check_target(
     labels = to_logits(labels, first_label, where=where)
     if boxes is not None and boxes.device.type == "cpu":
         check_values(boxes, where, canvas or size)
+        if outlines is not None and size is not None:
+            check_beside_boxes(boxes, outlines, where, size)
     if masks is not None:
         boxes, labels, masks = with_pixels(boxes, labels, masks)
     assert boxes is not None

@@ -257,8 +257,9 @@ def _read_masks(masks: Tensor, batch: Batch) -> Tensor:
     _check_count(len(masks), batch)
     if tuple(masks.shape[-2:]) != batch.size:
         raise ShapeError(
-            f"the masks have shape {tuple(masks.shape)}, but the model's input is {batch.size[0]} "
-            f"x {batch.size[1]}. Resize them with mode='nearest'. Masks have the size of the model's input."
+            f"the masks have shape {tuple(masks.shape)}, but the model's input is {batch.size[0]} x "
+            f"{batch.size[1]}. Resize them with mode='nearest'. Masks have the size of the model's "
+            "input."
         )
     return masks.as_subclass(Tensor).to(batch.logits.device, non_blocking=True).float()
 
