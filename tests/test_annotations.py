@@ -11,7 +11,9 @@ from torchvision import tv_tensors
 
 from explainguide import Annotations, LimitedAnnotations, collate
 from explainguide.annotations import rasterize_boxes
-from explainguide.annotations.regions import as_regions, choose_classes
+from explainguide.annotations.class_choice import choose_classes
+from explainguide.annotations.forms import as_regions
+from explainguide.annotations.subset import draw_annotated
 from explainguide.errors import AnnotationError, OptionError
 
 from .networks import TARGETS, boxes
@@ -130,6 +132,7 @@ def test_a_fixed_fraction_keeps_its_annotation() -> None:
     assert LimitedAnnotations(data, 0.001).kept.sum() == 1
     with pytest.raises(OptionError, match="fraction is 10"):
         LimitedAnnotations(data, 10)
+    assert torch.equal(small.kept, draw_annotated(100, 0.1, seed=3))  # as annotated= of data sets
 
 
 def draw(regions, target=None, mode="sample", negatives=0.0, count=600):

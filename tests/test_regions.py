@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainguide.annotations.regions import Choice, as_regions, choose_classes
+from explainguide.annotations.class_choice import Choice, choose_classes
+from explainguide.annotations.forms import as_regions
 
 COUNT, CLASSES = 6000, 5
 

@@ -13,10 +13,11 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from explainguide import Annotations, ExplainGuideWarning, ExplanationGuidance, collate
+from explainguide.annotations.class_choice import choose_classes
+from explainguide.annotations.forms import as_regions
 from explainguide.annotations.labels import mark_soft, to_logits
-from explainguide.annotations.regions import as_regions, choose_classes
 from explainguide.errors import AnnotationError, ExplainGuideError, OptionError, ShapeError
-from explainguide.selfcheck import on_host
+from explainguide.guidance.selfcheck import on_host
 
 from .networks import SmallCnn, batch, boxes
 
@@ -109,7 +110,8 @@ REFUSED: list[tuple[Any, list[str]]] = [
     ({"Boxes": BOX, "labels": ONE}, ["'boxes' for 'Boxes'"]),
     ({"bxoes": BOX, "labels": ONE}, ["'boxes' for 'bxoes'"]),
     ({"gt_masks": MASK, "gt_labels": ONE}, ["'masks' for 'gt_masks'"]),
-    ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, ["'masks' for 'segmentation'", "Polygons and RLE"]),
+    ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, ["object 0", "polygon's list", "[[x1, y1, x2"]),
+    ({"polygons": [[[1, 2, 3, 4, 5, 6]]]}, ["'segmentation' for 'polygons'", "or RLE, an object"]),
     ({"box_labels": ONE}, ["no boxes and no masks. 'boxes' or"]),
     ({"label": ONE}, ["has 'label', but no boxes and no masks"]),
     ({"labels": ONE}, ["Labels alone do not say where"]),
@@ -180,7 +182,8 @@ def test_what_torchvisions_references_carry_is_fine_beside_boxes() -> None:
         "masks": None,
         "mask": None,
     }
-    found = Annotations.from_targets([{"boxes": BOX.tolist(), "labels": np.array([1]), **more}])
+    target = {"boxes": BOX.tolist(), "labels": np.array([1]), **more}
+    found = Annotations.from_targets([target], canvas=(12, 12))
     assert torch.equal(found.boxes[0], BOX)
     assert found.labels.tolist() == [[1]]
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from explainguide.annotations.boxes import box_masks, rasterize_boxes
 from explainguide.annotations.checks import check_target
 from explainguide.annotations.labels import FirstLabel, check_first_label, warn_if_strangers
 from explainguide.errors import AnnotationError, OptionError, operation
 
-__all__ = ["Annotations", "LimitedAnnotations", "collate", "rasterize_boxes"]
+__all__ = ["Annotations", "collate"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,16 @@ class Annotations:
 
         Args:
             targets: One an image: ``{"labels": (M,)}`` with ``"boxes": (M, 4)``, ``"masks": (M, H,
-                W)`` or both; other keys beside them are not read. Boxes are xyxy in pixels, or
+                W)`` or both, or COCO's ``"segmentation"`` in place of the masks; other keys beside
+                them are not read. Boxes are xyxy in pixels, or
                 `tv_tensors.BoundingBoxes` of any format, which are converted. Masks are bool, or
                 floating point in [0, 1], where 0.5 counts; without boxes the boxes are those around
-                the masks. None, or no boxes: an image without annotation.
+                the masks. None, or no boxes: an image without annotation. A segmentation is a list
+                with one entry an object: a list of polygons ``[x1, y1, x2, y2, ...]`` in pixels, or
+                run lengths ``{"size", "counts"}``; pycocotools (``explainguide[coco]``) draws them as
+                masks, on the host. Transforms do not move polygons: draw them as masks before.
             canvas: (H, W) of the model's input, to check against; read from tv_tensors and masks
-                where it is not given.
+                where it is not given. Polygons need it.
             first_label: The label of the first logit: 1 for torchvision's detection data sets, where
                 0 is the background. Or a dict from the data set's ids to logits, as COCO needs.
 
@@ -193,47 +198,13 @@ class Annotations:
         return rasterize_boxes(self.boxes, chosen, size)
 
 
-def rasterize_boxes(boxes: Tensor, chosen: Tensor, size: tuple[int, int]) -> Tensor:
-    """The union of the chosen boxes of each image.
-
-    Pixel (row i, column j) is covered when ``floor(x1) <= j < ceil(x2)`` and
-    ``floor(y1) <= i < ceil(y2)``.
-
-    Args:
-        boxes: ``(N, M, 4)`` xyxy in pixels.
-        chosen: ``(..., N, M)`` float in {0, 1}.
-        size: (H, W).
-
-    Returns:
-        ``(..., N, H, W)`` float32 in {0, 1}.
-
-    Example:
-        >>> rasterize_boxes(torch.tensor([[[1.0, 0.0, 3.0, 1.0]]]), torch.ones(1, 1), (2, 4))
-        tensor([[[0., 1., 1., 0.],
-                 [0., 0., 0., 0.]]])
-    """
-    x1, y1, x2, y2 = boxes.float().unbind(-1)
-
-    def covered(low: Tensor, high: Tensor, length: int) -> Tensor:
-        place = torch.arange(length, device=boxes.device)
-        inside = (place >= low.floor()[..., None]) & (place < high.ceil()[..., None])
-        return inside.float()
-
-    rows, columns = covered(y1, y2, size[0]), covered(x1, x2, size[1])
-    # How many boxes cover each pixel, as one matrix product; above zero in any precision.
-    union = torch.einsum("...nm,nmh,nmw->...nhw", chosen, rows, columns)
-    return (union > 0).float()
-
-
 def _pad_masks(
     masks: list[Tensor | None], boxes: Tensor, canvas: tuple[int, int] | None
 ) -> Tensor | None:
     """(N, M, H, W) bool, or None where no image has masks; images with boxes alone get theirs."""
     if all(m is None for m in masks) or canvas is None:
         return None
-    count, objects = boxes.shape[:2]
-    each = torch.eye(objects, device=boxes.device)[:, None].expand(-1, count, -1)
-    padded = rasterize_boxes(boxes, each, canvas).transpose(0, 1).bool()
+    padded = box_masks(boxes, canvas)
     for index, image_masks in enumerate(masks):
         if image_masks is not None:
             padded[index, : len(image_masks)] = image_masks.to(boxes.device)
@@ -275,41 +246,3 @@ def collate(
     annotations = Annotations.from_targets(targets, canvas=canvas, first_label=first_label)
     warn_if_strangers(annotations.labels, of_images, sure=True)
     return stacked.as_subclass(Tensor), of_images, annotations
-
-
-class LimitedAnnotations(torch.utils.data.Dataset):
-    """A dataset in which only a fixed random fraction of the images keeps its annotation.
-
-    The choice depends on the seed and the length alone, and smaller fractions are subsets of
-    larger ones, so that a curve over fractions compares like with like.
-
-    Args:
-        dataset: Items ``(image, labels, annotation)``.
-        fraction: In [0, 1]; at least one image keeps its annotation when it is above 0.
-        seed: Chooses the images.
-
-    Attributes:
-        kept: ``(len(dataset),)`` bool.
-    """
-
-    @operation("LimitedAnnotations")
-    def __init__(self, dataset: Any, fraction: float, *, seed: int = 0) -> None:
-        if not 0 <= fraction <= 1:
-            raise OptionError(
-                f"fraction is {fraction}. Did you mean {fraction / 100}? It must be in [0, 1]."
-            )
-        self.dataset = dataset
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-        count = max(round(fraction * len(dataset)), 1 if fraction > 0 else 0)
-        self.kept = torch.zeros(len(dataset), dtype=torch.bool)
-        self.kept[order[:count]] = True
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        item = self.dataset[index]
-        if item is None or self.kept[index]:
-            return item
-        image, labels, _ = item
-        return image, labels, None

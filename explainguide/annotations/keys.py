@@ -20,14 +20,22 @@ __all__ = [
     "no_region",
 ]
 
-_KEYS = ("boxes", "masks", "labels")
+_KEYS = ("boxes", "masks", "segmentation", "labels")
+_MISSPELT = {
+    **dict.fromkeys(("mask", "masks"), "masks"),
+    **dict.fromkeys(("segmentation", "segmentations", "polygon", "polygons"), "segmentation"),
+}
 # What other programs call them; the last word of a key decides, as in 'box_labels'.
 _WORDS = {
     "boxes": ("box", "rect", "roi"),
-    "masks": ("mask", "segm", "polygon", "rle"),
+    "masks": ("mask",),
+    "segmentation": ("segm", "polygon", "rle"),
     "labels": ("label", "class", "categor", "cls"),
 }
-_ALLOWED = "'boxes' or 'masks' with 'labels', or None for an image without annotation, are allowed."
+_ALLOWED = (
+    "'boxes' or 'masks', or COCO's 'segmentation', with 'labels', or None for an image without "
+    "annotation, are allowed."
+)
 
 
 def as_tensor(target: Mapping[str, Any], name: str, where: str) -> Tensor | None:
@@ -83,8 +91,10 @@ def nearest_key(target: Mapping[str, Any], *names: str) -> str:
                 " Boxes (x, y, width, height), as COCO's 'bbox', are wrapped in "
                 "tv_tensors.BoundingBoxes(format='XYWH')."
             )
-        if meant == "masks":
-            hint += " Polygons and RLE are drawn as masks (M, H, W) first."
+        if meant == "segmentation":
+            hint += " It is one list of polygons [x1, y1, x2, y2, ...], or RLE, an object."
+        if meant == "labels" and "categor" in str(key).lower():
+            hint += " COCO's ids become logits by first_label={id: logit, ...}."
         return hint
     return ""
 
@@ -94,7 +104,7 @@ def no_region(target: Mapping[str, Any], where: str) -> str:
     keys = ", ".join(map(repr, target))
     if not target:
         return f"{where} has an empty dict. Pass None where nobody annotated. {_ALLOWED}"
-    hint = nearest_key(target, "boxes", "masks")
+    hint = nearest_key(target, "boxes", "masks", "segmentation")
     if isinstance(target.get("annotation"), Mapping):
         hint = (
             " VOCDetection's own form becomes boxes and labels by "
@@ -110,7 +120,12 @@ def no_region(target: Mapping[str, Any], where: str) -> str:
 
 
 def check_nothing_else(target: Mapping[str, Any], many: str, where: str) -> None:
-    """No boxes: then no labels or masks either."""
+    """No objects: then no labels, masks or outlines either."""
+    if target.get("segmentation"):
+        raise AnnotationError(
+            f"{where} has {many} but {len(target['segmentation'])} segmentations. Drop an object's "
+            "box, label and segmentation together. One segmentation a box is allowed."
+        )
     for name in ("labels", "masks"):
         other = as_tensor(target, name, where)
         if other is not None and (other.ndim == 0 or len(other) > 0):
@@ -122,10 +137,12 @@ def check_nothing_else(target: Mapping[str, Any], many: str, where: str) -> None
 
 
 def check_spelling(target: Mapping[str, Any], where: str) -> None:
-    """Masks under a key that nobody would read."""
-    key = next((key for key in target if str(key).lower() in ("mask", "masks")), "masks")
-    if key != "masks" and target[key] is not None:
-        raise AnnotationError(
-            f"{where} has {key!r} beside 'boxes', which would not be read. Did you mean 'masks'? "
-            "Rename it, or leave it out. 'masks' (M, H, W), one an object, are allowed."
-        )
+    """Masks or outlines under a key that nobody would read."""
+    for key, value in target.items():
+        meant = _MISSPELT.get(str(key).lower())
+        if meant is not None and value is not None:
+            raise AnnotationError(
+                f"{where} has {key!r} beside 'boxes', which would not be read. Did you mean {meant!r}? "
+                "Rename it, or leave it out. 'masks' (M, H, W) or 'segmentation', one an object, are "
+                "allowed."
+            )

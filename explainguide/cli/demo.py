@@ -190,8 +190,8 @@ def _versions(args: argparse.Namespace, seconds: float) -> list[str]:
 def _pictures(before: Run, after: Run, seed: int) -> Any:
     import torch
 
+    from explainguide.annotations.boxes import box_masks
     from explainguide.attr import InputXGradient
-    from explainguide.datasets.items import box_masks
     from explainguide.demo import DemoData
     from explainguide.metrics import energy_pointing_game
     from explainguide.visualization import panel

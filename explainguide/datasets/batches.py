@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from explainguide.annotations.batch import Annotations, LimitedAnnotations, collate
+from explainguide.annotations import Annotations, LimitedAnnotations, collate
 from explainguide.errors import DataError, OptionError
 from explainguide.processes import process
 

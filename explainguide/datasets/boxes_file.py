@@ -7,14 +7,14 @@ import importlib
 import io
 import json
 import math
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from explainguide.annotations.segmentation import segmentation_box, segmentation_size
 from explainguide.datasets.items import short_list
 from explainguide.datasets.text_files import read_text
 from explainguide.errors import AnnotationError, DataError, did_you_mean, warn
@@ -26,59 +26,6 @@ _REQUIRED = ("image", *_CORNERS)
 _COLUMNS = (*_REQUIRED, "label")
 
 
-class CocoMask(NamedTuple):
-    """Polygons or run lengths, decoded when asked."""
-
-    segmentation: Any
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(H, W) of the image that it was made for, which only run lengths tell."""
-        size = self.segmentation.get("size") if isinstance(self.segmentation, dict) else None
-        return (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None
-
-    def decode(self, size: tuple[int, int]) -> np.ndarray:
-        """``(H, W)`` uint8, 0 or 1, of an image of ``size`` (H, W)."""
-        from pycocotools import mask
-
-        with warnings.catch_warnings():  # its compiled part predates numpy 2
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return np.asarray(mask.decode(self._encode(size)))
-
-    def box(self) -> tuple[float, float, float, float]:
-        """XYXY in pixels."""
-        if isinstance(self.segmentation, list):
-            _check_polygons(self.segmentation)
-            x = [float(v) for polygon in self.segmentation for v in polygon[0::2]]
-            y = [float(v) for polygon in self.segmentation for v in polygon[1::2]]
-            return min(x), min(y), max(x), max(y)
-        from pycocotools import mask
-
-        x1, y1, width, height = mask.toBbox(self._encode(self.segmentation["size"])).tolist()
-        return x1, y1, x1 + width, y1 + height
-
-    def _encode(self, size: Sequence[int]) -> Any:
-        from pycocotools import mask
-
-        encoded = self.segmentation
-        if isinstance(encoded, list):
-            _check_polygons(encoded)
-            return mask.merge(mask.frPyObjects(encoded, *size))
-        if isinstance(encoded["counts"], list):
-            if sum(encoded["counts"]) != size[0] * size[1]:
-                total = sum(encoded["counts"])
-                raise ValueError(f"its counts sum to {total}, not to {size[0]} x {size[1]}")
-            return mask.frPyObjects(encoded, *size)
-        return encoded
-
-
-def _check_polygons(polygons: list[Any]) -> None:
-    """Refuse four numbers, which pycocotools takes for x, y, width, height, and odd ones."""
-    for polygon in polygons:
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(f"a polygon of {len(polygon)} numbers; it needs 6, 8, 10, ...")
-
-
 class BoxRow(NamedTuple):
     """One box of a file."""
 
@@ -87,7 +34,7 @@ class BoxRow(NamedTuple):
     box: tuple[float, float, float, float]  # XYXY in pixels
     label: str | None  # name of a class; None: that of the image
     size: tuple[int, int] | None = None  # (H, W) of the image, where the file knows it
-    mask: CocoMask | None = None
+    segmentation: Any = None  # polygons or run lengths, as COCO has them
 
 
 def read_boxes(path: Path) -> list[BoxRow]:
@@ -265,7 +212,7 @@ def _coco_row(
         if entry[key] not in table:
             raise DataError(f"'{path}', {where}: {key} {entry[key]!r} is not in the file.")
     file_name, size = images[entry["image_id"]]
-    mask = CocoMask(entry["segmentation"]) if entry.get("segmentation") else None
+    segmentation = entry.get("segmentation") or None
     if entry.get("bbox"):
         try:
             x, y, width, height = (float(v) for v in entry["bbox"])
@@ -274,20 +221,20 @@ def _coco_row(
                 f"'{path}', {where}: bbox {entry['bbox']!r} is not x, y, width, height."
             ) from None
         box = (x, y, x + width, y + height)
-    elif mask is None:
+    elif segmentation is None:
         raise DataError(
             f"'{path}', {where}: no bbox, and no segmentation to take it from. Give bbox "
             "as x, y, width, height in pixels, or leave the annotation out."
         )
     else:
         try:
-            box = mask.box()
+            box = segmentation_box(segmentation)
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise DataError(
                 f"'{path}', {where}: no bbox, and a segmentation that cannot be decoded ({error})."
             ) from None
-        size = mask.size or size  # to be compared with the image's own
-    return BoxRow(where, file_name, box, names[entry["category_id"]], size, mask)
+        size = segmentation_size(segmentation) or size  # to be compared with the image's own
+    return BoxRow(where, file_name, box, names[entry["category_id"]], size, segmentation)
 
 
 def _is_empty(box: tuple[float, float, float, float]) -> bool:

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from explainguide.annotations.subset import draw_annotated
 from explainguide.datasets.items import (
     Annotation,
     Transforms,
     check_transforms,
-    draw_annotated,
     make_annotation,
     transform_item,
 )

@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from explainguide.annotations.segmentation import draw_segmentation, segmentation_size
 from explainguide.datasets.boxes_file import BoxRow, read_boxes
 from explainguide.datasets.items import (
     Annotation,
@@ -197,7 +198,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
 
     def _size_of(self, rows: list[BoxRow]) -> tuple[int, int] | None:
         """``(H, W)`` that the file gives for an image, beside it or in its run lengths."""
-        lengths = [row.mask.size for row in rows if row.mask is not None and self.with_masks]
+        lengths = [segmentation_size(row.segmentation) for row in rows if self.with_masks]
         return next((size for size in [rows[0].size, *lengths] if size is not None), None)
 
     def _finder(self) -> Any:
@@ -226,7 +227,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
                     f"image is {header.upright}{stored} (height, width). Was it resized, or turned "
                     "without an EXIF orientation that says so?"
                 )
-            made_for = row.mask.size if self.with_masks and row.mask is not None else None
+            made_for = segmentation_size(row.segmentation) if self.with_masks else None
             if made_for not in (None, header.stored, header.upright):
                 raise AnnotationError(
                     f"'{file}', {row.where}: the run lengths are of size {made_for} and "
@@ -249,7 +250,7 @@ def _check_inside(file: Path, size: tuple[int, int], rows: list[BoxRow]) -> None
 
 def _warn_without_masks(file: Path, images: list[list[BoxRow]]) -> None:
     """Say where ``masks=True`` gives boxes only: in the whole file, or for want of some objects'."""
-    bare = [[row for row in rows if row.mask is None] for rows in images]
+    bare = [[row for row in rows if row.segmentation is None] for rows in images]
     fully = [len(some) == len(rows) for some, rows in zip(bare, images, strict=True)]
     partly = [some[0] for some, full in zip(bare, fully, strict=True) if some and not full]
     if images and all(fully):
@@ -273,10 +274,10 @@ def _decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -
     stored = size if orientation < 5 else (size[1], size[0])
     decoded = []
     for row in rows:
-        if row.mask is None:
+        if row.segmentation is None:
             return None
         try:
-            decoded.append(turn_mask(row.mask.decode(stored), orientation))
+            decoded.append(turn_mask(draw_segmentation(row.segmentation, stored), orientation))
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise AnnotationError(
                 f"{row.where} of '{row.image}' has a segmentation that cannot be decoded "

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -33,10 +32,8 @@ from explainguide.errors import DataError, ExplainGuideWarning, OptionError, did
 __all__ = [
     "Annotation",
     "Transforms",
-    "box_masks",
     "check_transforms",
     "class_hint",
-    "draw_annotated",
     "make_annotation",
     "read_image",
     "short_list",
@@ -82,30 +79,6 @@ def check_transforms(transforms: Transforms | None) -> Transforms:
     return transforms
 
 
-def draw_annotated(count: int, fraction: float, seed: int) -> Tensor:
-    """Choose which images keep their annotation, ``(count,)`` bool.
-
-    ``round(fraction * count)`` images, at least one unless ``fraction`` is 0. The choice depends on
-    ``seed`` alone, and a smaller fraction is a subset of a larger one.
-    """
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
-        raise OptionError(f"annotated must be a number in [0, 1], but got {fraction!r}.")
-    if not 0 <= fraction <= 1:
-        raise OptionError(
-            f"annotated is the fraction of images that keep their annotation, in [0, 1], "
-            f"but got {fraction}. For 10% write annotated=0.1."
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise OptionError(f"seed must be an integer from 0 on, but got {seed!r}.")
-    keep = round(fraction * count)
-    if fraction > 0 and count > 0:
-        keep = max(keep, 1)
-    order = np.random.default_rng([seed, count]).permutation(count)
-    annotated = torch.zeros(count, dtype=torch.bool)
-    annotated[torch.from_numpy(order[:keep])] = True
-    return annotated
-
-
 def warn_skipped(path: str | os.PathLike[str], reason: str) -> None:
     """Warn that the item behind ``path`` is skipped."""
     warn(f"'{path}' {reason}; the item is skipped.")
@@ -134,23 +107,6 @@ def read_image(path: Path, told: set[str] | None = None) -> tv_tensors.Image | N
 def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fill boxes: ``(M, 4)`` XYXY in pixels and ``(H, W)`` to ``(M, H, W)`` bool.
-
-    A box covers column j when ``floor(x1) <= j < ceil(x2)``, and rows likewise.
-
-    Example:
-        >>> box_masks(torch.tensor([[1.0, 0.0, 2.5, 1.0]]), (2, 4)).int()
-        tensor([[[0, 1, 1, 0],
-                 [0, 0, 0, 0]]], dtype=torch.int32)
-    """
-    low, high = boxes[:, :2].floor(), boxes[:, 2:].ceil()
-    column, row = torch.arange(size[1]), torch.arange(size[0])
-    across = (column >= low[:, 0:1]) & (column < high[:, 0:1])
-    down = (row >= low[:, 1:2]) & (row < high[:, 1:2])
-    return down[:, :, None] & across[:, None, :]
 
 
 def make_annotation(

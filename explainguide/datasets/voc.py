@@ -13,12 +13,12 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from explainguide.annotations.boxes import box_masks
+from explainguide.annotations.subset import draw_annotated
 from explainguide.datasets.items import (
     Annotation,
     Transforms,
-    box_masks,
     check_transforms,
-    draw_annotated,
     make_annotation,
     read_image,
     transform_item,

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from explainguide.annotations.regions import as_regions, choose_classes
+from explainguide.annotations.class_choice import choose_classes
+from explainguide.annotations.forms import as_regions
 from explainguide.attr import LayerMap
 from explainguide.attr.evidence import explain, passing
 from explainguide.attr.placement import place_attribution

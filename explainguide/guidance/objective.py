@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from explainguide.annotations.class_choice import Choice, choose_classes
+from explainguide.annotations.forms import as_regions
 from explainguide.annotations.labels import as_labels, check_multi_hot, mark_soft
-from explainguide.annotations.regions import Choice, as_regions, choose_classes
 from explainguide.attr import LayerMap
 from explainguide.attr.evidence import explain, usable
 from explainguide.errors import OptionError, ShapeError, warn

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from explainguide.annotations.checks import check_mask_dtype
+from explainguide.annotations.masks import check_mask_dtype
 from explainguide.errors import ShapeError
 
 __all__ = [

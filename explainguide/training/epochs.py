@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from explainguide.annotations.batch import Annotations, LimitedAnnotations
+from explainguide.annotations import Annotations, LimitedAnnotations
 from explainguide.datasets.batches import Batch, batches, epoch_order, seed_all, stream_seed
 from explainguide.errors import GuidanceError
 from explainguide.evaluation.classification import check_labels

@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import nn
 
-from explainguide.annotations.batch import LimitedAnnotations
+from explainguide.annotations import LimitedAnnotations
 from explainguide.datasets.batches import check_data, count_annotated
 from explainguide.errors import (
     DataError,

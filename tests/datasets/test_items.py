@@ -12,10 +12,10 @@ from torchvision import transforms as v1
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from explainguide.annotations.boxes import box_masks
+from explainguide.annotations.subset import draw_annotated
 from explainguide.datasets.items import (
-    box_masks,
     check_transforms,
-    draw_annotated,
     make_annotation,
     read_image,
     transform_item,

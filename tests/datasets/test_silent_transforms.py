@@ -275,9 +275,7 @@ def test_the_first_version_is_refused_wherever_it_stands(transforms: Any, name: 
     ],
 )
 def test_steps_for_images_alone_are_refused(transforms: Any, name: str) -> None:
-    text = (
-        rf"^transforms has the step '{name}', which cannot be called as {name}\(image, target\)"
-    )
+    text = rf"^transforms has the step '{name}', which cannot be called as {name}\(image, target\)"
     with pytest.raises(OptionError, match=text):
         check_transforms(transforms)
 
