@@ -11,8 +11,8 @@ from typing import NoReturn
 import pytest
 
 import explainguide
-from explainguide.cli import program as cli
 from explainguide.cli import COMMANDS, main
+from explainguide.cli import program as cli
 from explainguide.errors import DataError
 
 
