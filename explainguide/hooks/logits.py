@@ -112,7 +112,7 @@ def check_logits(
         if callable(reading.output):
             raise OptionError(
                 f"{caller}: output= was called with {_describe(output)} and raised "
-                f"{type(error).__name__}: {error}. It takes what the model returns. A callable that "
+                f"{type(error).__name__}: {str(error).rstrip('.')}. It takes what the model returns. A callable that "
                 "returns logits (N, K) is allowed."
             ) from error
         raise OptionError(
