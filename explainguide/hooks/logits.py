@@ -112,8 +112,8 @@ def check_logits(
         if callable(reading.output):
             raise OptionError(
                 f"{caller}: output= was called with {_describe(output)} and raised "
-                f"{type(error).__name__}: {str(error).rstrip('.')}. It takes what the model returns. A callable that "
-                "returns logits (N, K) is allowed."
+                f"{type(error).__name__}: {str(error).rstrip('.')}. It takes what the model returns. "
+                "A callable that returns logits (N, K) is allowed."
             ) from error
         raise OptionError(
             f"{caller}: the model returns a {_describe(output)}, in which there is no output="

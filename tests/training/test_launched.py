@@ -34,7 +34,14 @@ print("process", process(), "writes", writers[0], flush=True)
 @pytest.mark.slow
 def test_one_of_the_launched_processes_writes(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     done = subprocess.run(
         [*launch, str(tmp_path / "program.py"), str(tmp_path / "run")],
         capture_output=True,
