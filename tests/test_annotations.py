@@ -102,6 +102,20 @@ def test_dilation_grows_each_side_by_whole_pixels() -> None:
         found.dilate(-1)
 
 
+def test_dilation_of_the_size_grows_half_as_much_on_each_side() -> None:
+    found = Annotations.from_targets([boxes((2, 3, 10, 9), labels=(0,))])
+    assert found.dilate(0.5).boxes[0, 0].tolist() == [-2, 0, 14, 12]  # 8 x 6 becomes 16 x 12
+    assert torch.equal(found.dilate(0.5, per="side").boxes, found.dilate(0.5).boxes)
+    assert found.dilate(0.5, per="box").boxes[0, 0].tolist() == [0, 2, 12, 10]  # 12 x 8: int(1.5)
+    for fraction in (0.1, 0.25, 0.5, 1.0, 2.0):
+        twice, once = found.dilate(fraction, per="box"), found.dilate(fraction / 2, per="side")
+        assert torch.equal(twice.boxes, once.boxes)
+    with pytest.raises(
+        OptionError, match=r"^Annotations.dilate: unknown per 'sides'. Did you mean"
+    ):
+        found.dilate(0.5, per="sides")
+
+
 def test_nothing_is_left_of_a_batch_without_annotation() -> None:
     found = Annotations.from_targets([None, {"boxes": torch.zeros(0, 4), "labels": []}])
     assert not found.presence(4).any()

@@ -145,6 +145,7 @@ def test_a_mistake_in_the_arguments_is_one_line(
             "the disk is full. Free some space, or choose another folder.",
         ),
         (ModuleNotFoundError("No module named 'x'"), "No module named 'x'. Install it with pip."),
+        (ImportError("x wants y."), "x wants y. Install it with pip."),
         (
             RuntimeError("CUDA out of memory. Tried to allocate"),
             "the memory is full. Use smaller images or batches.",

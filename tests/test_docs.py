@@ -6,16 +6,23 @@ import doctest
 import importlib
 import inspect
 import io
+import pkgutil
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, get_origin
 
 import pytest
 
+import explainguide
+from explainguide import RECIPES, metrics
+from explainguide.attr import ATTRIBUTIONS
 from explainguide.cli import COMMANDS, main
+from explainguide.losses import LOSSES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -102,6 +109,7 @@ def commands_of(page: Path) -> Iterator[list[str]]:
                     yield shlex.split(line, comments=True)
 
 
+@cache
 def help_of(command: str) -> str:
     text = io.StringIO()
     with redirect_stdout(text):
@@ -124,6 +132,11 @@ def test_commands_exist(page: Path) -> None:
             folder = "benchmarks" if words[1].startswith("benchmarks/") else "examples"
             source = (ROOT / folder / Path(words[1]).name).read_text(encoding="utf-8")
             assert all(o.removeprefix("--") in source for o in options), words
+        elif words[0] in ("accelerate", "torchrun"):
+            if "explainguide" in words:
+                command, *rest = words[words.index("explainguide") + 1 :]
+                shown = help_of(command)
+                assert all(re.search(rf"{o}\b", shown) for o in rest if o.startswith("--")), words
         else:
             assert words[0] in ("pip", "cd") or "=" in words[0], words
 
@@ -175,3 +188,201 @@ def test_the_reference_shows_every_public_name(package: str) -> None:
         alias = get_origin(found) is not None
         if not alias and (inspect.isclass(found) or inspect.isfunction(found)):
             assert found.__module__ in shown, public
+
+
+# --- Names in back-ticks
+
+# Tables that programs write name other packages' models.
+NAMED = [page for page in PAGES if not page.name.endswith("_results.md")]
+NAMED.remove(ROOT / "CHANGELOG.md")  # it names what has been, too
+_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+_CLASS = re.compile(r"[A-Z][a-z0-9]+(?:[A-Z]+[a-z0-9]*)+|[A-Z]{2,}[a-z]\w+")
+# Where a name that is not ours may come from.
+OTHERS = (
+    "builtins",
+    "accelerate",
+    "argparse",
+    "captum.attr",
+    "timm.layers",
+    "torch",
+    "torch.nn",
+    "torch.nn.functional",
+    "torch.nn.parallel",
+    "torch.utils.data",
+    "torchvision.datasets",
+    "torchvision.transforms.v2",
+    "torchvision.tv_tensors",
+    "warnings",
+)
+# And what is in none of these: a name, and whose it is.
+FOREIGN = {
+    "ImageSets": "a folder of VOC",
+    "single_train": "a list in it, in the comparison",
+    "single_test": "the same",
+    "image_id": "a key of COCO",
+    "vit_relpos": "a family of timm",
+    "backward": "a method of tensors",
+    "collate_fn": "DataLoader",
+    "inplace": "nn.ReLU",
+    "once_differentiable": "torch.autograd",
+    "static_graph": "DistributedDataParallel",
+    "use_reentrant": "torch.utils.checkpoint",
+    "savefig": "Matplotlib",
+    "merge_and_unload": "PEFT",
+    "target_type": "torchvision's Cityscapes",
+    "target_keys": "wrap_dataset_for_transforms_v2",
+    "train_one_epoch": "torchvision's reference script",
+    "--sync-bn": "an option of that script",
+    "training_step": "Lightning",
+    "on_before_backward": "Lightning",
+    "compute_loss": "Transformers' Trainer",
+    "remove_unused_columns": "Transformers' Trainer",
+    "grad_kwargs": "Captum",
+}
+
+
+def spans_of(page: Path) -> list[str]:
+    """The code in a page's text, outside of its blocks."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for block in blocks_of(page):
+        for number in range(block.line - 2, block.line + len(block.text.splitlines())):
+            lines[number] = ""
+    return [" ".join(found.split()) for found in _SPAN.findall("\n".join(lines))]
+
+
+@cache
+def modules_of_ours() -> tuple[ModuleType, ...]:
+    found = pkgutil.walk_packages(explainguide.__path__, "explainguide.")
+    return (
+        explainguide,
+        *(importlib.import_module(m.name) for m in found if "__main__" not in m.name),
+    )
+
+
+@cache
+def names_of_ours() -> frozenset[str]:
+    """Public names, their parameters, methods and attributes, and the entries of tables."""
+    names = {*ATTRIBUTIONS, *LOSSES, *RECIPES, *COMMANDS}
+    for module in modules_of_ours():
+        for public in getattr(module, "__all__", ()):
+            found = getattr(module, public)
+            names.add(public)
+            members = [found]
+            if inspect.isclass(found):
+                own = {n for n in dir(found) if not n.startswith("_")} | set(
+                    getattr(found, "__annotations__", ())
+                )
+                names |= own
+                # What a class sets in its constructor is told under Attributes.
+                names |= set(re.findall(r"^ +(\w+): ", inspect.getdoc(found) or "", re.MULTILINE))
+                members += [getattr(found, n, None) for n in own]
+            for member in members:
+                if callable(member):
+                    with suppress(ValueError, TypeError):
+                        names |= set(inspect.signature(member).parameters)
+    return frozenset(names)
+
+
+def is_others(name: str) -> bool:
+    return name in FOREIGN or any(hasattr(importlib.import_module(m), name) for m in OTHERS)
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a name such as ``explainguide.attr.GradCam`` leads to something."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:end]))
+        except ImportError:
+            continue
+        return all((found := getattr(found, part, None)) is not None for part in parts[end:])
+    return False
+
+
+def unknown_names(text: str) -> list[str]:
+    """Names in a piece of code that neither this package nor another one has.
+
+    Looked at are dotted names of ours, names written like a class, names before a bracket, words with an
+    underscore, keyword arguments, and options of the command line; not what stands in quotes.
+    """
+    text = re.sub(r"\"[^\"]*\"|'[^']*'", "''", text)
+    dotted = re.findall(r"\bexplainguide(?:\.\w+)+", text)
+    wrong = [name for name in dotted if not resolves(name)]
+    for name in dotted:
+        text = text.replace(name, "")
+    options = re.findall(r"(?<!\S)(--[a-z][\w-]*)", text)
+    wrong += [option for option in options if not is_option(option)]
+    text = re.sub(r"(?<!\S)--[a-z][\w-]*", "", text)
+    if re.search(r"\.(md|py|csv|pt|pth|toml|cfg|json|safetensors)\b|/", text):
+        return wrong  # a file, or one of timm's or torch's own programs
+    names = [n for n in re.findall(r"\w+", text) if _CLASS.fullmatch(n)]
+    names += re.findall(r"\b([A-Za-z_]\w*)\(", text)
+    names += re.findall(r"\b([a-z]\w*)=(?!=)", text)
+    names += re.findall(r"\b[a-z][a-z0-9]*(?:_[a-z0-9]+)+\b", text)
+    return wrong + [
+        n for n in dict.fromkeys(names) if n not in names_of_ours() and not is_others(n)
+    ]
+
+
+def is_option(option: str) -> bool:
+    if option in FOREIGN or any(re.search(rf"{option}(?![\w-])", help_of(c)) for c in COMMANDS):
+        return True
+    programs = [*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    bare = option.removeprefix("--")  # some have a table of their options
+    return any(
+        f'"{word}"' in program.read_text(encoding="utf-8")
+        for program in programs
+        for word in (option, bare)
+    )
+
+
+@pytest.mark.parametrize("page", NAMED, ids=name)
+def test_names_exist(page: Path) -> None:
+    wrong = {span: found for span in spans_of(page) if (found := unknown_names(span))}
+    assert not wrong
+
+
+def test_every_name_that_is_listed_as_foreign_is_met() -> None:
+    text = "\n".join(span for page in NAMED for span in spans_of(page))
+    assert [n for n in FOREIGN if not re.search(rf"(?<![\w-]){n}(?![\w-])", text)] == []
+    assert [n for n in FOREIGN if n in names_of_ours()] == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "explainguide.losses.maps",
+        "explainguide.attr.GradCamPlus",
+        "EnergyPointingGames",
+        "Annotations.dilute(0.5)",
+        "bcosifi(model)",
+        "first_lable",
+        "TrainConfig(lambd=0.3)",
+        "loss_lok",
+        "--lambda 0.3",
+        "explainguide train --los energy",
+    ],
+)
+def test_a_planted_name_is_found(planted: str) -> None:
+    assert unknown_names(planted)
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        ("ATTRIBUTIONS", ATTRIBUTIONS),
+        ("LOSSES", LOSSES),
+        ("RECIPES", RECIPES),
+        ("metrics", metrics.__all__),
+    ],
+)
+def test_every_entry_of_a_table_is_told_at_the_beginning(table: str, names: Iterable[str]) -> None:
+    pages = ("README.md", "docs/how_it_works.md", "docs/quickstart.md")
+    told = {span.strip('"') for page in pages for span in spans_of(ROOT / page)}
+    assert [entry for entry in names if entry not in told] == [], table
+
+
+def test_headings_of_the_reference_can_be_imported() -> None:
+    for page in sorted((ROOT / "docs" / "api").glob("*.md")):
+        for heading in re.findall(r"^## (explainguide\S*)$", page.read_text(), re.MULTILINE):
+            assert resolves(heading), f"{name(page)}: {heading}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -637,6 +638,7 @@ def assert_message(message: str, caller: str, parts: list[str]) -> None:
     """``<callable>: <wrong>. <fix>. <allowed>.``, on one line."""
     assert message.startswith(f"{caller}: ")
     assert "\n" not in message
+    assert not re.search(r"(?<!\.)\.\.(?!\.)", message)  # a sentence ends once
     for part in parts:
         assert part in message
 

@@ -16,6 +16,7 @@ from explainguide.losses import (
     confidence_boosting,
     energy_loss,
     l1_loss,
+    ppce_loss,
     reff_loss,
     relevance_loss,
     rrr_loss,
@@ -86,6 +87,26 @@ masks_once = (torch.arange(120).reshape(4, 5, 6) % 3 == 0).double()
 )
 def test_gradcheck_of_options(loss) -> None:
     assert gradcheck(lambda a: loss(a, masks_once), maps().requires_grad_())
+
+
+def by_the_text(attribution: Tensor) -> Tensor:
+    """The positive part of A / max(A), a pixel at a time (Rao et al., 2023, Sec. 3, Notation)."""
+    found = [reference.normalised_by_the_text(a.tolist()) for a in attribution]
+    return torch.tensor(found, dtype=attribution.dtype)
+
+
+@pytest.mark.parametrize("loss", [l1_loss, ppce_loss])
+def test_the_normalisation_of_the_papers_text(loss) -> None:
+    attribution, mask = maps(), masks()
+    attribution[0] -= 2 * attribution[0].abs().max()  # no value is positive
+    attribution[1, 0, 0] = (
+        -3 * attribution[1].abs().max()
+    )  # the largest magnitude is a negative value
+    attribution[2] = 0
+    found = loss(attribution, mask, normalize="paper")
+    torch.testing.assert_close(found, loss(by_the_text(attribution), mask, normalize=False))
+    dead = loss(torch.zeros_like(attribution), mask)
+    torch.testing.assert_close(found[[0, 2]], dead[[0, 2]])
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -223,12 +223,17 @@ def test_a_dimension_that_was_squeezed_away_is_refused() -> None:
             guide.loss_loc(boxes(1))
 
 
+def refuse(output: Any) -> Any:
+    raise TypeError("not this.")
+
+
 @pytest.mark.parametrize(
     ("output", "error"),
     [
         (5, r"there is no output=5"),
         ("scores", r"there is no output='scores'"),
         (lambda out: out["z"], r"output= was called with tuple with \[0\]"),
+        (refuse, r"raised TypeError: not this\. It takes"),
     ],
 )
 def test_an_output_that_is_not_there(output: Any, error: str) -> None:

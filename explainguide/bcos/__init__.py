@@ -1,4 +1,4 @@
-"""B-cos networks: convert any model, and explain it exactly."""
+"""B-cos networks: convert a model, and explain it exactly."""
 
 from __future__ import annotations
 

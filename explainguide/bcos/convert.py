@@ -54,7 +54,7 @@ def bcosify(
     std: Numbers = 1.0,
     image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
-    r"""A B-cos version of a classifier: every logit is explained exactly, by :math:`W(x)\,x`.
+    r"""A B-cos version of a classifier: its logits, less biases, are :math:`W(x)\,x`.
 
     Convolutions and linear layers become B-cos units; norms lose what is no multiple of their
     input; the stem takes the image and its inverse (`AddInverse`), in [0, 1]; the classifier comes

@@ -94,7 +94,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, ExplainGuideError | OSError):
         return _say(str(error), _MISTAKE)
     if isinstance(error, ImportError):
-        return _say(f"{error}. Install it with pip.", _MISTAKE)
+        return _say(f"{str(error).rstrip('.')}. Install it with pip.", _MISTAKE)
     if "out of memory" in str(error).lower() or "allocate memory" in str(error):
         return _say("the memory is full. Use smaller images or batches.", _MISTAKE)
     return _say(

@@ -19,6 +19,7 @@ from explainguide.cli.start import add_model_arguments, begin
 from explainguide.cli.usage import UsageError
 from explainguide.errors import OptionError
 from explainguide.losses import LOSSES
+from explainguide.processes import process
 from explainguide.recipes import RECIPES, recipe
 from explainguide.training.config import TrainConfig
 from explainguide.visualization.tables import format_table
@@ -184,7 +185,8 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.quiet,
         info=info,
     )
-    print(_report(history, args.out))
+    if process()[0] == 0:
+        print(_report(history, args.out))
     return 0
 
 

@@ -109,8 +109,8 @@ def check_logits(output: Any, *, reading: Reading = AS_FOUND, images: int | None
         if callable(reading.output):
             raise OptionError(
                 f"output= was called with {_describe(output)} and raised "
-                f"{type(error).__name__}: {error}. It takes what the model returns. A callable that "
-                "returns logits (N, K) is allowed."
+                f"{type(error).__name__}: {str(error).rstrip('.')}. It takes what the model returns. "
+                "A callable that returns logits (N, K) is allowed."
             ) from error
         raise OptionError(
             f"the model returns a {_describe(output)}, in which there is no output="

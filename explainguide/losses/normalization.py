@@ -36,8 +36,7 @@ def scale_by_max(attribution: Tensor) -> Tensor:
 
 def positive_part(attribution: Tensor, normalize: Normalize = True) -> Tensor:
     """The normalised positive part that `l1_loss` and `ppce_loss` compare with the mask."""
-    if normalize == "paper":
-        return keep_positive(scale_by_max(attribution))
+    # Where the largest value is positive it is that of the positive part, so that "paper" is True.
     positive = keep_positive(attribution)
     return scale_by_max(positive) if normalize else positive
 

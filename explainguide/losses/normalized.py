@@ -30,8 +30,9 @@ def l1_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -
         attribution: Signed maps, ``(N, H, W)``, any scale.
         mask: Region to look at, ``(N, H, W)``, bool or in [0, 1].
         normalize: True divides the positive part by its own maximum, as the authors' program does;
-            ``"paper"`` divides by the maximum of :math:`|A|` before the positive part is taken;
-            False takes maps that are normalised already.
+            ``"paper"`` is the positive part of :math:`A / \max A`, as the text has it, which is the
+            same for every map that has a positive part; one without has none under either. False
+            takes maps that are normalised already.
 
     Returns:
         Loss per image, ``(N,)``, in [0, 1]; lower is better. The mean of the mask for a map with no

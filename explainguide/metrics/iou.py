@@ -51,8 +51,8 @@ def localization_iou(
         OptionError: If an option does.
 
     References:
-        Rao et al., 2023, Section 3.3. Its program normalises as above; the text divides by the
-        maximum.
+        Rao et al., 2023, Section 3.3, which thresholds the map and does not say how it is scaled. Its
+        program normalises as above.
 
     Example:
         Normalised, the map is (1, 0.5, 0.25, 0). Above 0.4 lie the two pixels of the upper row; one

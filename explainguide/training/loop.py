@@ -96,8 +96,8 @@ def train(
     config = config or TrainConfig()
     count = check_data(train_data, name="train_data")
     check_data(val_data, name="val_data")
-    main = process()[0] == 0
     accelerator = _accelerator(config)
+    main = process()[0] == 0  # a launched process joins the others when Accelerate is set up
     with together(accelerator.device):
         config = _check_annotated(config, train_data, val_data)
         inner = unwrap(model)

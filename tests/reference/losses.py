@@ -27,6 +27,11 @@ def normalised(attribution: Map, mask: Map) -> list[tuple[float, float]]:
     return [(a / largest, m) for a, m in positive]
 
 
+def normalised_by_the_text(attribution: Map) -> Map:
+    largest = max(max(row) for row in attribution)
+    return [[max(a / largest, 0) if largest > 0 else 0.0 for a in row] for row in attribution]
+
+
 def l1(attribution: Map, mask: Map) -> float:
     terms = [abs(m - a) for a, m in normalised(attribution, mask)]
     return sum(terms) / len(terms)
