@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainguide.bcos.base import BcosUnit
 from explainguide.bcos.norms import (
     BatchNormUncentered2d,
     GroupNormUncentered2d,
     LayerNormUncentered,
 )
+from explainguide.bcos.transform import BcosUnit
 from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.probe import input_size
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from explainguide.bcos.base import BcosUnit, check_unit
 from explainguide.bcos.norms import BatchNormUncentered2d
 from explainguide.bcos.tokens import BcosAttention, BcosMultiheadAttention
+from explainguide.bcos.transform import BcosUnit, check_unit
 from explainguide.errors import OptionError, operation
 from explainguide.hooks.dynamic import DynamicLinear, is_bcos
 

@@ -15,7 +15,7 @@ from torchvision.ops import SqueezeExcitation
 
 from explainguide.bcos import norms
 from explainguide.bcos.modules import Gated, GatedChannels
-from explainguide.bcos.settings import Settings
+from explainguide.bcos.settings import ConversionSettings
 from explainguide.bcos.units import BcosConv2d, BcosLinear
 
 __all__ = ["LINEAR", "as_conv", "bcos_activation", "bcos_norm", "bcos_unit", "squeeze_excite"]
@@ -25,7 +25,9 @@ LINEAR = (nn.Linear, timm.layers.Linear, nn.modules.linear.NonDynamicallyQuantiz
 
 
 @torch.no_grad()
-def bcos_unit(layer: nn.Module, settings: Settings, *, stem: bool = False) -> nn.Module | None:
+def bcos_unit(
+    layer: nn.Module, settings: ConversionSettings, *, stem: bool = False
+) -> nn.Module | None:
     """A convolution or linear layer as a B-cos unit; None for a kind that has none.
 
     Args:
@@ -88,7 +90,7 @@ class SamePadding(nn.Module):
         return padded
 
 
-def _padded(layer: nn.Conv2d, settings: Settings, *, stem: bool) -> nn.Module:
+def _padded(layer: nn.Conv2d, settings: ConversionSettings, *, stem: bool) -> nn.Module:
     """A convolution of timm that pads by itself: the padding, then a unit without."""
     plain = copy.copy(layer)
     plain.__class__, plain.padding = nn.Conv2d, (0, 0)
@@ -97,7 +99,7 @@ def _padded(layer: nn.Conv2d, settings: Settings, *, stem: bool) -> nn.Module:
     return nn.Sequential(OrderedDict(pad=SamePadding(layer), conv=conv)).train(layer.training)
 
 
-def _stem_weight(weight: Tensor, settings: Settings) -> Tensor:
+def _stem_weight(weight: Tensor, settings: ConversionSettings) -> Tensor:
     """Weights for an image and its inverse, equal to `weight` on the normalised image.
 
     (x - m) / s = ((1 - m) x - m (1 - x)) / s: linear in the six channels, so that no bias is
@@ -126,7 +128,7 @@ def as_conv(layer: BcosLinear) -> BcosConv2d:
 
 
 @torch.no_grad()
-def bcos_norm(layer: nn.Module, settings: Settings) -> nn.Module | None:
+def bcos_norm(layer: nn.Module, settings: ConversionSettings) -> nn.Module | None:
     """A norm whose statistics are constants of explanations; None for a kind that has no such form."""
     if type(layer) in _NORM_THEN_ACTIVATION:
         plain = bcos_norm(_without_activation(layer), settings)
@@ -180,7 +182,7 @@ def _without_activation(layer: nn.Module) -> nn.Module:
     return plain
 
 
-def _new_norm(kind: str, layer: Any, settings: Settings) -> nn.Module:
+def _new_norm(kind: str, layer: Any, settings: ConversionSettings) -> nn.Module:
     if kind == "batch":
         size = layer.num_features
     else:
@@ -227,7 +229,7 @@ def _like(layer: nn.Module) -> Tensor:
     return tensors[0] if tensors else torch.zeros(())
 
 
-def bcos_activation(layer: nn.Module, settings: Settings) -> nn.Module | None:
+def bcos_activation(layer: nn.Module, settings: ConversionSettings) -> nn.Module | None:
     """An activation dropped, or kept as a gate; None for what is no activation that is known."""
     if isinstance(layer, _PIECEWISE):
         if not settings.keep_activations:

@@ -121,8 +121,8 @@ def logit_bias(model: nn.Module) -> Tensor:
 
     With two classifiers, whose logits a distilled DeiT averages in evaluation, their mean.
     """
-    found: list[Tensor] = [m.bias for m in model.modules() if isinstance(m, LogitBias)]
-    return torch.stack(found).mean(0) if found else torch.zeros(())
+    biases: list[Tensor] = [m.bias for m in model.modules() if isinstance(m, LogitBias)]
+    return torch.stack(biases).mean(0) if biases else torch.zeros(())
 
 
 def _neurons(model: nn.Module, x: Tensor, layer: str) -> Tensor:
