@@ -10,11 +10,15 @@ unless it is asked for, because a bias is part of no explanation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import timm.layers
 import torch
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 
+from explainguide.bcos.norm_table import in_place_of
 from explainguide.errors import ShapeError, operation
 from explainguide.hooks.dynamic import DynamicLinear, Mode, hold, wide
 
@@ -87,6 +91,14 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, channel: i
     return x if bias is None else x + bias.reshape(shape)
 
 
+# Centring by a running mean adds a constant, so batch norm has an uncentred form only.
+@in_place_of(
+    nn.BatchNorm2d,
+    timm.layers.BatchNormAct2d,
+    arguments=("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    channels="num_features",
+    running=True,
+)
 class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
     """Batch norm without centring: a statistic a channel, over images and places.
 
@@ -202,6 +214,18 @@ class AllNormUncentered2d(BatchNormUncentered2d):
         return variance_of(input, (0, 1, 2, 3)).flatten(), input.mean()[None]
 
 
+_in_place_of_group_norm = partial(
+    in_place_of,
+    nn.GroupNorm,
+    timm.layers.GroupNorm,
+    timm.layers.GroupNorm1,
+    timm.layers.GroupNormAct,
+    arguments=("num_groups", "num_channels", "eps", "affine"),
+    channels="num_channels",
+)
+
+
+@_in_place_of_group_norm(choices=("uncentered",))
 class GroupNormUncentered2d(DynamicLinear, nn.GroupNorm):
     """Group norm without centring; one group is layer norm over ``(C, H, W)``, C groups instance norm.
 
@@ -236,12 +260,23 @@ class GroupNormUncentered2d(DynamicLinear, nn.GroupNorm):
         return _affine(output.flatten(1, 2), self.weight, self.bias, channel=-3)
 
 
+@_in_place_of_group_norm(choices=("detached",))
 class DetachableGroupNorm2d(GroupNormUncentered2d):
     """Group norm, centred; only its variance is a constant. Arguments as uncentred."""
 
     _centered = True
 
 
+_in_place_of_layer_norm = partial(
+    in_place_of,
+    arguments=("normalized_shape", "eps", "elementwise_affine"),
+    channels="normalized_shape",
+)
+_LAST = (nn.LayerNorm, timm.layers.LayerNorm)
+_SECOND = (LayerNorm2d, timm.layers.LayerNorm2d, timm.layers.LayerNormAct2d)
+
+
+@_in_place_of_layer_norm(*_LAST, channels_last=True, choices=("uncentered",))
 class LayerNormUncentered(DynamicLinear, nn.LayerNorm):
     """Layer norm without centring, over the last dimensions.
 
@@ -275,12 +310,14 @@ class LayerNormUncentered(DynamicLinear, nn.LayerNorm):
         return output if self.bias is None else output + self.bias
 
 
+@_in_place_of_layer_norm(*_LAST, channels_last=True, choices=("detached",))
 class DetachableLayerNorm(LayerNormUncentered):
     """Layer norm, centred; only its variance is a constant. Arguments as uncentred."""
 
     _centered = True
 
 
+@_in_place_of_layer_norm(*_SECOND, choices=("uncentered",))
 class PositionNormUncentered2d(LayerNormUncentered):
     """Norm over the channels of every place of ``(N, C, H, W)``, without centring.
 
@@ -300,6 +337,7 @@ class PositionNormUncentered2d(LayerNormUncentered):
         return _affine(output, self.weight, self.bias, channel=-3)
 
 
+@_in_place_of_layer_norm(*_SECOND, choices=("detached",))
 class DetachablePositionNorm2d(PositionNormUncentered2d):
     """Position norm, centred; only its variance is a constant. Arguments as uncentred."""
 
