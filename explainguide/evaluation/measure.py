@@ -19,6 +19,7 @@ from explainguide.datasets.batches import Batch, batches, check_data
 from explainguide.errors import DataError, OptionError, check_option, operation
 from explainguide.evaluation.classification import ClassificationScores, check_labels, is_multilabel
 from explainguide.guidance.options import named_attribution, place
+from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import resolve_layers, unwrap
 from explainguide.hooks.logits import check_logits, class_scores
 from explainguide.hooks.probe import automatic_layer, probe_layers
@@ -179,16 +180,12 @@ def _explaining(
     model: nn.Module, modules: dict[str, nn.Module | None], method: LayerMap
 ) -> Iterator[Tap]:
     """Evaluation mode and a tap, both undone on the way out."""
-    modes = {module: module.training for module in model.modules()}
     tap = method.tap(modules)
     try:
-        model.eval()
-        with tap.alone():
+        with evaluating(model), tap.alone():
             yield tap
     finally:
         tap.remove()
-        for module, training in modes.items():
-            module.training = training
 
 
 def _step(
