@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from unittest import mock
+
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from explainguide import ExplanationGuidance
 from explainguide.attr import InputXGradient
-from explainguide.errors import LayerError
+from explainguide.errors import LayerError, OptionError
 from explainguide.hooks.layout import Layout, infer_layout, to_nchw
+from explainguide.hooks.layout_table import KINDS, layout_kind
 from explainguide.hooks.probe import automatic_layer, probe_layers
+from explainguide.hooks.reading import check_reading
 
 
 class Vit(nn.Module):
@@ -215,3 +221,94 @@ def test_silent_tokens_that_fit_a_grid_with_and_without_their_prefix(
     (gradient,) = torch.autograd.grad(model.head(torch.tanh(tokens).mean(1))[:, 0].sum(), tokens)
     expected = (tokens * gradient).sum(2)[:, prefix:].reshape(2, 1, side, side)
     torch.testing.assert_close(found, expected.detach())
+
+
+@pytest.fixture
+def five_dimensions() -> Iterator[None]:
+    """A layout of a user: frames before places, as networks of videos have it, and one frame."""
+    with mock.patch.dict(KINDS):
+
+        @layout_kind("NLhwC", ndim=5, grid=(2, 3))
+        def one_frame(feature: Tensor, layout: Layout) -> Tensor:
+            return feature.squeeze(-4).movedim(-1, -3)
+
+        yield
+
+
+class Video(nn.Module):
+    """A network whose block returns (N, 1, h, w, C), or the same as (N, C, h, w)."""
+
+    def __init__(self, framed: bool) -> None:
+        super().__init__()
+        self.framed = framed
+        self.stem, self.block = nn.Conv2d(3, 6, 4, stride=4), nn.Tanh()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stem = self.stem(images)
+        if not self.framed:
+            return self.head(self.block(stem).square().mean((2, 3)))
+        return self.head(self.block(stem.movedim(1, 3).unsqueeze(1)).square().mean((1, 2, 3)))
+
+
+@pytest.mark.usefixtures("five_dimensions")
+@pytest.mark.parametrize("attribution", ["ixg", "gradient", "gradcam", "layercam"])
+def test_a_layout_of_a_user_is_guided(attribution: str) -> None:
+    torch.manual_seed(0)
+    framed, plain = Video(True).double(), Video(False).double()
+    plain.load_state_dict(framed.state_dict())
+    images = torch.rand(2, 3, 32, 48, dtype=torch.float64)
+    targets = [
+        {"boxes": torch.tensor([[0.0, 4, 20, 30]]), "labels": torch.tensor([k])} for k in (1, 2)
+    ]
+    found = []
+    for model, layout in ((framed, "NLhwC"), (plain, "NCHW")):
+        guide = ExplanationGuidance(model, "block", attribution=attribution, layout=layout)
+        model(images)
+        loss = guide.loss_loc(targets)
+        loss.backward()
+        found.append((loss, guide.attributions["block"], model.stem.weight.grad))
+        guide.remove()
+    assert found[0][1].shape == (2, 8, 12)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-15)
+    assert found[0][2].any()
+
+
+@pytest.mark.usefixtures("five_dimensions")
+def test_a_layout_of_a_user_has_its_own_dimensions_and_words() -> None:
+    def read(shape: tuple[int, ...]) -> Layout:
+        reading = check_reading(layout="NLhwC")
+        module, output = nn.Conv2d(3, 8, 1), torch.zeros(shape)
+        return infer_layout(
+            "x", output, (64, 64), model=nn.Module(), module=module, batch=2, reading=reading
+        )
+
+    assert str(read((2, 1, 4, 6, 8))) == "NLhwC 4 x 6"
+    assert read((2, 8, 16, 16)) == Layout("NCHW", (16, 16))  # a layer of four dimensions
+    with pytest.raises(OptionError, match="'NCHW' and 'NHWC' and 'NLhwC', and for tokens 'NLC'"):
+        check_reading(layout="HWC")
+
+
+def test_what_layouts_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(KINDS, "NLhwC", raising=False)  # a page of docs/ enters it
+    with pytest.raises(OptionError) as refused:
+        check_reading(layout="HWC")
+    assert str(refused.value) == (
+        "unknown layout 'HWC'. Leave it out: shapes tell it nearly always. 'NCHW' and 'NHWC', and "
+        "for tokens 'NLC' and 'NCL', are allowed."
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (Layout("NCHW", (2, 3)), "NCHW 2 x 3"),
+        (Layout("NHWC", (2, 3)), "NHWC 2 x 3"),
+        (Layout("tokens", (2, 3)), "2 x 3 tokens"),
+        (Layout("tokens", (2, 3), 1), "1 + 2 x 3 tokens"),
+        (Layout("tokens", (2, 3), 1, (3,)), "2 x 3 tokens, 1 among them"),
+        (Layout("channels", (2, 3), 1), "1 + 2 x 3 tokens, channels first"),
+    ],
+)
+def test_layouts_in_words(layout: Layout, words: str) -> None:
+    assert str(layout) == words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from explainguide.bcos.calibration import calibrate
 from explainguide.bcos.convert import bcosify
-from explainguide.bcos.maps import contribution_map, dynamic_weights, logit_bias
+from explainguide.bcos.explanations import contribution_map, dynamic_weights, logit_bias
 from explainguide.bcos.modules import (
     AddInverse,
     DynamicLinearUnit,

@@ -10,12 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainguide.bcos.base import BcosUnit
-from explainguide.bcos.norms import (
-    BatchNormUncentered2d,
-    GroupNormUncentered2d,
-    LayerNormUncentered,
-)
+from explainguide.bcos.norm_table import form_of
+from explainguide.bcos.transform import BcosUnit
 from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.probe import input_size
 
@@ -53,7 +49,7 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
 
 @contextmanager
 def _statistics_of_the_batch(model: nn.Module) -> Iterator[None]:
-    norms = [m for m in model.modules() if isinstance(m, BatchNormUncentered2d)]
+    norms: list[Any] = [m for m in model.modules() if (form := form_of(m)) and form.running]
     norms = [norm for norm in norms if norm.running_var is not None]
     momenta = [norm.momentum for norm in norms]
     with evaluating(model):
@@ -112,7 +108,7 @@ def _not_normalised(model: nn.Module, images: Tensor) -> list[nn.Module]:
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, BcosUnit)]
     for module in model.modules():
-        if isinstance(module, BatchNormUncentered2d | GroupNormUncentered2d | LayerNormUncentered):
+        if form_of(module) is not None:
             hooks.append(
                 module.register_forward_pre_hook(lambda _, inputs: normalised.append(inputs[0]))
             )

@@ -11,23 +11,23 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from explainguide.bcos.base import Gain
 from explainguide.bcos.calibration import calibrate, match_scales, random_images
-from explainguide.bcos.heads import (
+from explainguide.bcos.classifier import (
     Head,
     classifier_first,
     find_head,
     pool_after_classifier,
     replace,
 )
-from explainguide.bcos.maps import curvature, missing_share
-from explainguide.bcos.maps import logit_bias as logit_bias_of
+from explainguide.bcos.convert_layers import convert_layers
+from explainguide.bcos.explanations import curvature, missing_share
+from explainguide.bcos.explanations import logit_bias as logit_bias_of
+from explainguide.bcos.layer_forms import as_conv, bcos_unit
 from explainguide.bcos.modules import LogitBias
-from explainguide.bcos.parts import as_conv, bcos_unit
 from explainguide.bcos.record import Conversion, conversion
-from explainguide.bcos.settings import Numbers, Settings, resolve_settings
+from explainguide.bcos.settings import ConversionSettings, Numbers, resolve_settings
+from explainguide.bcos.transform import Gain
 from explainguide.bcos.units import BcosLinear
-from explainguide.bcos.walk import convert_parts
 from explainguide.errors import ExplainGuideError, GuidanceError, OptionError, operation
 from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import unwrap
@@ -147,7 +147,7 @@ def bcosify(
     return network
 
 
-def convert(model: nn.Module, settings: Settings) -> nn.Module:
+def convert(model: nn.Module, settings: ConversionSettings) -> nn.Module:
     """`bcosify` without its last step, which gives norms and scales something to start with."""
     with torch.random.fork_rng(devices=[], enabled=settings.keep_weights):  # layers draw in vain
         network = copied(unwrap(model))
@@ -160,7 +160,7 @@ def convert(model: nn.Module, settings: Settings) -> nn.Module:
                 "no convolution takes three channels, so images come as they did, without their inverse"
             )
         _convert_head(network, settings, head, report)
-        convert_parts(network, settings, head.stems, report)
+        convert_layers(network, settings, head.stems, report)
         _name_parted(network, tied, report)
         if len(modes) == 1:
             network.train(modes.pop())
@@ -182,7 +182,7 @@ def _head(model: nn.Module, size: tuple[int, int, int]) -> Head:
 
 def _convert_head(
     model: nn.Module,
-    settings: Settings,
+    settings: ConversionSettings,
     head: Head,
     report: Conversion,
 ) -> None:
@@ -211,12 +211,12 @@ def _convert_head(
         report.left.append("no linear layer returns the logits, so there is no logit bias")
 
 
-def _without_bias(settings: Settings) -> Settings:
+def _without_bias(settings: ConversionSettings) -> ConversionSettings:
     """A classifier's bias is that of the logits, whatever becomes of the others."""
     return dataclasses.replace(settings, bias=False)
 
 
-def _logit_bias(old: nn.Linear, settings: Settings) -> LogitBias:
+def _logit_bias(old: nn.Linear, settings: ConversionSettings) -> LogitBias:
     asked = settings.logit_bias
     if not settings.keep_weights and asked is None:
         asked = -math.log(max(old.out_features - 1, 1))
@@ -239,14 +239,14 @@ def _name_parted(model: nn.Module, tied: list[list[str]], report: Conversion) ->
     """Say which parameters were one and are several now."""
     now = dict(model.named_parameters(remove_duplicate=False))
     for names in tied:
-        found = [now[name] for name in names if name in now]
-        if found and (len(found) < len(names) or len(set(found)) > 1):
+        parameters = [now[name] for name in names if name in now]
+        if parameters and (len(parameters) < len(names) or len(set(parameters)) > 1):
             report.left.append(
                 f"{', '.join(names)}: one parameter before, and now trained apart from each other"
             )
 
 
-def _compare(model: nn.Module, network: nn.Module, settings: Settings) -> None:
+def _compare(model: nn.Module, network: nn.Module, settings: ConversionSettings) -> None:
     """Hold the network against the model at b = 1, where the logits are promised to be the same.
 
     Another b, or no biases, promise nothing; then a second conversion at b = 1 stands for the first.
@@ -268,17 +268,17 @@ def _compare(model: nn.Module, network: nn.Module, settings: Settings) -> None:
     if encoded.shape[1] == 2 * settings.size[0]:  # with the inverse, which the stem normalises
         mean, std = (plain.new_tensor(v)[:, None, None] for v in (settings.mean, settings.std))
         plain = (encoded[:, : settings.size[0]] - mean) / std
-    found = difference(original, network, plain, encoded)
-    if found is not None:
+    where = difference(original, network, plain, encoded)
+    if where is not None:
         raise GuidanceError(
             f"at b = 1 the network's logits differ from those of {type(model).__name__} "
-            f"{found}, so a part of it computes what no conversion sees. Look for hooks, layers with "
+            f"{where}, so a part of it computes what no conversion sees. Look for hooks, layers with "
             "a forward of their own, and weights outside of modules. Layers of torch, timm and "
             "torchvision are allowed."
         )
 
 
-def _start(model: nn.Module, settings: Settings) -> None:
+def _start(model: nn.Module, settings: ConversionSettings) -> None:
     """Start norms and scales with an example, and find with it what no list of layers can show."""
     images = random_images(model, settings.size[1:])
     with evaluating(model):

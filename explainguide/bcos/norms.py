@@ -10,11 +10,15 @@ unless it is asked for, because a bias is part of no explanation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
+import timm.layers
 import torch
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 
-from explainguide.bcos.variance import variance_of
+from explainguide.bcos.norm_table import in_place_of
 from explainguide.errors import ShapeError, operation
 from explainguide.hooks.dynamic import DynamicLinear, Mode, hold, wide
 
@@ -29,6 +33,39 @@ __all__ = [
     "LayerNormUncentered",
     "PositionNormUncentered2d",
 ]
+
+
+def variance_of(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Over some dimensions, which stay as 1; in float32 for half precision."""
+    variance: Tensor = _Variance.apply(wide(x), dims)
+    return variance
+
+
+class _Variance(torch.autograd.Function):
+    """Biased variance over some dimensions, which stay as 1.
+
+    ``torch.var`` takes ten to twenty times as long as two passes on a CPU, where it was the most
+    costly operation after the convolutions.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        if x.device.type == "cpu":
+            return (x - x.mean(dims, keepdim=True)).square_().mean(dims, keepdim=True)
+        return x.var(dims, correction=0, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, ctx.dims = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        slope = grad * (2 * grad.numel() / x.numel())
+        return (x - x.mean(ctx.dims, keepdim=True)) * slope, None
 
 
 def _check(norm: nn.Module, given: int, taken: int, shape: Sequence[int]) -> None:
@@ -54,6 +91,14 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, channel: i
     return x if bias is None else x + bias.reshape(shape)
 
 
+# Centring by a running mean adds a constant, so batch norm has an uncentred form only.
+@in_place_of(
+    nn.BatchNorm2d,
+    timm.layers.BatchNormAct2d,
+    arguments=("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    channels="num_features",
+    running=True,
+)
 class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
     """Batch norm without centring: a statistic a channel, over images and places.
 
@@ -169,6 +214,18 @@ class AllNormUncentered2d(BatchNormUncentered2d):
         return variance_of(input, (0, 1, 2, 3)).flatten(), input.mean()[None]
 
 
+_in_place_of_group_norm = partial(
+    in_place_of,
+    nn.GroupNorm,
+    timm.layers.GroupNorm,
+    timm.layers.GroupNorm1,
+    timm.layers.GroupNormAct,
+    arguments=("num_groups", "num_channels", "eps", "affine"),
+    channels="num_channels",
+)
+
+
+@_in_place_of_group_norm(choices=("uncentered",))
 class GroupNormUncentered2d(DynamicLinear, nn.GroupNorm):
     """Group norm without centring; one group is layer norm over ``(C, H, W)``, C groups instance norm.
 
@@ -203,12 +260,23 @@ class GroupNormUncentered2d(DynamicLinear, nn.GroupNorm):
         return _affine(output.flatten(1, 2), self.weight, self.bias, channel=-3)
 
 
+@_in_place_of_group_norm(choices=("detached",))
 class DetachableGroupNorm2d(GroupNormUncentered2d):
     """Group norm, centred; only its variance is a constant. Arguments as uncentred."""
 
     _centered = True
 
 
+_in_place_of_layer_norm = partial(
+    in_place_of,
+    arguments=("normalized_shape", "eps", "elementwise_affine"),
+    channels="normalized_shape",
+)
+_LAST = (nn.LayerNorm, timm.layers.LayerNorm)
+_SECOND = (LayerNorm2d, timm.layers.LayerNorm2d, timm.layers.LayerNormAct2d)
+
+
+@_in_place_of_layer_norm(*_LAST, channels_last=True, choices=("uncentered",))
 class LayerNormUncentered(DynamicLinear, nn.LayerNorm):
     """Layer norm without centring, over the last dimensions.
 
@@ -242,12 +310,14 @@ class LayerNormUncentered(DynamicLinear, nn.LayerNorm):
         return output if self.bias is None else output + self.bias
 
 
+@_in_place_of_layer_norm(*_LAST, channels_last=True, choices=("detached",))
 class DetachableLayerNorm(LayerNormUncentered):
     """Layer norm, centred; only its variance is a constant. Arguments as uncentred."""
 
     _centered = True
 
 
+@_in_place_of_layer_norm(*_SECOND, choices=("uncentered",))
 class PositionNormUncentered2d(LayerNormUncentered):
     """Norm over the channels of every place of ``(N, C, H, W)``, without centring.
 
@@ -267,6 +337,7 @@ class PositionNormUncentered2d(LayerNormUncentered):
         return _affine(output, self.weight, self.bias, channel=-3)
 
 
+@_in_place_of_layer_norm(*_SECOND, choices=("detached",))
 class DetachablePositionNorm2d(PositionNormUncentered2d):
     """Position norm, centred; only its variance is a constant. Arguments as uncentred."""
 

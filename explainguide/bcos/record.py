@@ -43,9 +43,9 @@ def conversion(model: nn.Module) -> Conversion:
         >>> conversion(network).changes
         {'0': 'Conv2d(3) -> BcosConv2d(6)'}
     """
-    found = getattr(model, "conversion", None)
-    if isinstance(found, Conversion):
-        return found
+    record = getattr(model, "conversion", None)
+    if isinstance(record, Conversion):
+        return record
     raise OptionError(
         f"this {type(model).__name__} was not made by bcosify. Pass what bcosify "
         "returned. A converted network, out of DistributedDataParallel, is allowed."

@@ -11,11 +11,11 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ConvNeXt, ResNet
 
-from explainguide.bcos.base import BcosUnit
 from explainguide.bcos.convert import bcosify
 from explainguide.bcos.modules import LogitBias
 from explainguide.bcos.norms import BatchNormUncentered2d
 from explainguide.bcos.simple_vit import SimpleViT
+from explainguide.bcos.transform import BcosUnit
 from explainguide.bcos.units import BcosLinear
 from explainguide.errors import DataError, OptionError, did_you_mean, operation
 from explainguide.hooks.layers import unwrap

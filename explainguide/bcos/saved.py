@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainguide.bcos.base import BcosUnit
 from explainguide.bcos.convert import bcosify, convert
 from explainguide.bcos.settings import resolve_settings
+from explainguide.bcos.transform import BcosUnit
 from explainguide.errors import operation
 
 __all__ = ["rebuild"]

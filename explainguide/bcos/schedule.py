@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from explainguide.bcos.base import BcosUnit, check_unit
-from explainguide.bcos.norms import BatchNormUncentered2d
 from explainguide.bcos.tokens import BcosAttention, BcosMultiheadAttention
+from explainguide.bcos.transform import BcosUnit, check_unit
 from explainguide.errors import OptionError, operation
 from explainguide.hooks.dynamic import DynamicLinear, is_bcos
 
@@ -73,8 +72,9 @@ def scale_biases(model: nn.Module, factor: float) -> None:
             _scale(module, "in_proj_bias", factor)
         if isinstance(module, DynamicLinear):
             _scale(module, "bias", factor)
-        if isinstance(module, BatchNormUncentered2d) and module.centering is not None:
-            module.centering = module.centering * factor if factor else None
+            centering = getattr(module, "centering", None)
+            if centering is not None:
+                module.centering = centering * factor if factor else None  # type: ignore[assignment]
 
 
 def _scale(module: nn.Module, name: str, factor: float) -> None:

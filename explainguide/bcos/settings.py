@@ -8,21 +8,21 @@ from typing import Any, cast
 
 from torch import nn
 
-from explainguide.bcos.base import Gain, check_unit
+from explainguide.bcos.transform import Gain, check_unit
 from explainguide.errors import OptionError
 from explainguide.hooks.dynamic import is_bcos
 from explainguide.hooks.layers import unwrap
 from explainguide.hooks.probe import input_size
 from explainguide.models.plain_weights import check_plain_weights
 
-__all__ = ["Numbers", "Settings", "resolve_settings"]
+__all__ = ["ConversionSettings", "Numbers", "resolve_settings"]
 
 Numbers = float | Sequence[float]
 NormChoice = str | Callable[[int], nn.Module]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ConversionSettings:
     """The arguments of `bcosify`, with no None but a logit bias that is left to the classifier."""
 
     b: float
@@ -52,7 +52,7 @@ def resolve_settings(
     mean: Numbers,
     std: Numbers,
     image_size: tuple[int, int] | None,
-) -> Settings:
+) -> ConversionSettings:
     """Check what `bcosify` was called with.
 
     Raises:
@@ -84,7 +84,7 @@ def resolve_settings(
         )
     channels, *own_size = input_size(model)
     height, width = image_size or own_size
-    return Settings(
+    return ConversionSettings(
         b=b,
         max_out=max_out,
         gain=gain,

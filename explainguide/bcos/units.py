@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainguide.bcos.base import BcosUnit, Gain, check_unit
+from explainguide.bcos.transform import BcosUnit, Gain, check_unit
 from explainguide.errors import OptionError, ShapeError, operation
 from explainguide.hooks.dynamic import wide
 

@@ -123,7 +123,7 @@ class ExplanationGuidance:
         first_label: FirstLabel = 0,
         sync_dist: bool = True,
         output: Output | None = None,
-        layout: Literal["NCHW", "NHWC"] | None = None,
+        layout: str | None = None,
         grid: Sequence[int] | None = None,
         prefix_tokens: int | Sequence[int] | None = None,
         image_size: int | Sequence[int] | None = None,

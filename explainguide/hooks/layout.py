@@ -1,90 +1,23 @@
-"""Activations of any family as (N, C, h, w)."""
+"""Which layout an activation of any family has, so that it can be read as (N, C, h, w)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from explainguide.errors import LayerError
 from explainguide.hooks.layers import said_of, split_index
+from explainguide.hooks.layout_table import KINDS, Layout, kind_called, places_alone, to_nchw
 from explainguide.hooks.places import Arrangement
 from explainguide.hooks.reading import AS_FOUND, Reading
 from explainguide.hooks.token_grid import Steps, Tokens, find_tokens
 
 __all__ = ["Layout", "infer_layout", "places_alone", "to_nchw"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How to read an activation as (N, C, h, w).
-
-    Attributes:
-        kind: "NCHW", "NHWC", "tokens" (N, prefix + h*w, C) or "channels" (N, C, prefix + h*w).
-        grid: (h, w).
-        prefix: Number of tokens that belong to no place (class token, registers).
-        others: Their positions, where they are not the first ones.
-        order: The token of each cell, row by row, where the tokens lie otherwise.
-        assumed: What is taken for granted, in words; empty where all of it is known.
-        reroll: Puts the tokens of a model that keeps them in another order (Hiera) in their places,
-            (N, h*w, C) to (N, h, w, C).
-    """
-
-    kind: str
-    grid: tuple[int, int]
-    prefix: int = 0
-    others: tuple[int, ...] = ()
-    order: tuple[int, ...] = ()
-    assumed: str = field(default="", compare=False)
-    reroll: Callable[[Tensor], Tensor] | None = field(default=None, compare=False, repr=False)
-
-    def __str__(self) -> str:
-        place = f"{self.grid[0]} x {self.grid[1]}"
-        if self.kind in ("tokens", "channels"):
-            among = f"{place} tokens, {self.prefix} among them" if self.others else ""
-            front = f"{self.prefix} + {place} tokens" if self.prefix else f"{place} tokens"
-            return (among or front) + (", channels first" if self.kind == "channels" else "")
-        return f"{self.kind} {place}"
-
-
-def to_nchw(feature: Tensor, layout: Layout) -> Tensor:
-    """A view of an activation as (..., C, h, w); leading dimensions stay.
-
-    Example:
-        >>> import torch
-        >>> tokens = torch.arange(10.0).reshape(1, 5, 2)  # a class token and a 2 x 2 grid
-        >>> to_nchw(tokens, Layout("tokens", (2, 2), prefix=1))[0, 0]
-        tensor([[2., 4.],
-                [6., 8.]])
-    """
-    if layout.kind == "NCHW":
-        return feature
-    if layout.kind == "NHWC":
-        return rearrange(feature, "... h w c -> ... c h w")
-    if layout.kind == "channels":
-        feature = feature.mT
-    patches = places_alone(feature, layout)
-    if layout.reroll is not None:
-        placed = layout.reroll(patches.flatten(0, -3)).unflatten(0, patches.shape[:-2])
-        return rearrange(placed, "... h w c -> ... c h w")
-    return rearrange(patches, "... (h w) c -> ... c h w", h=layout.grid[0])
-
-
-def places_alone(feature: Tensor, layout: Layout, *, dim: int = -2) -> Tensor:
-    """The tokens that belong to places, row by row."""
-    count = layout.grid[0] * layout.grid[1]
-    if layout.order:
-        return feature.index_select(dim, torch.tensor(layout.order, device=feature.device))
-    if not layout.others:
-        return feature.narrow(dim, layout.prefix, count)
-    kept = [i for i in range(count + layout.prefix) if i not in layout.others]
-    return feature.index_select(dim, torch.tensor(kept, device=feature.device))
 
 
 def infer_layout(
@@ -126,10 +59,13 @@ def infer_layout(
             "image."
         )
     readings: list[Layout] = []
-    if feature.ndim == 3:
+    asked = kind_called(reading.layout)
+    if asked and KINDS[asked].grid is not None and KINDS[asked].ndim == feature.ndim:
+        readings = [Layout(asked, KINDS[asked].of(shape))]
+    elif feature.ndim == 3:
         readings = _token_readings(name, feature, image_size, model, module, reading, steps)
     elif feature.ndim == 4:
-        readings = _image_readings(name, shape, image_size, model, module, reading.layout)
+        readings = _image_readings(name, shape, image_size, model, module, reading)
     if not readings or readings[0].grid == (1, 1):
         raise LayerError(
             f"the output of layer {name!r} has shape {shape}, which has no spatial extent "
@@ -143,8 +79,7 @@ def infer_layout(
             f"{' or '.join(map(str, readings))}. Say grid=(h, w). The reading must be certain."
         )
     if len(readings) > 1:
-        names = {"tokens": "NLC", "channels": "NCL"}
-        kinds = " or ".join(f"layout={names.get(r.kind, r.kind)!r}" for r in readings)
+        kinds = " or ".join(f"layout={KINDS[r.kind].called!r}" for r in readings)
         raise LayerError(
             f"the output of layer {name!r} has shape {shape}, which can be read as "
             f"{' or '.join(map(str, readings))}. Say {kinds}. The reading must be certain."
@@ -176,7 +111,7 @@ def _token_readings(
 ) -> list[Layout]:
     """What the user, the model's library or the pass says; else a guess, which is told."""
     # Attention weights, for which there is no module, come as (N, keys, queries).
-    orders = {"NLC": [False], "NCL": [True]}.get(reading.layout or "", [False, True])
+    orders = {"tokens": [False], "channels": [True]}.get(kind_called(reading.layout), [False, True])
     orders = orders if module is not None else [False]
     if reading.grid is not None:
         return [_as_said(name, feature, reading, orders)]
@@ -290,12 +225,11 @@ def _image_readings(
     image_size: tuple[int, int],
     model: nn.Module,
     module: nn.Module | None,
-    choice: str | None,
+    reading: Reading,
 ) -> list[Layout]:
-    first = Layout("NCHW", (shape[2], shape[3]))
-    last = Layout("NHWC", (shape[1], shape[2]))
-    if choice is not None:
-        return [first if choice == "NCHW" else last]
+    first, last = (Layout(kind, KINDS[kind].of(shape)) for kind in ("NCHW", "NHWC"))
+    if kind_called(reading.layout) in ("tokens", "channels"):
+        return [last]  # a layout of tokens tells nothing of these: they have always been read so
     if module is None:  # the image itself
         return [first]
     channels_last = said_of(model, name, "output_fmt") == "NHWC"

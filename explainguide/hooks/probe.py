@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from explainguide.errors import ExplainGuideError, LayerError, warn
 from explainguide.hooks.derivatives import check_derivatives
+from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import INPUT, split_index
 from explainguide.hooks.layout import Layout, infer_layout, to_nchw
 from explainguide.hooks.logits import check_logits
@@ -135,14 +136,9 @@ def probe(
         logits = check_logits(output, reading=reading, images=1)
         return act((logits * torch.randn(logits.shape, generator=generator).to(logits)).sum())
 
-    modes = {module: module.training for module in model.modules()}
-    try:
-        probing = _Probe(model, finish).eval()
-        with torch.inference_mode(False), torch.enable_grad():
-            return cast(Result, torch.func.functional_call(probing, alive_weights, (image,)))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    probing = _Probe(model, finish)
+    with evaluating(probing), torch.inference_mode(False), torch.enable_grad():
+        return cast(Result, torch.func.functional_call(probing, alive_weights, (image,)))
 
 
 def probe_layers(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from explainguide.errors import OptionError
+from explainguide.hooks.layout_table import KINDS
 
 __all__ = ["AS_FOUND", "Output", "Reading", "check_reading"]
 
@@ -22,7 +23,7 @@ class Reading:
             attribute, or a callable that takes what the model returned.
         image_argument: Which of the model's arguments are the images: a position or a name.
         layout: ``"NCHW"`` or ``"NHWC"``, how a layer's four dimensions are read; ``"NLC"`` or
-            ``"NCL"``, how tokens and channels lie in three.
+            ``"NCL"``, how tokens and channels lie in three; or a kind that was entered in `KINDS`.
         grid: (h, w) of a layer's tokens.
         prefix_tokens: How many tokens in front belong to no place, or their positions.
         image_size: (H, W) of an image that the model takes, where it is run on one of our own.
@@ -65,10 +66,14 @@ def check_reading(
             f"image_argument is {image_argument!r}. Name the argument of the model's forward "
             "that takes the images. A position from 0 on or a name is allowed."
         )
-    if layout not in (None, "NCHW", "NHWC", "NLC", "NCL"):
+    if layout is not None and layout not in [kind.called for kind in KINDS.values()]:
+        of_shapes, of_tokens = (
+            " and ".join(repr(k.called) for k in KINDS.values() if (k.grid is None) == tokens)
+            for tokens in (False, True)
+        )
         raise OptionError(
-            f"unknown layout {layout!r}. Leave it out: shapes tell it nearly always. 'NCHW' "
-            "and 'NHWC', and for tokens 'NLC' and 'NCL', are allowed."
+            f"unknown layout {layout!r}. Leave it out: shapes tell it nearly always. {of_shapes}, "
+            f"and for tokens {of_tokens}, are allowed."
         )
     return Reading(
         output,

@@ -34,8 +34,8 @@ from explainguide.bcos import (
     logit_bias,
     scale_biases,
 )
-from explainguide.bcos.base import BcosUnit
-from explainguide.bcos.maps import missing_share
+from explainguide.bcos.explanations import missing_share
+from explainguide.bcos.transform import BcosUnit
 from explainguide.errors import OptionError, ShapeError
 
 from .families import FAMILIES, build, converted, images, size_of

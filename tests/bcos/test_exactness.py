@@ -28,8 +28,8 @@ from explainguide.bcos import (
     scale_biases,
     set_b,
 )
-from explainguide.bcos.base import BcosUnit
 from explainguide.bcos.norms import BatchNormUncentered2d
+from explainguide.bcos.transform import BcosUnit
 from explainguide.dynamic import DynamicLinear
 from explainguide.errors import OptionError
 
@@ -312,7 +312,7 @@ def mistaken_mode(model: nn.Module) -> Iterator[None]:
         if isinstance(unit, BcosUnit):
             unit.square_eps = 1e-30
     with (
-        mock.patch("explainguide.bcos.maps.explanation_mode", nullcontext_of),
+        mock.patch("explainguide.bcos.explanations.explanation_mode", nullcontext_of),
         mock.patch("explainguide.attr.bcos.explanation_mode", nullcontext_of),
     ):
         yield

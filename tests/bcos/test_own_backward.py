@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from explainguide.bcos.lengths import rescaled
-from explainguide.bcos.variance import variance_of
+from explainguide.bcos.norms import variance_of
+from explainguide.bcos.transform import rescaled
 
 
 def plain(weight: Tensor, power: float) -> Tensor:

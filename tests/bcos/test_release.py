@@ -27,7 +27,7 @@ from explainguide.bcos import (
     simple_vit,
 )
 from explainguide.bcos import release as ours
-from explainguide.bcos.maps import missing_share
+from explainguide.bcos.explanations import missing_share
 from explainguide.bcos.release import load_published, published
 from explainguide.bcos.simple_vit import SimpleViT
 

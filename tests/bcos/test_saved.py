@@ -14,8 +14,8 @@ import torchvision
 from torch import nn
 
 from explainguide.bcos import AddInverse, bcosify, set_b
-from explainguide.bcos.base import BcosUnit
 from explainguide.bcos.saved import rebuild
+from explainguide.bcos.transform import BcosUnit
 from explainguide.checkpoints import load_model, save_checkpoint
 from explainguide.models import small_cnn
 from explainguide.xdnn import is_homogeneous, remove_bias

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from explainguide import bcos
-from explainguide.bcos.base import BcosUnit
+from explainguide.bcos.transform import BcosUnit
 
 aten = torch.ops.aten
 _CLIPS = {aten.relu.default, aten.relu_.default, aten.leaky_relu.default, aten.leaky_relu_.default}

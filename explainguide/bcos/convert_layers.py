@@ -10,17 +10,16 @@ import torch
 from timm.models.vision_transformer import Attention
 from torch import nn
 
-from explainguide.bcos.base import BcosUnit
-from explainguide.bcos.modules import GatedChannels, LogitBias
-from explainguide.bcos.parts import (
+from explainguide.bcos.layer_forms import (
     LINEAR,
     bcos_activation,
     bcos_norm,
     bcos_unit,
     squeeze_excite,
 )
+from explainguide.bcos.modules import GatedChannels, LogitBias
 from explainguide.bcos.record import Conversion
-from explainguide.bcos.settings import Settings
+from explainguide.bcos.settings import ConversionSettings
 from explainguide.bcos.tokens import (
     BcosAttention,
     BcosMultiheadAttention,
@@ -28,10 +27,11 @@ from explainguide.bcos.tokens import (
     separate_positions,
     to_bcos,
 )
+from explainguide.bcos.transform import BcosUnit
 from explainguide.errors import OptionError
 from explainguide.hooks.dynamic import DynamicLinear
 
-__all__ = ["convert_parts"]
+__all__ = ["convert_layers"]
 
 # What an attention computes its weights from; they are constants, whatever they are made of.
 _OF_THE_WEIGHTS = ("qkv", "q_norm", "k_norm", "gate")
@@ -50,8 +50,8 @@ _HARMLESS = (
 )
 
 
-def convert_parts(
-    model: nn.Module, settings: Settings, stems: Sequence[str], report: Conversion
+def convert_layers(
+    model: nn.Module, settings: ConversionSettings, stems: Sequence[str], report: Conversion
 ) -> None:
     """Convert every layer below `model`, in place, and write down what was done.
 
@@ -86,7 +86,7 @@ def convert_parts(
 
 @dataclass
 class _Walk:
-    settings: Settings
+    settings: ConversionSettings
     stems: frozenset[str]
     report: Conversion
     positions: Positions | None

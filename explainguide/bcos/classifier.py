@@ -70,18 +70,18 @@ def find_head(model: nn.Module, size: tuple[int, int, int]) -> Head:
 def _find_stems(calls: Sequence[_Call], images: Tensor) -> tuple[str, ...]:
     """Those that get the image itself; if it was changed before, the first with three channels."""
     takes_three = [c for c in calls if isinstance(c[1], nn.Conv2d) and c[1].in_channels == 3]
-    found = [name for name, _, given, _ in takes_three if given is images]
-    return tuple(found or [name for name, *_ in takes_three[:1]])
+    sees_images = [name for name, _, given, _ in takes_three if given is images]
+    return tuple(sees_images or [name for name, *_ in takes_three[:1]])
 
 
 def _read(model: nn.Module, calls: Sequence[_Call], logits: Any) -> Head:
-    found = [call for call in calls if isinstance(call[1], nn.Linear) and call[3] is logits]
-    if not found:  # two heads whose outputs are averaged, or something after the last layer
+    last = [call for call in calls if isinstance(call[1], nn.Linear) and call[3] is logits]
+    if not last:  # two heads whose outputs are averaged, or something after the last layer
         config = getattr(model, "pretrained_cfg", None) or {}
-        told = config.get("classifier")
-        told = [told] if isinstance(told, str) else list(told or [])
-        return Head(tuple(n for n in told if isinstance(model.get_submodule(n), nn.Linear)))
-    name, _, features, _ = found[-1]
+        heads = config.get("classifier")
+        heads = [heads] if isinstance(heads, str) else list(heads or [])
+        return Head(tuple(n for n in heads if isinstance(model.get_submodule(n), nn.Linear)))
+    name, _, features, _ = last[-1]
     pool = _find_pool(calls)
     if pool is None or getattr(model, "drop_rate", None):  # dropout that is a call, not a module
         return Head((name,))

@@ -10,12 +10,12 @@ import timm.layers
 import torch
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
-from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import SqueezeExcitation
 
-from explainguide.bcos import norms
 from explainguide.bcos.modules import Gated, GatedChannels
-from explainguide.bcos.settings import Settings
+from explainguide.bcos.norm_table import NormForm, find_form, takes_images
+from explainguide.bcos.norms import ChannelsLast
+from explainguide.bcos.settings import ConversionSettings
 from explainguide.bcos.units import BcosConv2d, BcosLinear
 
 __all__ = ["LINEAR", "as_conv", "bcos_activation", "bcos_norm", "bcos_unit", "squeeze_excite"]
@@ -25,7 +25,9 @@ LINEAR = (nn.Linear, timm.layers.Linear, nn.modules.linear.NonDynamicallyQuantiz
 
 
 @torch.no_grad()
-def bcos_unit(layer: nn.Module, settings: Settings, *, stem: bool = False) -> nn.Module | None:
+def bcos_unit(
+    layer: nn.Module, settings: ConversionSettings, *, stem: bool = False
+) -> nn.Module | None:
     """A convolution or linear layer as a B-cos unit; None for a kind that has none.
 
     Args:
@@ -88,7 +90,7 @@ class SamePadding(nn.Module):
         return padded
 
 
-def _padded(layer: nn.Conv2d, settings: Settings, *, stem: bool) -> nn.Module:
+def _padded(layer: nn.Conv2d, settings: ConversionSettings, *, stem: bool) -> nn.Module:
     """A convolution of timm that pads by itself: the padding, then a unit without."""
     plain = copy.copy(layer)
     plain.__class__, plain.padding = nn.Conv2d, (0, 0)
@@ -97,7 +99,7 @@ def _padded(layer: nn.Conv2d, settings: Settings, *, stem: bool) -> nn.Module:
     return nn.Sequential(OrderedDict(pad=SamePadding(layer), conv=conv)).train(layer.training)
 
 
-def _stem_weight(weight: Tensor, settings: Settings) -> Tensor:
+def _stem_weight(weight: Tensor, settings: ConversionSettings) -> Tensor:
     """Weights for an image and its inverse, equal to `weight` on the normalised image.
 
     (x - m) / s = ((1 - m) x - m (1 - x)) / s: linear in the six channels, so that no bias is
@@ -126,98 +128,49 @@ def as_conv(layer: BcosLinear) -> BcosConv2d:
 
 
 @torch.no_grad()
-def bcos_norm(layer: nn.Module, settings: Settings) -> nn.Module | None:
+def bcos_norm(layer: nn.Module, settings: ConversionSettings) -> nn.Module | None:
     """A norm whose statistics are constants of explanations; None for a kind that has no such form."""
-    if type(layer) in _NORM_THEN_ACTIVATION:
-        plain = bcos_norm(_without_activation(layer), settings)
-        if plain is None:
-            return None
-        made: Any = layer
-        parts = OrderedDict(norm=plain, drop=made.drop, act=made.act)
-        return nn.Sequential(parts)  # the activation is converted in its turn
-    kind = next((kind for known, kind in _NORMS.items() if type(layer) in known), None)
-    if kind is None:
+    form = find_form(layer, settings.norm)
+    if form is None:
         return None
-    new = _new_norm(kind, layer, settings).to(_like(layer))
+    new = _new_norm(form, layer, settings).to(_like(layer))
     if settings.keep_weights:
-        _copy_norm(new.norm if isinstance(new, norms.ChannelsLast) else new, layer)
-    return new.train(layer.training)
+        _copy_norm(new.norm if isinstance(new, ChannelsLast) else new, layer)
+    new.train(layer.training)
+    if not isinstance(getattr(layer, "act", None), nn.Module):
+        return new
+    made: Any = layer  # a norm of timm with its activation, which is converted in its turn
+    return nn.Sequential(OrderedDict(norm=new, drop=made.drop, act=made.act))
 
 
-_NORM_THEN_ACTIVATION = (
-    timm.layers.BatchNormAct2d,
-    timm.layers.GroupNormAct,
-    timm.layers.LayerNormAct2d,
-)
-_NORMS: dict[tuple[type[nn.Module], ...], str] = {
-    (nn.BatchNorm2d,): "batch",
-    (nn.GroupNorm, timm.layers.GroupNorm, timm.layers.GroupNorm1): "group",
-    (nn.LayerNorm, timm.layers.LayerNorm): "layer",
-    (LayerNorm2d, timm.layers.LayerNorm2d): "position",
-}
-_FORMS: dict[tuple[str, bool], type[nn.Module]] = {
-    ("batch", False): norms.BatchNormUncentered2d,
-    ("group", False): norms.GroupNormUncentered2d,
-    ("group", True): norms.DetachableGroupNorm2d,
-    ("layer", False): norms.LayerNormUncentered,
-    ("layer", True): norms.DetachableLayerNorm,
-    ("position", False): norms.PositionNormUncentered2d,
-    ("position", True): norms.DetachablePositionNorm2d,
-}
-
-
-# What takes (N, C, H, W), and works on the channels of layer norm's (N, ..., C) in a wrapper.
-_OF_IMAGES = (nn.BatchNorm2d, nn.GroupNorm, norms.PositionNormUncentered2d)
-
-
-def _without_activation(layer: nn.Module) -> nn.Module:
-    """The norm of a norm with activation, as the ordinary class that it extends."""
-    plain = copy.copy(layer)
-    kinds = (nn.BatchNorm2d, nn.GroupNorm, timm.layers.LayerNorm2d, nn.LayerNorm)
-    plain.__class__ = next(kind for kind in kinds if isinstance(layer, kind))
-    if isinstance(layer, timm.layers.LayerNormAct2d):
-        plain.__class__ = timm.layers.LayerNorm2d
-    return plain
-
-
-def _new_norm(kind: str, layer: Any, settings: Settings) -> nn.Module:
-    if kind == "batch":
-        size = layer.num_features
-    else:
-        size = layer.num_channels if kind == "group" else layer.normalized_shape
+def _new_norm(form: NormForm, layer: Any, settings: ConversionSettings) -> nn.Module:
     if callable(settings.norm):
+        size = getattr(layer, form.channels)
         if not isinstance(size, int):
             (size,) = size
         new = settings.norm(size)
-        return norms.ChannelsLast(new) if kind == "layer" and isinstance(new, _OF_IMAGES) else new
-    # Centring by a running mean adds a constant, so batch norm has an uncentred form only.
-    centered = settings.norm == "detached" and kind != "batch"
-    form: Any = _FORMS[kind, centered]
-    bias = settings.bias and (layer.bias is not None or kind == "batch")
-    if kind == "batch":
-        tracked = layer.track_running_stats
-        return cast(
-            nn.Module, form(size, layer.eps, layer.momentum, layer.affine, tracked, bias=bias)
-        )
-    sizes = (layer.num_groups, size) if kind == "group" else (size,)
-    affine = layer.affine if kind == "group" else layer.elementwise_affine
-    return cast(nn.Module, form(*sizes, layer.eps, affine, bias=bias))
+        return ChannelsLast(new) if form.channels_last and takes_images(new) else new
+    arguments = [getattr(layer, name) for name in form.arguments]
+    # A running mean that is subtracted is a bias, even where the norm has no other.
+    if settings.bias and (getattr(layer, "bias", None) is not None or form.running):
+        return form.kind(*arguments, bias=True)
+    return form.kind(*arguments)
 
 
 def _copy_norm(new: Any, old: Any) -> None:
-    """Weight, statistics and bias; where biases stay, batch norms go on subtracting the mean."""
-    if getattr(new, "weight", None) is not None and old.weight is not None:
-        new.weight = nn.Parameter(old.weight.clone(), requires_grad=old.weight.requires_grad)
-    if isinstance(old, nn.BatchNorm2d) and getattr(new, "running_var", None) is not None:
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            if getattr(old, name) is not None:
-                getattr(new, name).copy_(getattr(old, name))
+    """Weight, statistics and bias; where biases stay, a running mean goes on being subtracted."""
+    weight, bias = getattr(old, "weight", None), getattr(old, "bias", None)
+    if getattr(new, "weight", None) is not None and weight is not None:
+        new.weight = nn.Parameter(weight.clone(), requires_grad=weight.requires_grad)
+    for name, statistic in old.named_buffers(recurse=False):
+        if getattr(new, name, None) is not None:
+            getattr(new, name).copy_(statistic)
     if getattr(new, "bias", None) is None:
         return
-    if isinstance(new, norms.BatchNormUncentered2d):
+    if hasattr(new, "centering"):
         new.centering = torch.ones_like(new.bias[0])
-    bias = torch.zeros_like(new.bias) if old.bias is None else old.bias.clone()
-    frozen = old.bias is not None and not old.bias.requires_grad
+    frozen = bias is not None and not bias.requires_grad
+    bias = torch.zeros_like(new.bias) if bias is None else bias.clone()
     new.bias = nn.Parameter(bias, requires_grad=not frozen)
 
 
@@ -227,7 +180,7 @@ def _like(layer: nn.Module) -> Tensor:
     return tensors[0] if tensors else torch.zeros(())
 
 
-def bcos_activation(layer: nn.Module, settings: Settings) -> nn.Module | None:
+def bcos_activation(layer: nn.Module, settings: ConversionSettings) -> nn.Module | None:
     """An activation dropped, or kept as a gate; None for what is no activation that is known."""
     if isinstance(layer, _PIECEWISE):
         if not settings.keep_activations:
