@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     classes = said.get("num_classes") if args.num_classes is None else args.num_classes
     model, size = _build(args, classes, said.get("image_size"))
     mean, std = (getattr(args, name) or said.get(name) for name in ("mean", "std"))
-    mean, std = choose_normalisation("", model, mean, std)
+    mean, std = choose_normalisation(model, mean, std)
     info: dict[str, Any] = {"name": args.model, "num_classes": classes}
     if classes == said.get("num_classes"):
         info |= {key: said[key] for key in ("classes", "multilabel") if key in said}
@@ -208,7 +208,7 @@ def _build(
         print(note)
     own = getattr(model, "pretrained_cfg", None) or {}
     usual = image_size or (own.get("input_size") or (0, 0, None))[-1]
-    size = choose_size("", args.size, usual)
+    size = choose_size(args.size, usual)
     if args.size is not None:
         set_image_size(model, size)
     return model, size

@@ -1,8 +1,7 @@
-"""The data sets that `train` and `evaluate` can read, from their options."""
+"""How a model takes its images: their size, normalisation and transforms, and its logits."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping
@@ -14,16 +13,12 @@ from torchvision.transforms import v2
 
 from explainguide.bcos import AddInverse
 from explainguide.cli.usage import UsageError
-from explainguide.datasets import VOC, DecoyDigits, ImageFolder
-from explainguide.errors import check_option, operation
 from explainguide.hooks.dynamic import evaluating, is_bcos
 from explainguide.hooks.logits import check_logits
 from explainguide.hooks.probe import input_size
 from explainguide.hooks.reading import Reading
 
 __all__ = [
-    "KINDS",
-    "add_data_arguments",
     "allow_local_modules",
     "build_transforms",
     "check_plain",
@@ -33,94 +28,30 @@ __all__ = [
     "fits_classes",
     "image_encoding",
     "in_library",
-    "open_data",
 ]
 
-KINDS = ("decoy", "voc", "folder")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 _PLAIN = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-_DECOY_SIZE, _SIZE = 48, 224
+_SIZE = 224
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, *, training: bool) -> None:
-    """The options that say which images."""
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data",
-        required=training,
-        metavar="KIND",
-        help="decoy (embedded digits), voc (a PASCAL VOC year folder), or folder (one folder of "
-        "images a class)" + ("" if training else "; by default that of the training"),
-    )
-    group.add_argument("--root", metavar="DIR", help="voc, folder: where the images are")
-    group.add_argument(
-        "--boxes", metavar="FILE", help="folder: boxes, as CSV (image,xmin,ymin,xmax,ymax) or COCO"
-    )
-    if training:
-        group.add_argument("--image-set", default="train", help="voc: split (default: train)")
-        group.add_argument(
-            "--val-set", metavar="SET", help="voc: split to evaluate on (default: val)"
-        )
-        group.add_argument("--val-root", metavar="DIR", help="folder: images to evaluate on")
-        group.add_argument("--val-boxes", metavar="FILE", help="folder: their boxes")
-        group.add_argument("--size", type=int, help="side to resize to, squashed (default: 224)")
-        for name in ("mean", "std"):
-            group.add_argument(
-                f"--{name}",
-                type=float,
-                nargs=3,
-                metavar=("R", "G", "B"),
-                help=f"{name} of the normalisation (default: what the model says of itself, else "
-                "ImageNet's; none for decoy)",
-            )
-        group.add_argument("--no-flip", action="store_true", help="no random horizontal flips")
-        return
-    group.add_argument("--image-set", help="voc, decoy: split (default: that of the training)")
-    group.add_argument("--decoy", help="decoy: class, random or none (default: random in test)")
-
-
-def open_data(
-    kind: str,
-    *,
-    root: str | None,
-    image_set: str | None,
-    boxes: str | None,
-    masks: bool,
-    size: int | None = None,
-    decoy: str | None = None,
-) -> Any:
-    """A data set without its final transforms.
-
-    Raises:
-        OptionError: If an option is missing or not allowed.
-        DataError, AnnotationError: As the data sets.
-    """
-    with operation("--data"):
-        check_option("data", kind, KINDS)
-    if kind == "decoy":
-        return DecoyDigits(image_set or "test", size=size or _DECOY_SIZE, masks=masks, decoy=decoy)
-    if root is None:
-        raise UsageError(
-            f"--root: missing. Say where the images of --data {kind} are. A folder is allowed."
-        )
-    if kind == "voc":
-        return VOC(root, image_set or "val", masks=masks)
-    return ImageFolder(root, boxes, masks=masks and (boxes or "").lower().endswith(".json"))
-
-
-def choose_size(kind: str, size: int | None, model_size: int | None) -> int:
-    """The side of the images: as asked, else the model's own, else a usual one."""
+def choose_size(size: int | None, *own: int | None) -> int:
+    """The side of the images: as asked, else the first that is known of the data and the model."""
     if size is not None:
         if size < 1:
             raise UsageError(f"--size: {size} is no size. A number of pixels is allowed.")
         return size
-    return _DECOY_SIZE if kind == "decoy" else model_size or _SIZE
+    return next((side for side in own if side), _SIZE)
 
 
 def choose_normalisation(
-    kind: str, model: nn.Module, mean: list[float] | None, std: list[float] | None
+    model: nn.Module,
+    mean: list[float] | None,
+    std: list[float] | None,
+    *,
+    normalise: bool = True,
 ) -> tuple[list[float], list[float]]:
-    """Mean and std: as asked, else what the model says of itself, else ImageNet's; decoy: none.
+    """Mean and std: as asked, else what the model says of itself, else ImageNet's; or none.
 
     A B-cos network has it in its first layer, and gets 0 and 1.
 
@@ -139,7 +70,7 @@ def choose_normalisation(
     config = getattr(model, "pretrained_cfg", None)
     config = config if isinstance(config, dict) else {}
     own_mean, own_std = config.get("mean", _MEAN), config.get("std", _STD)
-    if kind == "decoy":
+    if not normalise:
         own_mean, own_std = _PLAIN
     chosen = list(mean or own_mean), list(std or own_std)
     if min(chosen[1]) <= 0:
@@ -186,7 +117,7 @@ def fits_classes(logits: int | None, classes: int) -> bool:
 
 
 def allow_local_modules() -> None:
-    """Let ``--model package.module:function`` name a file in the present folder."""
+    """Let ``package.module:function`` name a file in the present folder."""
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 
 from explainguide.cli.data import (
-    KINDS,
-    add_data_arguments,
     allow_local_modules,
     build_transforms,
     fits_classes,
     image_encoding,
-    open_data,
 )
+from explainguide.cli.data_options import add_data_arguments, open_evaluation
 from explainguide.cli.output import add_output_argument
 from explainguide.cli.usage import UsageError
 from explainguide.errors import DataError, OptionError, check_option, operation
@@ -90,7 +88,7 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
             "explainguide.evaluation.evaluate in Python. Those of `explainguide train` say it."
         )
     config = info["config"]
-    data = _open(args, info)
+    data = open_evaluation(args, info)
     if not fits_classes(info["num_classes"], len(data.classes)):
         raise OptionError(
             f"the data have {len(data.classes)} classes and '{Path(path)}' "
@@ -109,30 +107,6 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
         batch_size=args.batch_size,
         workers=args.workers,
         progress=not args.quiet,
-    )
-
-
-def _open(args: argparse.Namespace, info: dict[str, Any]) -> Any:
-    """The images that are named, else those that the training was evaluated on."""
-    kind = args.data or info.get("data")
-    if kind is None:
-        raise UsageError(
-            "--data: missing, and the network was converted and never trained. Name the images to "
-            f"evaluate it on. {', '.join(KINDS)} are allowed."
-        )
-    same = kind == info.get("data")
-    root = args.root or (same and (info.get("val_root") or info.get("root"))) or None
-    boxes = args.boxes
-    if boxes is None and args.root is None and same:
-        boxes = info.get("val_boxes")
-    return open_data(
-        kind,
-        root=root,
-        image_set=args.image_set or (info.get("val_set") if same else None),
-        boxes=boxes,
-        masks=True,
-        size=info["image_size"] if kind == "decoy" else None,
-        decoy=args.decoy,
     )
 
 

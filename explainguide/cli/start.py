@@ -21,6 +21,7 @@ from explainguide.cli.data import (
 )
 from explainguide.cli.output import add_output_argument
 from explainguide.cli.usage import UsageError
+from explainguide.datasets import DataSource
 from explainguide.models.build import build_model, load_weights, set_image_size
 from explainguide.training.checkpoints import describe_weights, load_checkpoint, load_model
 
@@ -54,8 +55,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def begin(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+def begin(
+    args: argparse.Namespace, num_classes: int, source: DataSource
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network, and how it is built, converted, and takes its images.
+
+    Args:
+        args: The options of `train`.
+        num_classes: Of the data.
+        source: What the data say of the size and normalisation of their images.
 
     Raises:
         OptionError: For options that exclude one another, or another number of classes.
@@ -66,7 +74,7 @@ def begin(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[s
     last = Path(args.out) / "last.pt"
     going_on = args.resume and last.exists()
     if args.checkpoint is not None:
-        return _of_checkpoint(args, str(last) if going_on else args.checkpoint, num_classes)
+        return _of_checkpoint(args, str(last) if going_on else args.checkpoint, num_classes, source)
     said = describe_weights(last if going_on else args.weights)
     if not going_on:
         check_plain(said, args.weights)
@@ -84,11 +92,11 @@ def begin(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[s
         set_image_size(model, args.size)
     own = getattr(model, "pretrained_cfg", None) or {}
     asked = said.get("image_size") if args.size is None else args.size
-    size = choose_size(args.data, asked, (own.get("input_size") or (0, 0, None))[-1])
+    size = choose_size(asked, source.image_size, (own.get("input_size") or (0, 0, None))[-1])
     # A B-cos network that goes on has its normalisation in its first layer.
     kept = said.get("bcos") or said
     mean, std = (getattr(args, name) or kept.get(name) for name in ("mean", "std"))
-    mean, std = choose_normalisation(args.data, model, mean, std)
+    mean, std = choose_normalisation(model, mean, std, normalise=source.normalise)
     if not in_library(args.model):
         _check_logits(model, args, num_classes, size)
     about: dict[str, Any] = {"name": args.model, "num_classes": num_classes}
@@ -101,7 +109,7 @@ def begin(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[s
         else:
             model = bcosify(model, **options)
         about["bcos"] = options
-        mean, std = choose_normalisation(args.data, model, None, None)
+        mean, std = choose_normalisation(model, None, None)
     return model, about | {"image_size": size, "mean": mean, "std": std}
 
 
@@ -140,7 +148,7 @@ def _check_logits(model: nn.Module, args: argparse.Namespace, num_classes: int, 
 
 
 def _of_checkpoint(
-    args: argparse.Namespace, path: str, num_classes: int
+    args: argparse.Namespace, path: str, num_classes: int, source: DataSource
 ) -> tuple[nn.Module, dict[str, Any]]:
     model, before = load_model(path)
     if not fits_classes(before.get("num_classes"), num_classes):
@@ -151,8 +159,8 @@ def _of_checkpoint(
     if args.size is not None:
         set_image_size(model, args.size)
     mean, std = (getattr(args, name) or before.get(name) for name in ("mean", "std"))
-    mean, std = choose_normalisation(args.data, model, mean, std)
+    mean, std = choose_normalisation(model, mean, std, normalise=source.normalise)
     about = {key: before.get(key) for key in ("name", "num_classes")}
     about |= {key: before[key] for key in ("bcos", "xdnn") if before.get(key) is not None}
-    about["image_size"] = choose_size(args.data, args.size, before.get("image_size"))
+    about["image_size"] = choose_size(args.size, source.image_size, before.get("image_size"))
     return model, about | {"mean": mean, "std": std}

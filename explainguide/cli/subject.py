@@ -82,7 +82,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
         model, info = load_model(args.checkpoint)
         side = info.get("image_size") or _SIDE
         encoding = image_encoding(
-            model, *choose_normalisation("", model, info.get("mean"), info.get("std"))
+            model, *choose_normalisation(model, info.get("mean"), info.get("std"))
         )
         classes, multilabel = list(info.get("classes") or []), bool(info.get("multilabel"))
         reading = Reading(output=info["config"].get("output"))
@@ -105,10 +105,10 @@ def open_subject(args: argparse.Namespace) -> Subject:
         )
     own = getattr(model, "pretrained_cfg", None) or {}
     side = said.get("image_size") or (own.get("input_size") or (0, 0, None))[-1]
-    side = choose_size("", None, side)
+    side = choose_size(None, side)
     if asked is not None and asked[0] == asked[1]:
         set_image_size(model, asked[0])
-    mean, std = choose_normalisation("", model, said.get("mean"), said.get("std"))
+    mean, std = choose_normalisation(model, said.get("mean"), said.get("std"))
     encoding = image_encoding(model, mean, std)
     classes, multilabel = list(said.get("classes") or []), bool(said.get("multilabel"))
     reading = Reading(output=args.output)

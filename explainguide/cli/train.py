@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from explainguide.attr import ATTRIBUTIONS
-from explainguide.cli.data import (
+from explainguide.cli.data import allow_local_modules, build_transforms, image_encoding
+from explainguide.cli.data_options import (
     add_data_arguments,
-    build_transforms,
-    image_encoding,
-    open_data,
+    describe_data,
+    find_source,
+    open_training,
+    open_validation,
 )
 from explainguide.cli.start import add_model_arguments, begin
 from explainguide.cli.usage import UsageError
@@ -56,7 +58,6 @@ _COLUMNS = (
     "seconds",
 )
 _DEFAULT = TrainConfig()
-_SOURCES = ("data", "root", "boxes", "image_set", "val_root", "val_boxes", "val_set")
 # Setting, type, and what it is; the option is the name with dashes.
 _SETTINGS: tuple[tuple[str, type, str], ...] = (
     ("epochs", int, "passes over the training images"),
@@ -141,41 +142,37 @@ def run(args: argparse.Namespace) -> int:
     from explainguide.training.loop import train  # here, since --help needs none of it
 
     config = _config(args)
-    masks = config.region == "masks"
-    train_data = open_data(
-        args.data,
-        root=args.root,
-        image_set=args.image_set,
-        boxes=args.boxes,
-        masks=masks,
-        size=args.size,
-    )
-    val_data = _open_validation(args)
+    allow_local_modules()
+    source = find_source(args.data)
+    train_data = open_training(args, source, masks=config.region == "masks")
+    val_data = open_validation(args, source)
+    multilabel = bool(getattr(train_data, "multilabel", False))
     if list(train_data.classes) != list(val_data.classes):
         raise OptionError(
             f"the training images have {len(train_data.classes)} classes and those of "
             f"evaluation {len(val_data.classes)}, or in another order. The classes must agree."
         )
-    if len(train_data.classes) < 2 and args.data != "voc":
+    if len(train_data.classes) < 2 and not multilabel:
         raise OptionError(
             f"the images are of one class, {train_data.classes[0]!r}, so every answer is right. "
             "Add a folder with images of what it is not. Two classes or more are allowed."
         )
     torch.manual_seed(config.seed)
-    model, about = begin(args, train_data.num_classes)
+    model, about = begin(args, len(train_data.classes), source)
     if args.recipe is not None and args.layer is None:
         recipe(args.recipe).check_layers(model)
-    flip = not args.no_flip and args.data != "decoy"
+    flip = not args.no_flip and source.flips
     encoding = image_encoding(model, about["mean"], about["std"])
     train_data.transforms = build_transforms(about["image_size"], encoding, flip=flip)
     val_data.transforms = build_transforms(about["image_size"], encoding)
     info = {
         **about,
         "classes": list(train_data.classes),
-        "multilabel": args.data == "voc",
+        "multilabel": multilabel,
         "flip": flip,
+        "recipe": args.recipe,
+        **describe_data(args, source),
     }
-    info |= {key: getattr(args, key) for key in ("recipe", *_SOURCES)}
     history = train(
         model,
         train_data,
@@ -219,21 +216,6 @@ def _loss_options(pairs: list[str] | None) -> dict[str, Any] | None:
         except (ValueError, SyntaxError):
             found[name] = value
     return found or None
-
-
-def _open_validation(args: argparse.Namespace) -> Any:
-    if args.data == "folder" and args.val_root is None:
-        raise UsageError(
-            "--val-root: missing. Name a folder of images to evaluate on, with the same classes."
-        )
-    return open_data(
-        args.data,
-        root=args.val_root or args.root,
-        image_set=args.val_set,
-        boxes=args.val_boxes,
-        masks=True,
-        size=args.size,
-    )
 
 
 def _report(history: History, out: str) -> str:

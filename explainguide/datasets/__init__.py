@@ -3,8 +3,12 @@
 See :mod:`explainguide.datasets.items` for the form of an item.
 """
 
+# Not by alphabet: the command line names them in this order.
 from explainguide.datasets.decoy import DecoyDigits
-from explainguide.datasets.image_folder import ImageFolder
 from explainguide.datasets.voc import VOC, VOC_CLASSES
 
-__all__ = ["VOC", "VOC_CLASSES", "DecoyDigits", "ImageFolder"]
+# isort: split
+from explainguide.datasets.image_folder import ImageFolder
+from explainguide.datasets.table import DATASETS, DataSource
+
+__all__ = ["DATASETS", "VOC", "VOC_CLASSES", "DataSource", "DecoyDigits", "ImageFolder"]

@@ -19,6 +19,7 @@ from explainguide.datasets.items import (
     make_annotation,
     transform_item,
 )
+from explainguide.datasets.table import DATASETS, DataSource
 from explainguide.errors import OptionError, check_option, operation
 
 __all__ = ["DecoyDigits"]
@@ -37,7 +38,7 @@ _PALETTE = (
     (1.0, 0.6, 0.7),  # pink
 )
 _TEST_IMAGES = 540
-_MIN_SIZE = 24
+_SIZE, _MIN_SIZE = 48, 24
 _INK = 0.15  # upscaled ink below this is left out, so that the mask holds all that is painted
 _NOISE = 0.1  # background, uniform in [0, this)
 # Of the digits. Fainter or smaller patches beside brighter digits make a weaker lure: with patches
@@ -108,7 +109,7 @@ class DecoyDigits(Dataset[tuple[Any, int, Annotation | None]]):
         self,
         split: str = "train",
         *,
-        size: int = 48,
+        size: int = _SIZE,
         decoy: str | None = None,
         seed: int = 0,
         annotated: float = 1.0,
@@ -239,3 +240,20 @@ def _tight_boxes(masks: Tensor) -> Tensor:
         edges.append((first, last))
     (left, right), (top, bottom) = edges
     return torch.stack([left, top, right, bottom], dim=1).float()
+
+
+def _open(
+    image_set: str, *, size: int = _SIZE, masks: bool = False, decoy: str | None = None
+) -> DecoyDigits:
+    return DecoyDigits(image_set, size=size, masks=masks, decoy=decoy)
+
+
+DATASETS["decoy"] = DataSource(
+    "embedded digits",
+    _open,
+    val_set="test",
+    image_size=_SIZE,
+    flips=False,  # a mirrored digit is none
+    normalise=False,
+    options={"decoy": "class, random or none (default: class in train, random in test)"},
+)

@@ -28,13 +28,8 @@ from explainguide.datasets.items import (
 )
 from explainguide.datasets.orientation import TOLERANCE, Claim, find_stored, turn_boxes, turn_mask
 from explainguide.datasets.pictures import Header, read_header
-from explainguide.errors import (
-    AnnotationError,
-    DataError,
-    did_you_mean,
-    operation,
-    warn,
-)
+from explainguide.datasets.table import DATASETS, DataSource
+from explainguide.errors import AnnotationError, DataError, did_you_mean, operation, warn
 
 __all__ = ["ImageFolder"]
 
@@ -289,3 +284,11 @@ def _decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -
                 f"image is {size} (height, width). Masks have the size of their image."
             )
     return torch.from_numpy(np.stack(decoded))
+
+
+def _open(root: str, *, boxes: str | None = None, masks: bool = False) -> ImageFolder:
+    # Only COCO's files hold masks; of a CSV file the boxes are all that there is to ask for.
+    return ImageFolder(root, boxes, masks=masks and (boxes or "").lower().endswith(".json"))
+
+
+DATASETS["folder"] = DataSource("one folder of images a class", _open)

@@ -29,7 +29,7 @@ __all__ = ["History", "RunFolder"]
 # images it was evaluated on. No path and no time, so that equal runs make equal files.
 _DESCRIBES: tuple[str, ...]
 _DESCRIBES = ("name", "num_classes", "image_size", "mean", "std", "classes", "multilabel")
-_DESCRIBES += ("bcos", "xdnn", "data", "val_set")
+_DESCRIBES += ("bcos", "xdnn", "data", "data_options", "val_set")
 _MEASURED = ("attribution", "output", "region", "threshold")  # with the layer: how it was evaluated
 _LOCATION = ("root", "val_root", "boxes", "val_boxes", "weights")  # may move between two runs
 

@@ -1,0 +1,77 @@
+"""The table of data sets that ``--data NAME`` names; each is entered where it is defined.
+
+A new data set is an entry at the end of its own file, which `explainguide.datasets` imports::
+
+    DATASETS["voc"] = DataSource("a PASCAL VOC year folder", VOC)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["DATASETS", "DataSource", "needed_by", "taken"]
+
+_SHARED = ("image_set", "root", "boxes", "masks")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set as the command line knows it.
+
+    Whether it has several labels an image, the data set itself says (``multilabel``).
+
+    Attributes:
+        help: What it is, in a few words.
+        open: Makes the data set. It is called by keyword, with what is given and what it takes:
+            ``image_set`` (a split), ``root``, ``boxes`` (a file), ``masks`` (whether annotations
+            should hold them), ``size`` (where `image_size` is set), and its own `options`. Without
+            ``image_set``, the images to evaluate on have a ``root`` of their own. A parameter
+            without a default is an option that must be given.
+        train_set: The split for training, where none is named.
+        val_set: The split for evaluation, where none is named.
+        image_size: The side in which it draws its images; None for images of any size.
+        flips: Whether an image flipped left to right is as good an image of its labels.
+        normalise: Whether images are normalised, as the model or ImageNet says.
+        options: Its own options of the command line, name to help; their values are strings.
+    """
+
+    help: str
+    open: Callable[..., Any]
+    train_set: str = "train"
+    val_set: str = "val"
+    image_size: int | None = None
+    flips: bool = True
+    normalise: bool = True
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+DATASETS: dict[str, DataSource] = {}
+
+
+def taken(source: DataSource) -> dict[str, bool]:
+    """What `DataSource.open` takes of all that can be asked for, and whether it must be given.
+
+    Without splits the root must be, or training and evaluation could see the same images.
+
+    Example:
+        >>> def photos(root=".", *, masks=False): ...
+        >>> taken(DataSource("photos", photos))
+        {'root': True, 'masks': False}
+    """
+    parameters = inspect.signature(source.open).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    drawn = () if source.image_size is None else ("size",)
+    names = (*_SHARED, *drawn, *source.options)
+    names = tuple(name for name in names if takes_all or name in parameters)
+    needed = [*needed_by(source.open), *(["root"] if "image_set" not in names else [])]
+    return {name: name in needed for name in names}
+
+
+def needed_by(function: Callable[..., Any]) -> list[str]:
+    """The parameters of a function that have no default."""
+    parameters = inspect.signature(function).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in several]
