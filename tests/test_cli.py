@@ -138,7 +138,7 @@ def test_a_mistake_in_the_arguments_is_one_line(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (DataError("VOC: no folder.\nLook again."), "VOC: no folder. Look again."),
+        (DataError("no folder.\nLook again."), "demo: no folder. Look again."),
         (FileNotFoundError(2, "No such file", "a.png"), "No such file: 'a.png'."),
         (
             OSError(28, "No space left on device"),

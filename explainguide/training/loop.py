@@ -141,8 +141,6 @@ def train(
                 folder.finish_epoch(row, run.state())
             if on_epoch is not None:
                 on_epoch(dict(row))
-            if on_epoch is not None:
-                on_epoch(dict(row))
         with together(accelerator.device):
             folder.finish(inner.state_dict(), layer=layer)
     finally:

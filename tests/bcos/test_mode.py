@@ -101,11 +101,6 @@ def test_without_bcos_modules() -> None:
     text = "Sequential has no B-cos module.*bcosify.*'ixg'"
     with pytest.raises(OptionError, match=rf"^explanation_mode: {text}"), explanation_mode(plain):
         pytest.fail("it is not entered")
-    with (
-        pytest.raises(OptionError, match=rf"^Bcos: {text}"),
-        explanation_mode(plain),
-    ):
-        pytest.fail("it is not entered")
     assert not is_bcos(plain)
     assert is_bcos(network())
     assert is_bcos(nn.Sequential(plain, network()))

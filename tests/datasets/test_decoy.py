@@ -163,7 +163,10 @@ def test_transforms_do_not_reach_the_stored_images() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "tset"}, r"unknown split 'tset'\. Did you mean 'test'\?.*'train', 'test'\."),
+        (
+            {"split": "tset"},
+            r"unknown split 'tset'\. Did you mean 'test'\?.*'train', 'test' are allowed\.",
+        ),
         ({"decoy": "classes"}, r"unknown decoy 'classes'\. Did you mean 'class'\?"),
         ({"size": 20}, r"size must be an integer from 24 pixels on, but got 20\."),
         ({"size": 48.0}, r"size must be an integer"),

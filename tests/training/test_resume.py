@@ -106,7 +106,7 @@ def test_a_folder_is_not_overwritten_and_settings_must_agree(digits: Any, tmp_pa
     changed = replace(config, lam=2.0, loss="l1")
     with pytest.raises(
         OptionError,
-        match=r'other settings: lam was 0.5, now 2.0; loss was "energy", now "l1"; name was \'a\'',
+        match=r'other settings: loss was "energy", now "l1"; lam was 0.5, now 2.0; name was \'a\'',
     ):
         train(tiny(), *digits, changed, resume=True, progress=False, info={"name": "b"})
     fewer = Subset(digits[0], range(10))
