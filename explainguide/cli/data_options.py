@@ -1,7 +1,6 @@
 """The options of `train` and `evaluate` that say which images, and the data sets made of them.
 
-What a data set is called, takes and needs, it says itself: `explainguide.datasets.table`. That
-table is imported inside the functions, since it brings torch with it.
+What a data set is called, takes and needs, it says itself: `explainguide.datasets.table`.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from explainguide.cli.settings import Later
 from explainguide.cli.usage import UsageError
 from explainguide.errors import OptionError, check_option, operation
 from explainguide.named import find_named
@@ -55,20 +55,26 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, training: bool) -> No
         help=f"{kinds}, or {_OWN}, which returns your own"
         + ("" if training else "; by default that of the training"),
     )
-    roots, boxes, splits = (", ".join(_with(name)) for name in ("root", "boxes", "image_set"))
-    group.add_argument("--root", metavar="DIR", help=f"{roots}: where the images are")
     group.add_argument(
-        "--boxes",
-        metavar="FILE",
-        help=f"{boxes}: boxes, as CSV (image,xmin,ymin,xmax,ymax) or COCO",
+        "--root", metavar="DIR", help=Later(lambda: f"{_with('root')}: where the images are")
     )
+    form = "boxes, as CSV (image,xmin,ymin,xmax,ymax) or COCO"
+    group.add_argument("--boxes", metavar="FILE", help=Later(lambda: f"{_with('boxes')}: {form}"))
     if training:
-        group.add_argument("--val-root", metavar="DIR", help=f"{roots}: images to evaluate on")
-        group.add_argument("--val-boxes", metavar="FILE", help=f"{boxes}: their boxes")
+        group.add_argument(
+            "--val-root",
+            metavar="DIR",
+            help=Later(lambda: f"{_with('root')}: images to evaluate on"),
+        )
+        group.add_argument(
+            "--val-boxes", metavar="FILE", help=Later(lambda: f"{_with('boxes')}: their boxes")
+        )
         _add_training_arguments(group)
     else:
         group.add_argument(
-            "--image-set", metavar="SET", help=f"{splits}: split (default: that of the training)"
+            "--image-set",
+            metavar="SET",
+            help=Later(lambda: f"{_with('image_set')}: split (default: that of the training)"),
         )
     own: dict[str, list[str]] = {}
     for name, source in DATASETS.items():
@@ -81,14 +87,14 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, training: bool) -> No
 def _add_training_arguments(group: Any) -> None:
     from explainguide.datasets import DATASETS
 
-    for option, field, text in (
-        ("--image-set", "train_set", "split"),
-        ("--val-set", "val_set", "split to evaluate on"),
-    ):
-        defaults = (
-            f"{name} (default: {getattr(DATASETS[name], field)})" for name in _with("image_set")
-        )
-        group.add_argument(option, metavar="SET", help=f"{', '.join(defaults)}: {text}")
+    group.add_argument(
+        "--image-set", metavar="SET", help=Later(lambda: f"{_defaults('train_set')}: split")
+    )
+    group.add_argument(
+        "--val-set",
+        metavar="SET",
+        help=Later(lambda: f"{_defaults('val_set')}: split to evaluate on"),
+    )
     sizes = [f"; {s.image_size} for {name}" for name, s in DATASETS.items() if s.image_size]
     group.add_argument(
         "--size",
@@ -108,11 +114,19 @@ def _add_training_arguments(group: Any) -> None:
     group.add_argument("--no-flip", action="store_true", help="no random horizontal flips")
 
 
-def _with(parameter: str) -> list[str]:
+def _with(parameter: str) -> str:
     """The data sets that take something."""
     from explainguide.datasets.table import DATASETS, taken
 
-    return [name for name, source in DATASETS.items() if parameter in taken(source)]
+    return ", ".join(name for name, source in DATASETS.items() if parameter in taken(source))
+
+
+def _defaults(field: str) -> str:
+    """The data sets that have splits, each with the one that it takes where none is named."""
+    from explainguide.datasets.table import DATASETS, taken
+
+    sources = {name: s for name, s in DATASETS.items() if "image_set" in taken(s)}
+    return ", ".join(f"{name} (default: {getattr(s, field)})" for name, s in sources.items())
 
 
 def find_source(kind: str) -> DataSource:
@@ -256,7 +270,7 @@ def _open(kind: str, source: DataSource, asked: Mapping[str, Any], *, prefix: st
         option = f"{prefix}{name}"
         remedy = _REMEDIES.get(option, "--data {kind} needs it. `--help` says what it is.")
         raise UsageError(f"{_flag(option)}: missing. {remedy.format(kind=kind)}")
-    data = source.open(**said)
+    data = source.factory(**said)
     with operation("--data"):
         check_data_set(data, kind)
         if ":" in kind:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from explainguide.cli.data import (
-    allow_local_modules,
-    build_transforms,
-    fits_classes,
-    image_encoding,
-)
 from explainguide.cli.data_options import add_data_arguments, open_evaluation
-from explainguide.cli.output import add_output_argument
+from explainguide.cli.settings import add_settings, given_settings
 from explainguide.cli.usage import UsageError
 from explainguide.errors import DataError, OptionError, check_option, operation
+from explainguide.guidance.options import GuideOptions, guide_options
+from explainguide.training.config import TrainConfig
 from explainguide.visualization.tables import format_table
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -27,6 +23,9 @@ HELP = "measure checkpoints: F1, mAP or accuracy, EPG, IoU, on-object EPG"
 EXAMPLE = """\
 explainguide evaluate runs/energy/last.pt --root VOC2007 --image-set test
   explainguide evaluate runs/*/last.pt --data decoy --decoy class --markdown"""
+
+
+_SETTINGS = (*(field.name for field in fields(GuideOptions)), "region")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_data_arguments(parser, training=False)
     group = parser.add_argument_group("measures")
-    group.add_argument(
-        "--layer", nargs="+", metavar="NAME", help="layers to explain (default: the training's)"
-    )
-    group.add_argument("--attribution", metavar="NAME", help="default: the training's")
-    add_output_argument(group)
-    group.add_argument("--region", metavar="NAME", help="boxes or masks (default: the training's)")
+    add_settings({"guidance": group}, TrainConfig, only=_SETTINGS, default="the training's")
     group.add_argument(
         "--threshold", metavar="X", help="of the IoU, or fit (default: the training's)"
     )
@@ -63,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
             f"--batch-size, --workers: {args.batch_size} and {args.workers}. "
             "A batch holds at least one image; 0 workers load in this process."
         )
+    from explainguide.cli.data import allow_local_modules
+
     allow_local_modules()
     rows = []
     skipped = 0.0
@@ -77,8 +73,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
+    # Here, since a mistake in an option needs none of it.
+    import torch
+
+    from explainguide.cli.data import build_transforms, fits_classes, image_encoding
     from explainguide.evaluation.measure import evaluate
-    from explainguide.training.checkpoints import load_model  # here, since --help needs none of it
+    from explainguide.training.checkpoints import load_model
 
     device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu"
     model, info = load_model(path, device=device)
@@ -96,18 +96,25 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
         )
     encoding = image_encoding(model, info["mean"], info["std"])
     data.transforms = build_transforms(info["image_size"], encoding)
+    method, layers = _options(args, config).place(model)
     return evaluate(
         model,
         data,
-        layer=args.layer or config["layer"],
-        attribution=args.attribution or config["attribution"],
-        output=config.get("output") if args.output is None else args.output,
+        layer=list(layers),
+        attribution=method,
         region=args.region or config["region"],
         threshold=_threshold(args.threshold, config["threshold"]),
         batch_size=args.batch_size,
         workers=args.workers,
         progress=not args.quiet,
     )
+
+
+def _options(args: argparse.Namespace, config: Mapping[str, Any]) -> GuideOptions:
+    """Those of the training, but for what is given; another attribution has no options of the old."""
+    given = given_settings(args, GuideOptions)
+    own: dict[str, Any] = {"attribution_options": {}} if "attribution" in given else {}
+    return guide_options({**config, **own, **given})
 
 
 def _threshold(given: str | None, default: float) -> Any:

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from explainguide.cli.output import add_output_argument
+from explainguide.cli.settings import add_settings
 from explainguide.cli.usage import UsageError
 from explainguide.errors import check_option, operation
+from explainguide.guidance.options import GuideOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--num-classes", type=int, metavar="N", help="logits of --model, where not its own number"
     )
-    add_output_argument(model)
+    add_settings({"guidance": model}, GuideOptions, only=("output",))
     shown = parser.add_argument_group("what is drawn")
     shown.add_argument(
         "--layer",

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
+from explainguide.cli.settings import Later
 from explainguide.cli.usage import UsageError
 from explainguide.errors import ExplainGuideError, ExplainGuideWarning, did_you_mean, operation
 
@@ -118,6 +119,13 @@ class _Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,  # type: ignore[arg-type]
         )
+
+    def format_help(self) -> str:
+        """With the help that is written when it is shown."""
+        for action in self._actions:
+            if isinstance(action.help, Later):
+                action.help = action.help.write()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. See `{self.prog} --help`.")

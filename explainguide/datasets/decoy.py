@@ -19,7 +19,6 @@ from explainguide.datasets.items import (
     make_annotation,
     transform_item,
 )
-from explainguide.datasets.table import DATASETS, DataSource
 from explainguide.errors import OptionError, check_option, operation
 
 __all__ = ["DecoyDigits"]
@@ -242,18 +241,7 @@ def _tight_boxes(masks: Tensor) -> Tensor:
     return torch.stack([left, top, right, bottom], dim=1).float()
 
 
-def _open(
+def open_data(
     image_set: str, *, size: int = _SIZE, masks: bool = False, decoy: str | None = None
 ) -> DecoyDigits:
     return DecoyDigits(image_set, size=size, masks=masks, decoy=decoy)
-
-
-DATASETS["decoy"] = DataSource(
-    "embedded digits",
-    _open,
-    val_set="test",
-    image_size=_SIZE,
-    flips=False,  # a mirrored digit is none
-    normalise=False,
-    options={"decoy": "class, random or none (default: class in train, random in test)"},
-)

@@ -28,7 +28,6 @@ from explainguide.datasets.items import (
 )
 from explainguide.datasets.orientation import TOLERANCE, Claim, find_stored, turn_boxes, turn_mask
 from explainguide.datasets.pictures import Header, read_header
-from explainguide.datasets.table import DATASETS, DataSource
 from explainguide.errors import AnnotationError, DataError, did_you_mean, operation, warn
 
 __all__ = ["ImageFolder"]
@@ -286,9 +285,6 @@ def _decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -
     return torch.from_numpy(np.stack(decoded))
 
 
-def _open(root: str, *, boxes: str | None = None, masks: bool = False) -> ImageFolder:
+def open_data(root: str, *, boxes: str | None = None, masks: bool = False) -> ImageFolder:
     # Only COCO's files hold masks; of a CSV file the boxes are all that there is to ask for.
     return ImageFolder(root, boxes, masks=masks and (boxes or "").lower().endswith(".json"))
-
-
-DATASETS["folder"] = DataSource("one folder of images a class", _open)

@@ -1,8 +1,9 @@
-"""The table of data sets that ``--data NAME`` names; each is entered where it is defined.
+"""The table of data sets that ``--data NAME`` names.
 
-A new data set is an entry at the end of its own file, which `explainguide.datasets` imports::
+A new data set is an entry here, and a file of its own. What makes it may be named rather than
+imported, so that the command line can list the table without torch::
 
-    DATASETS["voc"] = DataSource("a PASCAL VOC year folder", VOC)
+    DATASETS["voc"] = DataSource("a PASCAL VOC year folder", "explainguide.datasets.voc:VOC")
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from explainguide.named import find_named
 
 __all__ = ["DATASETS", "DataSource", "needed_by", "taken"]
 
@@ -25,7 +28,8 @@ class DataSource:
 
     Attributes:
         help: What it is, in a few words.
-        open: Makes the data set. It is called by keyword, with what is given and what it takes:
+        open: Makes the data set; a function, or where it is, ``module:function``. It is called by
+            keyword, with what is given and what it takes:
             ``image_set`` (a split), ``root``, ``boxes`` (a file), ``masks`` (whether annotations
             should hold them), ``size`` (where `image_size` is set), and its own `options`. Without
             ``image_set``, the images to evaluate on have a ``root`` of their own. A parameter
@@ -39,7 +43,7 @@ class DataSource:
     """
 
     help: str
-    open: Callable[..., Any]
+    open: Callable[..., Any] | str
     train_set: str = "train"
     val_set: str = "val"
     image_size: int | None = None
@@ -47,8 +51,30 @@ class DataSource:
     normalise: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def factory(self) -> Callable[..., Any]:
+        """The function of `open`, imported."""
+        found: Callable[..., Any] = (
+            find_named(self.open) if isinstance(self.open, str) else self.open
+        )
+        return found
 
-DATASETS: dict[str, DataSource] = {}
+
+DATASETS: dict[str, DataSource] = {
+    "decoy": DataSource(
+        "embedded digits",
+        "explainguide.datasets.decoy:open_data",
+        val_set="test",
+        image_size=48,
+        flips=False,  # a mirrored digit is none
+        normalise=False,
+        options={"decoy": "class, random or none (default: class in train, random in test)"},
+    ),
+    "voc": DataSource("a PASCAL VOC year folder", "explainguide.datasets.voc:VOC"),
+    "folder": DataSource(
+        "one folder of images a class", "explainguide.datasets.image_folder:open_data"
+    ),
+}
 
 
 def taken(source: DataSource) -> dict[str, bool]:
@@ -61,12 +87,12 @@ def taken(source: DataSource) -> dict[str, bool]:
         >>> taken(DataSource("photos", photos))
         {'root': True, 'masks': False}
     """
-    parameters = inspect.signature(source.open).parameters
+    parameters = inspect.signature(source.factory).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     drawn = () if source.image_size is None else ("size",)
     names = (*_SHARED, *drawn, *source.options)
     names = tuple(name for name in names if takes_all or name in parameters)
-    needed = [*needed_by(source.open), *(["root"] if "image_set" not in names else [])]
+    needed = [*needed_by(source.factory), *(["root"] if "image_set" not in names else [])]
     return {name: name in needed for name in names}
 
 

@@ -26,7 +26,6 @@ from explainguide.datasets.items import (
 )
 from explainguide.datasets.orientation import Claim, find_stored, turn_boxes, turn_mask
 from explainguide.datasets.pictures import Header, read_header
-from explainguide.datasets.table import DATASETS, DataSource
 from explainguide.datasets.voc_folder import (
     VOC_CLASSES,
     VOCRecord,
@@ -286,6 +285,3 @@ def _check_classes(classes: Sequence[str]) -> list[str]:
     if isinstance(classes, str) or len(set(classes)) != len(classes) or not classes:
         raise OptionError(f"classes must be distinct names, but got {classes!r}.")
     return list(classes)
-
-
-DATASETS["voc"] = DataSource("a PASCAL VOC year folder", VOC)

@@ -40,7 +40,7 @@ def setting(
     least: float | None = None,
     most: float = math.inf,
     above: bool = False,
-    many: bool = False,
+    many: bool | str = False,
     pairs: bool = False,
     group: str = "training",
 ) -> Any:
@@ -55,7 +55,7 @@ def setting(
         least: The smallest number that is allowed; None checks none.
         most: The largest.
         above: Whether the smallest itself is not allowed.
-        many: Whether there may be several values.
+        many: Whether there are several values; ``"one or several"`` where one stands alone.
         pairs: Whether its values are NAME=VALUE.
         group: Under which heading the command line lists it.
     """
@@ -106,7 +106,7 @@ class GuideOptions:
     layer: Any = _guide(
         None,
         "input, or dotted names (default: the last spatial layer; see `explainguide layers`)",
-        many=True,
+        many="one or several",
     )
     layer_weights: tuple[float, ...] | None = _guide(None, "one a layer", kind=float, many=True)
     attribution: Any = _guide("ixg", "or module:Class", table="explainguide.attr:ATTRIBUTIONS")
@@ -131,7 +131,10 @@ class GuideOptions:
     layout: str | None = _guide(None, "how a layer's dimensions are read, as NHWC")
     grid: tuple[int, int] | None = _guide(None, "H W of a layer's tokens", kind=int, many=True)
     prefix_tokens: int | tuple[int, ...] | None = _guide(
-        None, "how many tokens in front belong to no place", kind=int
+        None,
+        "how many tokens in front belong to no place, or their positions",
+        kind=int,
+        many="one or several",
     )
     image_size: tuple[int, int] | None = _guide(None)
     image_argument: int | str | None = _guide(None)
@@ -249,7 +252,7 @@ class GuideOptions:
         Raises:
             OptionError: For a name that is none of the options.
         """
-        with operation(cls.__name__):
+        with operation(cls.__name__, default=True):
             names = [f.name for f in fields(cls)]
             for name in values:
                 if name not in names:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from explainguide.errors import OptionError
-from explainguide.hooks.layout_table import KINDS
 
 __all__ = ["AS_FOUND", "Output", "Reading", "check_reading"]
 
@@ -54,6 +53,8 @@ def check_reading(
     Raises:
         OptionError: For a value that is not allowed.
     """
+    from explainguide.hooks.layout_table import KINDS  # here: settings are read without torch
+
     if isinstance(output, bool) or not (
         output is None or isinstance(output, int | str) or callable(output)
     ):

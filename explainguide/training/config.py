@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,8 @@ class TrainConfig(GuideOptions):
     lam: float | None = _guiding(
         None, "weight of the localization loss; 0 trains without (default: 1)", kind=float, least=0
     )
+    # A value an image ("none") has no place in a training.
+    reduction: str = _guiding("mean", "over annotated images", choices=("mean", "sum"))
     class_loss: str = _guiding(
         "task", "what the labels ask for, or staying sure", choices=("task", "confidence-boosting")
     )
@@ -106,7 +108,7 @@ class TrainConfig(GuideOptions):
             object.__setattr__(self, "output_dir", str(self.output_dir))
         for found in fields(self):
             if found.metadata["choices"]:
-                check_option(found.name, getattr(self, found.name), _allowed(found))
+                check_option(found.name, getattr(self, found.name), found.metadata["choices"])
         check_numbers(self)
         if self.temperature != 1 and self.class_loss != "confidence-boosting":
             raise OptionError(
@@ -136,9 +138,3 @@ class TrainConfig(GuideOptions):
             for name, value in self.to_dict().items()
             if name not in _FREE and before[name] != value
         ]
-
-
-def _allowed(found: Field[Any]) -> tuple[str, ...]:
-    """A value an image goes with no mean over a step."""
-    choices: tuple[str, ...] = found.metadata["choices"]
-    return tuple(c for c in choices if c != "none") if found.name == "reduction" else choices

@@ -12,9 +12,29 @@ for zero. Positive maps use ``plasma``, whose lightness rises evenly, so that it
 Runs differ in marker *and* in colour.
 """
 
-from explainguide.visualization.bcos import bcos_panel
-from explainguide.visualization.overlays import overlay
-from explainguide.visualization.panels import before_after, panel
-from explainguide.visualization.plots import curves, pareto_plot
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from explainguide.lazy import on_demand
+
+if TYPE_CHECKING:
+    from explainguide.visualization.bcos import bcos_panel
+    from explainguide.visualization.overlays import overlay
+    from explainguide.visualization.panels import before_after, panel
+    from explainguide.visualization.plots import curves, pareto_plot
 
 __all__ = ["bcos_panel", "before_after", "curves", "overlay", "panel", "pareto_plot"]
+
+# A table of text needs no matplotlib.
+__getattr__, __dir__ = on_demand(
+    __name__,
+    {
+        "bcos_panel": "bcos",
+        "before_after": "panels",
+        "curves": "plots",
+        "overlay": "overlays",
+        "panel": "panels",
+        "pareto_plot": "plots",
+    },
+)
