@@ -151,7 +151,7 @@ class ExplanationGuidance:
         check_model(self._model)
         check_classifier(self._model, options.reading)
         placed = options.place(self._model, trained=True)
-        self._objective = Objective(
+        self._settings = Objective(
             options=options,
             attribution=placed.method,
             loss=resolve_loss(options.chosen_loss()),
@@ -168,7 +168,7 @@ class ExplanationGuidance:
     @property
     def options(self) -> GuideOptions:
         """What the guide was built with."""
-        return self._objective.options
+        return self._settings.options
 
     @property
     def layers(self) -> list[str]:
@@ -250,7 +250,7 @@ class ExplanationGuidance:
             tell_dropped(dropped)
         with graph_kept(), torch.autocast(passed.device, enabled=False):
             loss, maps = localize(
-                self._objective,
+                self._settings,
                 self._tap,
                 passed,
                 annotations,
@@ -294,7 +294,7 @@ class ExplanationGuidance:
         if isinstance(name, nn.Module):
             (name,) = resolve_layers(self._model, name)
         check_option("layer", name, self.layers)
-        maps = self._objective.attribution.at(name).attribute(
+        maps = self._settings.attribution.at(name).attribute(
             inputs, PREDICTED if target is None else target
         )
         if interpolate and maps.shape[-2:] != inputs.shape[-2:]:
@@ -320,7 +320,7 @@ class ExplanationGuidance:
         try:
             self._tap.forget()
             with (
-                as_it_was(self._objective.generator),
+                as_it_was(self._settings.generator),
                 torch.inference_mode(False),
                 buffers_aside(self._model),
                 passing(self._tap, images) as passed,
@@ -334,7 +334,7 @@ class ExplanationGuidance:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is built anew on the copy of the model; hooks are never copied."""
-        generator = self._objective.generator
+        generator = self._settings.generator
         state = None if generator is None else (generator.device, generator.get_state())
         options = replace(self.options, layer=tuple(self.layers))
         return _rebuild, (self._outer, options, state, self._tap.attached)

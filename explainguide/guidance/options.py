@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from explainguide.errors import OptionError, check_option, did_you_mean, operation
 from explainguide.hooks.reading import Reading, check_reading
@@ -17,7 +17,6 @@ from explainguide.hooks.reading import Reading, check_reading
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from typing_extensions import Self
 
     from explainguide.attr.placement import Placed
     from explainguide.guidance.guide import ExplanationGuidance
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GuideOptions", "check_numbers", "guide_options", "setting"]
 
+Options = TypeVar("Options", bound="GuideOptions")
 TARGETS = ("sample", "all", "predicted")
 SCORES = ("logit", "log_prob", "sum_log_probs")
 REDUCTIONS = ("mean", "sum", "none")
@@ -246,7 +246,7 @@ class GuideOptions:
             return {f.name: _plain(f.name, getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[Options], values: Mapping[str, Any]) -> Options:
         """The options that `to_dict` gave.
 
         Raises:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainguide.errors import method, operation
+from explainguide.errors import constructor, method, operation
 from explainguide.metrics.checks import Undefined, check_energy, check_maps, check_undefined
 from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
 from explainguide.metrics.table import map_metric
@@ -109,7 +109,7 @@ class EnergyPointingGame(ImageMean):
 
     is_differentiable: bool | None = True
 
-    @method
+    @constructor
     def __init__(
         self, *, undefined: Undefined = "exclude", min_energy: float = 0.0, **kwargs: Any
     ) -> None:
@@ -219,7 +219,7 @@ class OnObjectEnergy(ImageMean):
 
     is_differentiable: bool | None = True
 
-    @method
+    @constructor
     def __init__(
         self, *, undefined: Undefined = "exclude", min_energy: float = 0.0, **kwargs: Any
     ) -> None:

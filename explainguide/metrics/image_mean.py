@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from explainguide.errors import GuidanceError, method
+from explainguide.errors import GuidanceError, constructor, method
 from explainguide.metrics.checks import Undefined, check_undefined
 
 __all__ = ["PIXELS", "ImageMean", "mark_undefined"]
@@ -43,7 +43,7 @@ class ImageMean(Metric):
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 1.0
 
-    @method
+    @constructor
     def __init__(
         self, undefined: Undefined, *, options: str, width: int | None = None, **kwargs: Any
     ) -> None:

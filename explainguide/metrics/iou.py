@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError, method, operation
+from explainguide.errors import OptionError, constructor, method, operation
 from explainguide.metrics.checks import Undefined, check_maps, check_threshold, check_undefined
 from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
 from explainguide.metrics.table import map_metric
@@ -129,7 +129,7 @@ class LocalizationIoU(ImageMean):
         (tensor(1.), 0.3)
     """
 
-    @method
+    @constructor
     def __init__(
         self,
         *,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.errors import method, operation
+from explainguide.errors import constructor, method, operation
 from explainguide.metrics.checks import Undefined, check_maps, check_tolerance, check_undefined
 from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
 from explainguide.metrics.table import map_metric
@@ -101,7 +101,7 @@ class PointingGame(ImageMean):
         tensor(0.5000)
     """
 
-    @method
+    @constructor
     def __init__(
         self, *, tolerance: int = 0, undefined: Undefined = "exclude", **kwargs: Any
     ) -> None:
