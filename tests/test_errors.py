@@ -445,7 +445,7 @@ CALLS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
     (OptionError, "energy_loss", lambda: losses.energy_loss(*MAPS, floor="abs"), ["unknown floor 'abs'", "'absolute'"]),
     (OptionError, "l1_loss", lambda: losses.l1_loss(*MAPS, normalize="papr"), ["unknown normalize 'papr'", "Did you mean 'paper'", "True, False"]),
     (OptionError, "ppce_loss", lambda: losses.ppce_loss(*MAPS, normalize="max"), ["unknown normalize 'max'"]),
-    (OptionError, "rrr_loss", lambda: losses.rrr_loss(*MAPS, normalize="paper"), ["unknown normalize 'paper'", "True, False are allowed"]),
+    (OptionError, "rrr_loss", lambda: losses.rrr_loss(*MAPS, normalize="papr"), ["unknown normalize 'papr'", "Did you mean 'paper'"]),
     (OptionError, "remove_bias", lambda: no_bias(normalization="fld"), ["unknown normalization 'fld'", "Did you mean 'fold'", "'remove' are allowed"]),
     (OptionError, "remove_bias", lambda: remove_bias(SmallCnn), ["model is a type, not an nn.Module"]),
     (GuidanceError, "remove_bias", lambda: remove_bias(SmallCnn()), ["SmallCnn has modules", "'stem.2' (GELU)", "activations for ReLU", "pooling, dropout"]),

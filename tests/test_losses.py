@@ -297,3 +297,15 @@ def test_silent_energy_of_a_positive_part_below_the_floor(scale: float) -> None:
     loss.sum().backward()
     slope = torch.tensor(-1e7 / scale, dtype=torch.float64)
     torch.testing.assert_close(attribution.grad[0, 0, 0], slope, rtol=1e-2, atol=0)
+
+
+def test_rrr_by_the_papers_text_divides_by_the_largest_value() -> None:
+    attribution = torch.tensor([[[2.0, 1.0], [-4.0, 0.0]], [[-1.0, -2.0], [-4.0, 0.0]]])
+    mask = torch.zeros(2, 2, 2)
+    assert rrr_loss(attribution, mask).tolist() == [0.25 + 0.0625 + 1, 0.0625 + 0.25 + 1]
+    # The second map has no positive value, and counts as 0.
+    dead = attribution.clone().requires_grad_()
+    found = rrr_loss(dead, mask, normalize="paper")
+    assert found.tolist() == [1 + 0.25 + 4, 0]
+    found.sum().backward()
+    assert dead.grad is not None and not dead.grad[1].any() and dead.grad[0].any()

@@ -98,12 +98,16 @@ def ppce_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True)
     return over_pixels(mask * cost) / torch.where(area > 0, area, 1)
 
 
-def _scaled(attribution: Tensor, normalize: bool = True) -> Tensor:
+def _scaled(attribution: Tensor, normalize: Normalize = True) -> Tensor:
+    if normalize == "paper":
+        largest = attribution.amax((-2, -1), keepdim=True)
+        dead = largest <= 0
+        return torch.where(dead, 0, attribution / torch.where(dead, 1, largest))
     return scale_by_max(attribution) if normalize else attribution
 
 
 @localization_loss(_scaled, prepared={"normalize": False})
-def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: bool = True) -> Tensor:
+def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -> Tensor:
     r"""Energy of the normalised, signed attribution outside the mask.
 
     .. math:: \sum (1 - M) \hat A^2, \qquad \hat A = A / \max |A|
@@ -111,11 +115,13 @@ def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: bool = True) -> Te
     Args:
         attribution: Signed maps, ``(N, H, W)``, any scale.
         mask: Region to look at, ``(N, H, W)``, bool or in [0, 1].
-        normalize: False with the attribution ``"gradient"`` and ``score="sum_log_probs"`` is the
+        normalize: True divides by the largest magnitude, as the authors' program does; ``"paper"`` by
+            the largest value, as the text has it (a map without a positive value counts as 0), so
+            that a magnitude may be above 1. False with the attribution ``"gradient"`` and ``score="sum_log_probs"`` is the
             loss of Ross et al., whose penalty is not normalised.
 
     Returns:
-        Loss per image, ``(N,)``, in [0, H * W] when normalised; lower is better. It is a sum over
+        Loss per image, ``(N,)``, in [0, H * W] where the largest magnitude is 1; lower is better. It is a sum over
         pixels, not a mean. 0, without gradient, for an all-zero map.
 
     Raises:
@@ -131,6 +137,6 @@ def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: bool = True) -> Te
         >>> rrr_loss(attribution, mask)  # 0.5 ** 2 + (-1) ** 2
         tensor([1.2500])
     """
-    check_option("normalize", normalize, (True, False))
+    check_option("normalize", normalize, _NORMALIZE)
     mask = check_maps(attribution, mask)
     return over_pixels((1 - mask) * _scaled(attribution, normalize) ** 2)
