@@ -117,12 +117,12 @@ def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) 
         mask: Region to look at, ``(N, H, W)``, bool or in [0, 1].
         normalize: True divides by the largest magnitude, as the authors' program does; ``"paper"`` by
             the largest value, as the text has it (a map without a positive value counts as 0), so
-            that a magnitude may be above 1. False with the attribution ``"gradient"`` and ``score="sum_log_probs"`` is the
-            loss of Ross et al., whose penalty is not normalised.
+            that a magnitude may be above 1. False with the attribution ``"gradient"`` and
+            ``score="sum_log_probs"`` is the loss of Ross et al., whose penalty is not normalised.
 
     Returns:
-        Loss per image, ``(N,)``, in [0, H * W] where the largest magnitude is 1; lower is better. It is a sum over
-        pixels, not a mean. 0, without gradient, for an all-zero map.
+        Loss per image, ``(N,)``, in [0, H * W] where the largest magnitude is 1; lower is better. It
+        is a sum over pixels, not a mean. 0, without gradient, for an all-zero map.
 
     Raises:
         ShapeError: If the two shapes differ, or the mask has an integer dtype.
