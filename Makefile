@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 LOWEST ?= .venv-lowest
 
-.PHONY: setup demo check test test-lowest docs gpu clean
+.PHONY: setup demo check test test-lowest docs rooms gpu clean
 
 # A stamp file, so that a second `make` does not install again. An interrupted install leaves no stamp.
 $(VENV)/.dev: setup.cfg pyproject.toml
@@ -59,6 +59,10 @@ test-lowest: $(LOWEST)/.installed
 
 docs: setup
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# How many rooms, floors and arrows the package has, and what one call touches.
+rooms: setup
+	$(BIN)/python -m tests.rooms
 
 # On a machine with a CUDA device; needs torch, torchvision and timm, nothing else.
 gpu:

@@ -20,7 +20,6 @@ from explainguide.hooks.layers import INPUT
 from explainguide.hooks.layout import to_nchw
 from explainguide.hooks.members import is_image
 from explainguide.hooks.reading import Output
-from explainguide.xdnn import is_homogeneous, scaling_fault
 
 __all__ = ["IntegratedGradients"]
 
@@ -102,6 +101,10 @@ class IntegratedGradients(LayerMap):
         self._product = InputXGradient(model, layer)
 
     def _begin_at(self, baselines: float | Tensor) -> None:
+        from explainguide.xdnn import (
+            is_homogeneous,  # here: it brings timm and torchvision's models
+        )
+
         self.baselines = baselines
         black = not baselines.any() if isinstance(baselines, Tensor) else baselines == 0
         self._homogeneous = bool(black) and is_homogeneous(self.model)
@@ -182,6 +185,8 @@ class IntegratedGradients(LayerMap):
 
     def _is_at_once(self, name: str, evidence: Evidence) -> bool:
         if name not in self._at_once:
+            from explainguide.xdnn import scaling_fault
+
             channels, height, width = evidence.images.shape[1:]
             try:
                 fault = scaling_fault(self.model, name, (channels, height, width))
