@@ -51,11 +51,24 @@ __all__ = [
     "xdnn",
 ]
 
+_MODULES = (
+    "annotations",
+    "checkpoints",
+    "cli",
+    "demo",
+    "dynamic",
+    "errors",
+    "guidance",
+    "recipes",
+    "selfcheck",
+    "tables",
+)
+
 # The command line answers --help without torch, and a training script needs no plots.
 __getattr__, __dir__ = on_demand(
     __name__,
     {
-        **dict.fromkeys(__all__),
+        **dict.fromkeys([*__all__, *_MODULES]),
         "Annotations": "annotations",
         "LimitedAnnotations": "annotations",
         "collate": "annotations",

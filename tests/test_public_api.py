@@ -149,3 +149,37 @@ def test_rooms_are_attributes_of_the_package(room: str) -> None:
 def test_an_unknown_attribute() -> None:
     with pytest.raises(AttributeError, match="no attribute 'metric'"):
         explainguide.metric  # noqa: B018
+
+
+# What users write; a module that has moved hands its names on.
+PATHS = [
+    *("explainguide:ExplanationGuidance", "explainguide:GuideOptions", "explainguide:Annotations"),
+    *("explainguide:collate", "explainguide:LimitedAnnotations", "explainguide:recipe"),
+    *("explainguide:RECIPES", "explainguide:attr", "explainguide:losses", "explainguide:metrics"),
+    *("explainguide:bcos", "explainguide:xdnn", "explainguide:datasets", "explainguide:models"),
+    *("explainguide:visualization", "explainguide:recipes", "explainguide:guidance"),
+    *("explainguide:annotations", "explainguide:training", "explainguide:evaluation"),
+    *("explainguide:checkpoints", "explainguide:report", "explainguide:tables"),
+    *("explainguide:dynamic", "explainguide:selfcheck", "explainguide.training:train"),
+    *("explainguide.training:TrainConfig", "explainguide.demo:build_network"),
+    *("explainguide.cli:main", "explainguide.guidance:ExplanationGuidance"),
+    *("explainguide.annotations:Annotations", "explainguide.annotations:rasterize_boxes"),
+    *("explainguide.models:build_model", "explainguide.models:small_cnn"),
+    *("explainguide.evaluation:evaluate", "explainguide.checkpoints:load_model"),
+    *("explainguide.checkpoints:write_whole", "explainguide.report:write_report"),
+    *("explainguide.tables:format_table", "explainguide.dynamic:explanation_mode"),
+    *("explainguide.selfcheck:Report", "explainguide.recipes:Recipe", "explainguide.bcos.maps"),
+    *("explainguide.metrics.functional:energy_pointing_game", "explainguide.bcos.norms"),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_public_paths_stay(path: str) -> None:
+    """In a process that has imported nothing else, as in a user's first line."""
+    module, _, name = path.partition(":")
+    line = f"from {module} import {name}" if name else f"import {module}"
+    if module == "explainguide":  # the attribute too, without an import of the room
+        line += f"; import explainguide; explainguide.{name}"
+    namespace: dict[str, object] = {}
+    exec(line, namespace)
+    assert not name or namespace[name] is not None

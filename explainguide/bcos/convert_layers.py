@@ -116,7 +116,7 @@ class _Walk:
                 else:
                     setattr(parent, name, new)
                 if full not in self.report.changes:
-                    self.report.changes[full] = f"{_say(child)} -> {_say(new)}"
+                    self.report.changes[full] = f"{_kind(child)} -> {_kind(new)}"
             if inside:
                 self.visit(new, f"{full}.")
 
@@ -167,7 +167,7 @@ class _Walk:
             new, _ = self.part(child, f"{name}.{part}")
             if new is not child:
                 setattr(module, part, new)
-                self.report.changes[f"{name}.{part}"] = f"{_say(child)} -> {_say(new)}"
+                self.report.changes[f"{name}.{part}"] = f"{_kind(child)} -> {_kind(new)}"
 
     def tie(self, old: nn.Module, new: nn.Module) -> None:
         """One parameter of several modules stays one, where it keeps its shape."""
@@ -209,7 +209,7 @@ def _average(pool: nn.MaxPool2d) -> nn.Module:
     return nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
 
 
-def _say(module: nn.Module) -> str:
+def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Sequential):
         return ", ".join(type(part).__name__ for part in module)
     if isinstance(module, nn.Conv2d) and module.in_channels in (3, 6):

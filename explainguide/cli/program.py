@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        return _say("interrupted.", _INTERRUPTED)
+        return _fail("interrupted.", _INTERRUPTED)
     except BrokenPipeError:  # `explainguide layers resnet50 | head` has seen enough
         # Python flushes stdout at exit and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,22 +89,22 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 def _report(error: Exception) -> int:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return _say(f"{error.strerror}: '{os.fsdecode(error.filename)}'.", _MISTAKE)
+        return _fail(f"{error.strerror}: '{os.fsdecode(error.filename)}'.", _MISTAKE)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return _say("the disk is full. Free some space, or choose another folder.", _MISTAKE)
+        return _fail("the disk is full. Free some space, or choose another folder.", _MISTAKE)
     if isinstance(error, ExplainGuideError | OSError):
-        return _say(str(error), _MISTAKE)
+        return _fail(str(error), _MISTAKE)
     if isinstance(error, ImportError):
-        return _say(f"{str(error).rstrip('.')}. Install it with pip.", _MISTAKE)
+        return _fail(f"{str(error).rstrip('.')}. Install it with pip.", _MISTAKE)
     if "out of memory" in str(error).lower() or "allocate memory" in str(error):
-        return _say("the memory is full. Use smaller images or batches.", _MISTAKE)
-    return _say(
+        return _fail("the memory is full. Use smaller images or batches.", _MISTAKE)
+    return _fail(
         f"{type(error).__name__}: {error} (this should not happen; --traceback shows where)",
         _DEFECT,
     )
 
 
-def _say(message: str, code: int) -> int:
+def _fail(message: str, code: int) -> int:
     """One line on stderr, whatever the message holds."""
     print(f"explainguide: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -99,21 +99,21 @@ def evaluate(
     count = check_data(data, name="data")
     if device is not None:
         inner.to(device)
-    place = _device(inner)
+    device = _device(inner)
     rank, world = process()
     source = batches(
         data,
         range(rank, count, world),
         batch_size=batch_size,
         workers=workers,
-        device=place,
+        device=device,
     )
     steps = -(-len(range(rank, count, world)) // batch_size)
     with _explaining(method, layers) as tap, torch.inference_mode(False), torch.no_grad():
         found: ClassificationScores | None = None
-        maps = {name: MapScores(chosen, threshold=threshold, device=place) for name in layers}
+        maps = {name: MapScores(chosen, threshold=threshold, device=device) for name in layers}
         totals = [0, 0, 0]
-        with together(place):
+        with together(device):
             for batch in tqdm(source, "evaluate", steps, disable=not progress, leave=False):
                 totals[0] += len(batch.images)
                 totals[2] += batch.skipped
@@ -123,17 +123,17 @@ def evaluate(
                 check_labels(batch.labels, logits)
                 if found is None:
                     found = ClassificationScores(
-                        logits.shape[1], is_multilabel(batch.labels), place
+                        logits.shape[1], is_multilabel(batch.labels), device
                     )
                 found.update(logits, batch.labels)
                 totals[1] += pairs
-    found = _of_all(found, place)
+    found = _of_all(found, device)
     if found is None:
         raise DataError(
             f"none of the {count} images could be read. See the warnings for their "
             "names. At least one must be readable."
         )
-    shared = [int(total) for total in add_up(totals, place).tolist()]
+    shared = [int(total) for total in add_up(totals, device).tolist()]
     counts = dict(zip(("images", "pairs", "skipped"), shared, strict=True))
     return {**found.compute(), **over_layers(maps), **counts}
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from explainguide.errors import GuidanceError, LayerError, OptionError, did_you_mean
 
-__all__ = ["INPUT", "list_layers", "resolve_layers", "said_of", "split_index", "unwrap"]
+__all__ = ["INPUT", "list_layers", "nearest_attribute", "resolve_layers", "split_index", "unwrap"]
 
 INPUT = "input"
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -46,13 +46,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise GuidanceError(
-                f"{_say(name)} was scripted or traced by torch.jit, whose layers cannot be "
+                f"{_titled(name)} was scripted or traced by torch.jit, whose layers cannot be "
                 "read. Use the Python model that it was made from. An nn.Module is allowed, also one "
                 "traced by torch.fx."
             )
         if ".quantized." in f"{type(module).__module__}.":
             raise GuidanceError(
-                f"{_say(name)} is quantised, and integers have no gradient. Guide the model "
+                f"{_titled(name)} is quantised, and integers have no gradient. Guide the model "
                 "in floating point, then quantise it. float64, float32, float16 and bfloat16 are "
                 "allowed."
             )
@@ -71,7 +71,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _say(name: str) -> str:
+def _titled(name: str) -> str:
     return f"module {name!r}" if name else "the model"
 
 
@@ -91,7 +91,7 @@ def split_index(layer: str) -> tuple[str, int | None]:
     return (found[1], int(found[2])) if found else (layer, None)
 
 
-def said_of(model: nn.Module, layer: str, attribute: str) -> Any:
+def nearest_attribute(model: nn.Module, layer: str, attribute: str) -> Any:
     """What the nearest module around a layer, or the model, says of itself; None if nobody does.
 
     A wrapper (say, of a normalisation and a ViT) does not know what the ViT inside knows.

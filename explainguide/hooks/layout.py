@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from explainguide.errors import LayerError
-from explainguide.hooks.layers import said_of, split_index
+from explainguide.hooks.layers import nearest_attribute, split_index
 from explainguide.hooks.layout_table import KINDS, Layout, kind_called, places_alone, to_nchw
 from explainguide.hooks.places import Arrangement
 from explainguide.hooks.reading import AS_FOUND, Reading
@@ -120,7 +120,7 @@ def _token_readings(
     shape = tuple(feature.shape)
     if shape[2] == 1 and module is not None:  # what pooling over tokens leaves: (N, C, 1)
         return []
-    order: Any = said_of(model, name, "reroll")
+    order: Any = nearest_attribute(model, name, "reroll")
     owner = getattr(order, "__self__", order)  # a module in timm, a method in Transformers
     for block, (_, size) in getattr(owner, "schedule", {}).items():
         if math.prod(size) == shape[1]:
@@ -128,7 +128,7 @@ def _token_readings(
     certain = reading.prefix_tokens is not None
     prefix = reading.prefix_tokens if certain else _said_prefix(model, name)
     # The model's library knows its own grid, of what it makes of images of this size.
-    embedding: Any = said_of(model, name, "patch_embed")
+    embedding: Any = nearest_attribute(model, name, "patch_embed")
     if (
         hasattr(embedding, "dynamic_feat_size")
         and not isinstance(prefix, tuple)
@@ -176,10 +176,10 @@ def _as_layout(tokens: Tokens, steps: Steps | None) -> Layout:
 
 def _said_prefix(model: nn.Module, name: str) -> int | None:
     """How many tokens belong to no place, where the model says so."""
-    said = said_of(model, name, "num_prefix_tokens")
+    said = nearest_attribute(model, name, "num_prefix_tokens")
     if said is not None:
         return int(said)
-    return 1 if said_of(model, name, "class_token") is not None else None
+    return 1 if nearest_attribute(model, name, "class_token") is not None else None
 
 
 def _as_said(name: str, feature: Tensor, reading: Reading, orders: list[bool]) -> Layout:
@@ -232,7 +232,7 @@ def _image_readings(
         return [last]  # a layout of tokens tells nothing of these: they have always been read so
     if module is None:  # the image itself
         return [first]
-    channels_last = said_of(model, name, "output_fmt") == "NHWC"
+    channels_last = nearest_attribute(model, name, "output_fmt") == "NHWC"
     linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
     on_last = {m.normalized_shape for m in module.modules() if isinstance(m, nn.LayerNorm)}
     on_last |= {(size,) for m in linear for size in (m.in_features, m.out_features)}

@@ -64,7 +64,7 @@ def find_image(
             return place, ""
         return (
             None,
-            f"image_argument={choice!r} is {_say(given[place]) if place in given else 'absent'}",
+            f"image_argument={choice!r} is {_described(given[place]) if place in given else 'absent'}",
         )
     found = [place for place, value in given.items() if is_image(value)]
     if len(found) == 1:
@@ -72,7 +72,7 @@ def find_image(
     if found:
         places = ", ".join(map(repr, found))
         return None, f"several of its arguments can be the images: {places}. Say image_argument="
-    return None, "it got " + (", ".join(map(_say, given.values())) or "nothing")
+    return None, "it got " + (", ".join(map(_described, given.values())) or "nothing")
 
 
 def is_image(value: Any) -> bool:
@@ -80,7 +80,7 @@ def is_image(value: Any) -> bool:
     return is_map(value) and value.ndim == 4
 
 
-def _say(value: Any) -> str:
+def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} of shape {tuple(value.shape)}"
     return type(value).__name__

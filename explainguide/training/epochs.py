@@ -34,10 +34,10 @@ from explainguide.training.lone_images import LoneImages
 from explainguide.training.run_folder import History
 from explainguide.training.schedules import build_optimizer, build_scheduler
 
-__all__ = ["Run"]
+__all__ = ["TrainingRun"]
 
 
-class Run:
+class TrainingRun:
     """A model in training: the pieces that a step needs.
 
     Several processes add up their gradients here rather than in DistributedDataParallel, which

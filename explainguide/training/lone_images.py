@@ -36,10 +36,10 @@ class LoneImages:
             self._norm = norm_without_values(self._model, batch.images)
         if self._norm is None:
             return True
-        self._say()
+        self._tell()
         return False
 
-    def _say(self) -> None:
+    def _tell(self) -> None:
         if not self._told:
             warn(
                 f"a batch of one image is left out, and so are others like it, since "
@@ -84,7 +84,7 @@ class LoneImages:
                 f"train_data has one image a process, but {why}, which has no variance. "
                 "Use more images, or another norm. Two images a process are allowed."
             )
-        self._say()
+        self._tell()
         return count - 1
 
 

@@ -31,7 +31,7 @@ from explainguide.evaluation.measure import evaluate
 from explainguide.hooks.layers import unwrap
 from explainguide.processes import process, together
 from explainguide.training.config import TrainConfig
-from explainguide.training.epochs import Run
+from explainguide.training.epochs import TrainingRun
 from explainguide.training.run_folder import History, RunFolder
 
 __all__ = ["History", "TrainConfig", "train"]
@@ -106,7 +106,7 @@ def train(
         layer = layers[0] if len(layers) == 1 else layers
     folder = RunFolder(config, info or {}, images=count, main=main)
     history = folder.history
-    run = Run(inner, train_data, config, layer, accelerator)
+    run = TrainingRun(inner, train_data, config, layer, accelerator)
     try:
         with together(accelerator.device):
             with run.guide(epoch=1):  # settings that do not fit the model, before any file

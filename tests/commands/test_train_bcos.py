@@ -87,20 +87,20 @@ def test_a_bcos_network_is_trained_and_evaluated(
 def test_bcos_training_that_was_killed_goes_on(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from explainguide.training.epochs import Run
+    from explainguide.training.epochs import TrainingRun
 
     chosen = ["--model", NETWORK, "--bcos", "--weights", "w.pth"]
     torch.save(tiny(2).state_dict(), "w.pth")
     assert main([*command, *chosen, "--out", "whole"]) == 0
-    epoch = Run.epoch
+    epoch = TrainingRun.epoch
 
-    def killed(self: Run, number: int, *rest: Any, **options: Any) -> Any:
+    def killed(self: TrainingRun, number: int, *rest: Any, **options: Any) -> Any:
         if number == 2:
             raise KeyboardInterrupt
         return epoch(self, number, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "epoch", killed)
+        patch.setattr(TrainingRun, "epoch", killed)
         assert main([*command, *chosen]) == 130
     assert len(rows("run")) == 1
     assert main([*command, *chosen, "--resume"]) == 0

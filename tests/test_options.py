@@ -1,0 +1,255 @@
+"""GuideOptions: one list of a guide's options, to check, to save and to build a guide from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from explainguide import ExplanationGuidance, GuideOptions, recipe
+from explainguide.attr import AttentionRelevance, GradCam, IntegratedGradients
+from explainguide.checkpoints import load_checkpoint
+from explainguide.cli import main
+from explainguide.errors import OptionError
+from explainguide.guidance.options import guide_options
+from explainguide.losses import l1_loss
+from explainguide.training import TrainConfig
+
+from .networks import SmallCnn, batch
+
+# Settings of every kind; each must reach the guide.
+TRIED: list[dict[str, Any]] = [
+    {},
+    {"layer": "stem", "loss": "l1", "loss_options": {"normalize": False}},
+    {"layer": ["stem", "mix"], "layer_weights": [1, 2.5], "attribution": "gradcam"},
+    {"layer": "input", "attribution": "intgrad", "attribution_options": {"n_steps": 3}},
+    {"score": "log_prob", "negatives": 0.5, "reduction": "sum", "target": "sample"},
+    {"layer": "mix", "layout": "NCHW", "image_size": 16, "prefix_tokens": 0, "grid": [4, 4]},
+    {"first_label": {7: 0, 9: 1}, "sync_dist": False, "output": 1, "image_argument": "images"},
+]
+
+
+@pytest.mark.parametrize("given", TRIED, ids=str)
+def test_options_are_saved_and_read_again(given: dict[str, Any]) -> None:
+    options = GuideOptions(**given)
+    saved = json.loads(json.dumps(options.to_dict()))
+    assert set(saved) == {field.name for field in fields(GuideOptions)}
+    assert GuideOptions.from_dict(saved) == options
+
+
+@pytest.mark.parametrize("loss", ["l1", "ppce", "rrr"])
+def test_a_guide_of_options_is_the_guide_of_the_constructor(loss: str) -> None:
+    """Values and gradients, with the options of attribution and loss by name and as objects."""
+    torch.manual_seed(0)
+    model = SmallCnn().double()
+    images, masks = batch().double(), torch.zeros(3, 12, 12)
+    masks[:, 4:9, 4:9] = 1
+    classes = torch.tensor([0, 1, 2])
+    function = {"l1": l1_loss}.get(loss, loss)
+    objects: dict[str, Any] = {"loss": partial(function, normalize=False)} if loss == "l1" else {}
+    attribution = IntegratedGradients(model, "stem", n_steps=3)
+
+    def by_hand() -> ExplanationGuidance:
+        return ExplanationGuidance(model, attribution=attribution, **{"loss": loss, **objects})
+
+    named = GuideOptions(
+        layer="stem",
+        attribution="intgrad",
+        attribution_options={"n_steps": 3},
+        loss=loss,
+        loss_options={"normalize": False} if loss == "l1" else {},
+    )
+    values = []
+    for build in (by_hand, lambda: named.build(model)):
+        model.zero_grad()
+        with build() as guide:
+            model(images)
+            found = guide.loss_loc(masks, classes)
+        found.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        values.append([found.detach(), *gradients])
+    assert len(values[0]) > 1
+    for one, other in zip(*values, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_guide_says_what_it_was_built_with() -> None:
+    guide = ExplanationGuidance(SmallCnn(), "stem", loss="l1", negatives=0.25)
+    assert guide.options == GuideOptions(layer="stem", loss="l1", negatives=0.25)
+    assert guide.options.build(SmallCnn()).layers == ["stem"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss": "energi"}, "unknown loss 'energi'. Did you mean 'energy'?"),
+        ({"attribution": "ixgg"}, "unknown attribution 'ixgg'. Did you mean 'ixg'?"),
+        ({"attribution": GradCam}, "attribution is the class GradCam. Build it: GradCam(model)."),
+        (
+            {"loss_options": {"nrmalize": 1}, "loss": "l1"},
+            "has no option 'nrmalize'. Did you mean 'normalize'?",
+        ),
+        (
+            {"attribution_options": {"n_step": 8}, "attribution": "intgrad"},
+            "has no option 'n_step'. Did you mean 'n_steps'?",
+        ),
+        (
+            {"attribution_options": {"n_steps": 8}},
+            "the attribution 'ixg' has no option 'n_steps'. It has none.",
+        ),
+        (
+            {"loss": l1_loss, "loss_options": {"normalize": False}},
+            "loss is an object. Build the object with them.",
+        ),
+        ({"loss": "no.such.module:loss"}, "'no.such.module:loss' cannot be imported"),
+        (
+            {"loss": "explainguide.losses:energi_loss"},
+            "has no function 'energi_loss'. Did you mean 'energy_loss'",
+        ),
+        (
+            {"attribution": "explainguide.losses:energy_loss"},
+            "is no attribution. Derive it from LayerMap",
+        ),
+        ({"target": "al"}, "unknown target 'al'. Did you mean 'all'"),
+        ({"negatives": 0.5, "target": "all"}, "negatives is 0.5 with target='all'"),
+        ({"negatives": "0.5"}, "negatives is '0.5'"),
+        ({"grid": (7,)}, "grid is (7,)"),
+        ({"layout": "NWHC"}, "unknown layout 'NWHC'"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_when_the_options_are_built(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as wrong:
+        GuideOptions(**given)
+    assert str(wrong.value).startswith("GuideOptions: ") and message in str(wrong.value)
+    if not any(name.endswith("_options") for name in given):
+        with pytest.raises(OptionError) as wrong:
+            ExplanationGuidance(SmallCnn(), **given)
+        assert str(wrong.value).startswith("ExplanationGuidance: ") and message in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loss", l1_loss), ("output", lambda found: found[0]), ("layer", SmallCnn().stem)],
+    ids=["loss", "output", "layer"],
+)
+def test_what_has_no_name_is_not_saved(name: str, value: Any) -> None:
+    options = GuideOptions(**{name: value})
+    with pytest.raises(OptionError, match=rf"^GuideOptions: {name} is a .*which cannot be saved"):
+        options.to_dict()
+    with pytest.raises(OptionError, match=rf"^TrainConfig: {name} is a .*which cannot be saved"):
+        TrainConfig(**{name: value})
+
+
+def test_settings_of_an_older_version_are_read() -> None:
+    """They have no attribution_options, layout, grid and so on."""
+    config = TrainConfig(layer="layer4", loss="l1", loss_options={"normalize": False}, lam=0.5)
+    new = {"attribution_options", "first_label", "sync_dist", "layout", "grid", "prefix_tokens"}
+    new |= {"image_size", "image_argument"}
+    old = {name: value for name, value in config.to_dict().items() if name not in new}
+    assert TrainConfig.from_dict(old) == config
+    assert config.differences(old) == []
+    assert guide_options({**old, "name": "resnet18"}) == config.options
+
+
+@pytest.mark.parametrize("name", ["first_label", "sync_dist"])
+def test_a_training_refuses_what_it_would_not_use(name: str) -> None:
+    with pytest.raises(OptionError, match=rf"^TrainConfig: {name} is .*Leave it out"):
+        TrainConfig(**{name: 1 if name == "first_label" else False})
+
+
+def test_recipes_and_trainings_take_every_option_of_a_guide() -> None:
+    found = recipe("robustvit").config(attribution_options={"detach_gradient": True}, negatives=0.5)
+    assert (found.attribution_options, found.negatives) == ({"detach_gradient": True}, 0.5)
+    assert replace(recipe("rrr"), negatives=0.5).config().negatives == 0.5
+    # Options of a loss or an attribution in the place of which another is taken do not stay.
+    assert recipe("rrr").config(loss="energy").loss_options == {}
+    mine = replace(recipe("robustvit"), attribution_options={"detach_gradient": True})
+    assert mine.config(attribution="ixg", loss="energy").attribution_options == {}
+    guide = mine.guide(small_vit())
+    method = guide._settings.attribution
+    assert isinstance(method, AttentionRelevance) and method.detach_gradient
+
+
+def small_vit() -> torch.nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 8, 2, 2, hidden_dim=16, mlp_dim=32, num_classes=4)
+
+
+MINE = """
+import torch
+from explainguide.attr import InputXGradient
+from explainguide.losses import localization_loss
+
+seen = []
+
+@localization_loss(lambda maps, sharp=1.0: maps * sharp, prepared={"sharp": 1.0})
+def outside_loss(attribution, mask, *, sharp=1.0):
+    seen.append(float(attribution.detach().abs().max()))
+    return (attribution * sharp * (1 - mask.to(attribution))).square().mean((1, 2))
+
+class Absolute(InputXGradient):
+    def __init__(self, model, layer=None, *, power=1, **reading):
+        super().__init__(model, layer, **reading)
+        self.power = power
+
+    def maps(self, evidence):
+        return {name: m.abs() ** self.power for name, m in super().maps(evidence).items()}
+"""
+
+
+def test_a_loss_and_an_attribution_of_ones_own_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_parts.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "run"
+    command = [
+        *("train", "--data", "decoy", "--model", "explainguide.models:small_cnn", "--size", "24"),
+        *("--loss", "my_parts:outside_loss", "--loss-options", "sharp=2.0", "--layer", "stage2"),
+        *("--attribution", "my_parts:Absolute", "--attribution-options", "power=2"),
+        *("--epochs", "1", "--batch-size", "256", "--lam", "0.1", "--out", str(out), "--quiet"),
+    ]
+    assert main(command) == 0
+    config = load_checkpoint(out / "last.pt")["config"]
+    assert config["loss"] == "my_parts:outside_loss"
+    assert config["attribution_options"] == {"power": 2}
+    from my_parts import seen  # type: ignore[import-not-found]
+
+    assert seen and max(seen) > 0
+    assert main(["evaluate", str(out / "last.pt"), "--quiet"]) == 0
+
+
+def test_what_a_loss_prepares_is_at_the_layers_resolution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def prepare(maps: Tensor) -> Tensor:
+        sizes.append(tuple(maps.shape))
+        return maps / 2
+
+    from explainguide.losses import LOSSES, localization_loss
+
+    @localization_loss(prepare)
+    def half_loss(attribution: Tensor, mask: Tensor) -> Tensor:
+        sizes.append(tuple(attribution.shape))
+        return attribution.square().mean((1, 2))
+
+    try:
+        model = SmallCnn()
+        with ExplanationGuidance(model, "mix", loss="half") as guide:
+            model(batch())
+            found = guide.loss_loc(torch.ones(3, 12, 12), torch.tensor([0, 1, 2]))
+        assert torch.isfinite(found)
+        (coarse, fine) = sizes
+        assert coarse[1:] != fine[1:] == (12, 12)
+    finally:
+        del LOSSES["half"]
