@@ -1,7 +1,8 @@
 """What `loss_loc` may be given: a table of forms, each read into `Regions`.
 
 To add a form, write here what it is called, which values have it and how it is read, above `@form`.
-Nothing else has to know of it: the guide asks for `Regions`, and the refusal lists the table.
+Nothing else has to know of it: the guide asks for `Regions`, and the refusal lists the table. Of two
+forms that fit, the later is taken.
 """
 
 from __future__ import annotations

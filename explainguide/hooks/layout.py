@@ -101,6 +101,7 @@ def _as_asked(name: str, feature: Tensor, kind: str, reading: Reading) -> Layout
     others = said if isinstance(said, tuple) else tuple(range(said or 0))
     front = others == tuple(range(len(others)))
     layout = Layout(kind, reading.grid, len(others), () if front else others)
+    read: object
     try:
         read = tuple(to_nchw(feature.detach(), layout).shape)
     except Exception as error:  # whatever a user's function finds that does not fit
