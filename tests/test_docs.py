@@ -71,7 +71,7 @@ def test_every_block_has_a_known_language(page: Path) -> None:
 def test_the_readme_and_the_guide_have_python() -> None:
     found = {name(page) for page in with_blocks("python")}
     guide = ("quickstart", "how_it_works", "choosing", "annotations", "training_loops", "limits")
-    guide += ("recipes", "detection_datasets")
+    guide += ("recipes", "detection_datasets", "extending", "architecture")
     assert {"README.md", *(f"docs/{page}.md" for page in guide)} <= found
 
 

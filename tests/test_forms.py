@@ -61,13 +61,15 @@ def test_a_new_form_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     def everywhere(word: str, batch: Batch) -> Regions:
         return as_regions(torch.ones(len(batch.logits), *batch.size), batch.logits, batch.size)
 
-    forms.FORMS.insert(0, forms.FORMS.pop())  # before lists, since a word is a sequence
+    assert (
+        forms.FORMS[-1].name == "the word 'everywhere'"
+    )  # asked before lists: a word is a sequence
     guide = ExplanationGuidance(SmallCnn().eval(), "stem")
     guide(batch())
     assert guide.loss_loc("everywhere", 1).item() == pytest.approx(0, abs=1e-6)
     guide(batch())
     with pytest.raises(
-        AnnotationError, match=r"the word 'everywhere', a list of dicts, .* and masks"
+        AnnotationError, match=r"a list of dicts, .*, masks .* and the word 'everywhere'"
     ):
         guide.loss_loc(3, 1)
     guide.remove()

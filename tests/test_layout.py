@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 import timm
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torchvision import models
 
@@ -287,6 +288,75 @@ def test_a_layout_of_a_user_has_its_own_dimensions_and_words() -> None:
     assert read((2, 8, 16, 16)) == Layout("NCHW", (16, 16))  # a layer of four dimensions
     with pytest.raises(OptionError, match="'NCHW' and 'NHWC' and 'NLhwC', and for tokens 'NLC'"):
         check_reading(layout="HWC")
+
+
+class Windows(nn.Module):
+    """A network whose `order` puts the 2 x 2 places of a window side by side, after a class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.order = nn.Conv2d(3, 6, 4, stride=4), Order()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.order(self.stem(images))).square().mean(1))
+
+
+class Order(nn.Module):
+    def forward(self, stem: Tensor) -> Tensor:
+        tokens = rearrange(stem, "n c (h a) (w b) -> n (h w a b) c", a=2, b=2)
+        return torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+
+
+@pytest.fixture
+def windows() -> Iterator[None]:
+    with mock.patch.dict(KINDS):
+
+        @layout_kind("windows", ndim=3)
+        def read(feature: Tensor, layout: Layout) -> Tensor:
+            h, w = layout.grid
+            pattern = "... (h w a b) c -> ... c (h a) (w b)"
+            return rearrange(feature[..., layout.prefix :, :], pattern, h=h // 2, w=w // 2, a=2)
+
+        yield
+
+
+@pytest.mark.usefixtures("windows")
+def test_tokens_of_a_user_lie_where_the_layout_says() -> None:
+    torch.manual_seed(0)
+    model, images = Windows().double(), torch.rand(2, 3, 32, 48, dtype=torch.float64)
+    said = {"layout": "windows", "grid": (8, 12), "prefix_tokens": 1}
+    found = InputXGradient(model, "order", **said).attribute(images, 1)
+    tokens = model.order(model.stem(images)).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        model.head(torch.tanh(tokens).square().mean(1))[:, 1].sum(), tokens
+    )
+    expected = (tokens * gradient).sum(2)[:, 1:]
+    expected = rearrange(expected, "n (h w a b) -> n 1 (h a) (w b)", h=4, a=2, b=2)
+    torch.testing.assert_close(found, expected.detach())
+    guide = ExplanationGuidance(model, "order", **said)
+    model(images)
+    boxes = {"boxes": torch.tensor([[0.0, 4, 20, 30]]), "labels": torch.tensor([1])}
+    guide.loss_loc([boxes, boxes]).backward()
+    torch.testing.assert_close(guide.attributions["order"][:, None], found)
+    assert model.stem.weight.grad.any()
+    guide.remove()
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({}, r"is read as 'windows', tokens whose grid no shape tells. Say grid=\(h, w\)"),
+        ({"grid": (8, 12)}, r"'windows' with grid=\(8, 12\) and 0 prefix tokens reads as"),
+        ({"grid": (4, 12), "prefix_tokens": 1}, r"with grid=\(4, 12\) and 1 prefix tokens"),
+    ],
+)
+def test_tokens_of_a_user_that_are_not_counted_right(said: dict, message: str) -> None:
+    with pytest.raises(LayerError, match=message):
+        InputXGradient(Windows(), "order", layout="windows", **said).attribute(
+            torch.rand(2, 3, 32, 48), 1
+        )
 
 
 def test_what_layouts_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

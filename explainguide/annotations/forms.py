@@ -1,7 +1,8 @@
 """What `loss_loc` may be given: a table of forms, each read into `Regions`.
 
 To add a form, write here what it is called, which values have it and how it is read, above `@form`.
-Nothing else has to know of it: the guide asks for `Regions`, and the refusal lists the table.
+Nothing else has to know of it: the guide asks for `Regions`, and the refusal lists the table. Of two
+forms that fit, the later is taken.
 """
 
 from __future__ import annotations
@@ -77,7 +78,25 @@ FORMS: list[Form] = []
 
 
 def form(name: str, fits: Fits) -> Callable[[Read], Read]:
-    """Enter the function that reads a form in the table; the first form that fits is taken."""
+    """Enter the function that reads a form in the table: put it above the function.
+
+    Of two forms that fit a value the later one is taken, so that a user's own comes before the
+    package's.
+
+    Args:
+        name: As `Form`, as are the others.
+        fits: Whether a value is meant to be of this form.
+
+    Example:
+        >>> @form("the word 'everywhere'", lambda value, batch: value == "everywhere")
+        ... def everywhere(word, batch):
+        ...     return as_regions(torch.ones(len(batch.logits), *batch.size), batch.logits, batch.size)
+        >>> as_regions("everywhere", torch.zeros(1, 3), (2, 2)).region(torch.tensor([0]), (2, 2))
+        tensor([[[1., 1.],
+                 [1., 1.]]])
+        >>> FORMS.pop().name
+        "the word 'everywhere'"
+    """
 
     def enter(read: Read) -> Read:
         FORMS.append(Form(name, fits, read))
@@ -113,7 +132,7 @@ def as_regions(
         ExplainGuideWarning: If labels on the host disagree with the boxes in every image.
     """
     batch = Batch(logits, size, target, first_label)
-    for known in FORMS:
+    for known in reversed(FORMS):
         if known.fits(annotations, batch):
             return known.read(annotations, batch)
     raise _unknown(annotations, batch)
@@ -225,7 +244,8 @@ class _ClassMasks:
 
 
 def _is_per_class(value: Any, batch: Batch) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == batch.logits.shape[1]
+    per_class = isinstance(value, Tensor) and value.ndim == 4
+    return per_class and value.shape[1] == batch.logits.shape[1] and not _is_single(value, batch)
 
 
 @form("masks per class (N, {K}, H, W)", _is_per_class)

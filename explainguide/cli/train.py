@@ -36,19 +36,8 @@ explainguide train --data voc --root VOC2007 --model resnet18 --pretrained \\
   explainguide train --data voc --root VOC2007 --checkpoint bcos.pt --layer input \\
       --attribution bcos --out runs/bcos"""
 
-_COLUMNS = (
-    "epoch",
-    "loss",
-    "loss_loc",
-    "f1",
-    "map",
-    "accuracy",
-    "worst_class_accuracy",
-    "epg",
-    "iou",
-    "on_object_epg",
-    "seconds",
-)
+# Of the printed table, before what `evaluate` reports of maps.
+_COLUMNS = ("epoch", "loss", "loss_loc", "f1", "map", "accuracy", "worst_class_accuracy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,11 +132,14 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 
 def _report(history: History, out: str) -> str:
+    from explainguide.evaluation.map_scores import check_metrics
+
     front = history.front
     rows: list[dict[str, object]] = [
         {**row, "seconds": round(row["seconds"]), "kept": "pareto" if index in front else ""}
         for index, row in enumerate(history.rows, start=1)
     ]
-    columns = [c for c in _COLUMNS if any(c in row for row in rows)]
+    known = (*_COLUMNS, *check_metrics(None), "seconds")
+    columns = [c for c in known if any(c in row for row in rows)]
     table = format_table(rows, columns=[*columns, "kept"])
     return f"{table}\n\nCheckpoints, log.csv and weights.safetensors are in {out}"

@@ -60,8 +60,8 @@ def infer_layout(
         )
     readings: list[Layout] = []
     asked = kind_called(reading.layout)
-    if asked and KINDS[asked].grid is not None and KINDS[asked].ndim == feature.ndim:
-        readings = [Layout(asked, KINDS[asked].of(shape))]
+    if asked not in ("", "tokens", "channels") and KINDS[asked].ndim == feature.ndim:
+        readings = [_as_asked(name, feature, asked, reading)]
     elif feature.ndim == 3:
         readings = _token_readings(name, feature, image_size, model, module, reading, steps)
     elif feature.ndim == 4:
@@ -85,6 +85,34 @@ def infer_layout(
             f"{' or '.join(map(str, readings))}. Say {kinds}. The reading must be certain."
         )
     return readings[0]
+
+
+def _as_asked(name: str, feature: Tensor, kind: str, reading: Reading) -> Layout:
+    """A kind that is asked for: its shape tells the grid, or, of tokens, the user does."""
+    entry, said = KINDS[kind], reading.prefix_tokens
+    if entry.grid is not None:
+        return Layout(kind, entry.of(tuple(feature.shape)))
+    if reading.grid is None:
+        raise LayerError(
+            f"layer {name!r} is read as {entry.called!r}, tokens whose grid no shape tells. Say "
+            "grid=(h, w), and prefix_tokens= where some belong to no place. Two positive whole numbers "
+            "are allowed."
+        )
+    others = said if isinstance(said, tuple) else tuple(range(said or 0))
+    front = others == tuple(range(len(others)))
+    layout = Layout(kind, reading.grid, len(others), () if front else others)
+    read: object
+    try:
+        read = tuple(to_nchw(feature.detach(), layout).shape)
+    except Exception as error:  # whatever a user's function finds that does not fit
+        read = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if not isinstance(read, tuple) or (read[0], read[2:]) != (len(feature), reading.grid):
+        raise LayerError(
+            f"the output of layer {name!r} has shape {tuple(feature.shape)}, which {entry.called!r} "
+            f"with grid={reading.grid} and {len(others)} prefix tokens reads as {read}. Count its "
+            "tokens. A view (N, C, h, w) with that grid is allowed."
+        )
+    return layout
 
 
 def _members(name: str, feature: object) -> str:

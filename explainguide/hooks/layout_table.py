@@ -89,8 +89,8 @@ def layout_kind(
 ) -> Callable[[_Read], _Read]:
     """Enter a kind of layout in the table: put it above the function that reads it.
 
-    It can be asked for by ``layout=`` from then on. What is found without being asked for is a
-    matter of `infer_layout`, which tells the package's own kinds apart.
+    It can be asked for by ``layout=`` from then on, tokens with ``grid=`` beside it. What is found
+    without being asked for is a matter of `infer_layout`, which tells the package's own kinds apart.
 
     Args:
         kind: Its name in the table.

@@ -6,16 +6,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import MeanMetric
 
 from explainguide.checkpoints import load_checkpoint
 from explainguide.cli import main
 from explainguide.datasets import DATASETS, DataSource, DecoyDigits, ImageFolder
 from explainguide.datasets.items import make_annotation
+from explainguide.metrics import MAP_METRICS, map_metric
 
 MODULE = '''
 from pathlib import Path
@@ -336,6 +340,22 @@ def test_a_new_entry_needs_nothing_else(
     assert opened.pop() == ("seen", 32, "any")
     assert main([*command, "shaeps"]) == 2
     assert told(capsys).startswith("--data: unknown data 'shaeps'. Did you mean 'shapes'?")
+
+
+def test_a_metric_that_is_reported_by_default_is_printed(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mock.patch.dict(MAP_METRICS):
+
+        @map_metric("strength", title="Strength", default=True)
+        class Strength(MeanMetric):
+            def update(self, attribution: Tensor, mask: Tensor) -> None:
+                super().update(torch.ones(len(attribution)))
+
+        assert main([*command, "squares_of_a_user:build"]) == 0
+    header, values = (line.split() for line in capsys.readouterr().out.splitlines()[:2])
+    assert header[header.index("epg") :] == ["epg", "iou", "strength", "seconds", "kept"]
+    assert float(dict(zip(header, values, strict=True))["strength"]) == 1
 
 
 def test_the_table_holds_what_the_package_brings() -> None:
