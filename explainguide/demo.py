@@ -15,6 +15,7 @@ from torch.utils.data import Subset
 from explainguide.datasets import DecoyDigits
 from explainguide.evaluation.measure import evaluate
 from explainguide.guidance.options import GuideOptions
+from explainguide.models.build import convolution
 from explainguide.training.config import TrainConfig
 from explainguide.training.loop import train
 
@@ -113,16 +114,11 @@ class SmoothMaximum(nn.Module):
 
 
 def build_network(num_classes: int = 10) -> nn.Sequential:
-    """Six 3 x 3 convolutions, each with BatchNorm and GELU; every second halves the resolution.
-
-    GELU rather than ReLU, because the localization loss trains through the second derivative, of
-    which ReLU has none.
-    """
+    """Six 3 x 3 convolutions, each with BatchNorm and GELU; every second halves the resolution."""
     layers: list[nn.Module] = []
     channels = 3
     for i, width in enumerate(_WIDTHS):
-        convolution = nn.Conv2d(channels, width, 3, stride=2 - i % 2, padding=1, bias=False)
-        layers += [convolution, nn.BatchNorm2d(width), nn.GELU()]
+        layers += convolution(channels, width, stride=2 - i % 2)
         channels = width
     return nn.Sequential(*layers, SmoothMaximum(), nn.Linear(channels, num_classes))
 

@@ -37,4 +37,4 @@ def test_the_signature_and_the_options_have_the_same_defaults() -> None:
 def test_the_house_has_few_rooms_floors_and_arrows() -> None:
     assert len(rooms.RANK) <= 22
     assert rooms.floors() <= 10
-    assert len(rooms.arrows()) <= 85
+    assert len(rooms.arrows()) <= 90

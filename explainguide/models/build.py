@@ -195,14 +195,23 @@ def _download(name: str, pretrained: bool, build: Callable[[], Any]) -> Any:
         ) from error
 
 
+def convolution(channels: int, width: int, *, stride: int = 1) -> list[nn.Module]:
+    """A 3 x 3 convolution with BatchNorm and GELU, as modules in order.
+
+    GELU rather than ReLU, because the localization loss trains through the second derivative, of
+    which ReLU has none.
+    """
+    kernel = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+    return [kernel, nn.BatchNorm2d(width), nn.GELU()]
+
+
 @operation("small_cnn")
 def small_cnn(
     num_classes: int, *, widths: Sequence[int] = (16, 16, 32, 32, 64, 64), in_channels: int = 3
 ) -> nn.Sequential:
     """Six 3 x 3 convolutions with BatchNorm and GELU, for images of about 50 pixels.
 
-    Three stages of two convolutions; the resolution halves between stages. GELU rather than ReLU,
-    because the localization loss trains through the second derivative, of which ReLU has none.
+    Three stages of two convolutions; the resolution halves between stages.
 
     Args:
         num_classes: Number of logits.
@@ -229,11 +238,7 @@ def small_cnn(
     for stage in range(3):
         layers: list[nn.Module] = [] if stage == 0 else [nn.MaxPool2d(2)]
         for i in (2 * stage, 2 * stage + 1):
-            layers += [
-                nn.Conv2d(channels[i], channels[i + 1], 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels[i + 1]),
-                nn.GELU(),
-            ]
+            layers += convolution(channels[i], channels[i + 1])
         stages[f"stage{stage + 1}"] = nn.Sequential(*layers)
     stages["pool"] = nn.AdaptiveAvgPool2d(1)
     stages["flatten"] = nn.Flatten()

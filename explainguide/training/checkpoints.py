@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from explainguide.bcos.saved import rebuild
 from explainguide.errors import DataError, operation
+from explainguide.files import replace_file
 from explainguide.models.build import build_model
 from explainguide.models.weights import fit_weights, short_reason
 from explainguide.xdnn import remove_bias
@@ -47,16 +47,15 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
             name is still there, and nothing else is left.
     """
     target = Path(path)
-    beside = target.with_name(f".{target.name}.part")
     recorder: _Recorder | None = None
+
+    def recorded(file: io.FileIO) -> None:
+        nonlocal recorder
+        recorder = _Recorder(file)
+        write(recorder)  # type: ignore[arg-type]
+
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb", buffering=0) as file:
-            recorder = _Recorder(file)
-            write(recorder)  # type: ignore[arg-type]
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-        _sync_folder(target.parent)
+        replace_file(target, recorded)
     except (OSError, RuntimeError) as error:
         # torch.save reports a failed write as a RuntimeError of its own.
         cause = error if isinstance(error, OSError) else recorder.error if recorder else None
@@ -66,9 +65,6 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
             f"'{target}' could not be written ({cause.strerror or cause}). Free some "
             f"space or choose another folder. {_what_remains(target)}"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # not to hide the reason
-            beside.unlink(missing_ok=True)
     return target
 
 
@@ -97,19 +93,6 @@ class _Recorder(io.RawIOBase):
 
 def _what_remains(target: Path) -> str:
     return "The earlier file is unchanged." if target.exists() else "Nothing was left behind."
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself last through a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems refuse, and the rename has happened
-        pass
-    finally:
-        os.close(descriptor)
 
 
 @operation("save_checkpoint")

@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from explainguide.errors import OptionError, operation
+from explainguide.files import replace_file
 
 __all__ = ["write_report"]
 
@@ -125,7 +127,7 @@ def write_report(
         + "\n".join(part for part in parts if part != "<p></p>")
         + "\n</main>\n</body>\n</html>\n"
     )
-    _write_whole(target, page)
+    replace_file(target, partial(_write, page))
     return target
 
 
@@ -175,15 +177,7 @@ def _figure(caption: str, figure: Figure) -> str:
     return f'<figure><div class="picture">{image}</div>{words}</figure>'
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write beside the file, then rename, which either happens or does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _write(page: str, file: io.FileIO) -> None:
+    rest = memoryview(page.encode("utf-8"))
+    while rest:  # a file without a buffer may take a part at a time
+        rest = rest[file.write(rest) :]
