@@ -369,5 +369,5 @@ def test_a_file_of_boxes_without_masks_is_asked_for_none(tmp_path: Path) -> None
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "a.png")
     (tmp_path / "b.csv").write_text("image,xmin,ymin,xmax,ymax\na.png,0,0,4,4\n")
-    found = DATASETS["folder"].open(str(tmp_path), boxes=str(tmp_path / "b.csv"), masks=True)
+    found = DATASETS["folder"].factory(str(tmp_path), boxes=str(tmp_path / "b.csv"), masks=True)
     assert isinstance(found, ImageFolder) and not found.with_masks
