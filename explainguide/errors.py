@@ -30,6 +30,7 @@ __all__ = [
     "constructor",
     "did_you_mean",
     "method",
+    "named",
     "operation",
     "warn",
 ]
@@ -43,6 +44,12 @@ class ExplainGuideError(Exception):
     """Whatever this package refuses; catch it to catch them all."""
 
     _named = False  # whether the message begins with a public callable
+
+    def _begin_with(self, name: str) -> None:
+        """Name the public callable, unless an inner one is named."""
+        if not self._named:
+            self.args = (f"{name}: {self}",)
+            self._named = True
 
 
 class ExplainGuideWarning(UserWarning):
@@ -94,13 +101,14 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
-def check_option(option: str, value: object, allowed: Iterable[object]) -> None:
+def check_option(option: str, value: object, allowed: Iterable[object], *, also: str = "") -> None:
     """Refuse a value that is none of those allowed, with the nearest that is.
 
     Args:
         option: Its name, for the message.
         value: What was given.
         allowed: Strings, and True or False.
+        also: What else is allowed, and checked by who calls: ``"a callable"``.
 
     Raises:
         OptionError: If it is not allowed.
@@ -115,7 +123,7 @@ def check_option(option: str, value: object, allowed: Iterable[object]) -> None:
         words = [choice for choice in choices if isinstance(choice, str)]
         raise OptionError(
             f"unknown {option} {value!r}.{did_you_mean(str(value), words)} "
-            f"{', '.join(map(repr, choices))} are allowed."
+            f"{', '.join(map(repr, choices))}{f', or {also},' if also else ''} are allowed."
         )
 
 
@@ -123,7 +131,8 @@ def check_option(option: str, value: object, allowed: Iterable[object]) -> None:
 def operation(name: str, *, default: bool = False) -> Iterator[None]:
     """Within this context, errors and warnings of the package begin with a public callable's name.
 
-    Also a decorator. Where one public callable calls another, the inner one is named.
+    Also a decorator of functions (not of generators, whose body runs later). Where one public
+    callable calls another, the inner one is named.
 
     Args:
         name: As users write it: ``"evaluate"``, ``"ExplanationGuidance.loss_loc"``.
@@ -140,12 +149,30 @@ def operation(name: str, *, default: bool = False) -> Iterator[None]:
     try:
         yield
     except ExplainGuideError as error:
-        if not error._named:
-            error.args = (f"{name}: {error}",)
-            error._named = True
+        error._begin_with(name)
         raise
     finally:
         _operation.reset(before)
+
+
+def named(name: str) -> Callable[[Function], Function]:
+    """`operation` for a function of tensors: its errors are named, and `torch.compile` sees through it.
+
+    Its warnings are not, since a context cannot be entered in a compiled function.
+    """
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except ExplainGuideError as error:
+                error._begin_with(name)
+                raise
+
+        return cast(Function, wrapper)
+
+    return decorate
 
 
 def method(function: Function) -> Function:

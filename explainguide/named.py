@@ -24,26 +24,30 @@ def find_named(name: str, *, allowed: str = "'package.module:function' is allowe
     module, _, function = name.partition(":")
     try:
         home = importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # ":name" has no module
         raise OptionError(
             f"{name!r} cannot be imported ({error}). Is its folder on PYTHONPATH? {allowed}"
         ) from error
     found = getattr(home, function, None)
     if not callable(found):
-        names = [n for n in dir(home) if not n.startswith("_")]
-        raise OptionError(
-            f"module {module!r} has no function {function!r}.{did_you_mean(function, names)} {allowed}"
-        )
+        names = [n for n in dir(home) if not n.startswith("_") and callable(getattr(home, n))]
+        wrong = f"has no function {function!r}.{did_you_mean(function, names)}"
+        if found is not None:
+            wrong = f"has a {type(found).__name__} {function!r}, which cannot be called."
+        raise OptionError(f"module {module!r} {wrong} {allowed}")
     return found
 
 
-def look_up(option: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+def look_up(
+    option: str, name: str, table: Mapping[str, Callable[..., Any]], *, also: str = ""
+) -> Callable[..., Any]:
     """An entry of one of the package's tables, or a user's own by ``package.module:function``.
 
     Args:
         option: What the table is of, for the message: ``"loss"``.
         name: A key of the table, or where to import from.
         table: Name to function or class.
+        also: What else is allowed, for the message.
 
     Raises:
         OptionError: For an unknown name, with the nearest that is known.
@@ -51,5 +55,5 @@ def look_up(option: str, name: str, table: Mapping[str, Callable[..., Any]]) -> 
     if isinstance(name, str) and ":" in name:
         found: Callable[..., Any] = find_named(name)
         return found
-    check_option(option, name, table)
+    check_option(option, name, table, also=also)
     return table[name]

@@ -94,11 +94,15 @@ class Recipe(GuideOptions):
             if name not in allowed:
                 raise OptionError(
                     f"unknown option {name!r}.{did_you_mean(name, allowed)} "
-                    f"{', '.join(allowed)} are allowed."
+                    f"{', '.join([*allowed, 'generator'])} are allowed."
                 )
         if "layer" not in overrides:
             self.check_layers(model)
-        options = replace(self.options, **self._own_options(overrides), **overrides)
+        # What is given is meant as it stands, without the recipe's options of its namesake.
+        own: dict[str, Any] = {
+            f"{name}_options": {} for name in ("loss", "attribution") if name in overrides
+        }
+        options = replace(self.options, **{**own, **overrides})
         return options.build(model, generator=generator)
 
     def config(self, **overrides: Any) -> TrainConfig:

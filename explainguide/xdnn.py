@@ -31,7 +31,6 @@ from explainguide.models.same_logits import alive, difference
 
 __all__ = ["ChannelScale", "changes", "is_homogeneous", "remove_bias", "scaling_fault"]
 
-_NAME = "remove_bias"
 _CHANGES = "xdnn_changes"
 
 

@@ -59,7 +59,7 @@ def to_logits(labels: Tensor, first_label: FirstLabel, *, where: str) -> Tensor:
     Args:
         labels: Any shape, int64; negative where there is no object.
         first_label: The label of the first logit, or a mapping from labels to logits.
-        where: Begins the error: the public callable and what has the label.
+        where: Begins the error: what has the label.
 
     Returns:
         The same shape; -1 where there is no object or, off the host, no logit.
@@ -68,9 +68,9 @@ def to_logits(labels: Tensor, first_label: FirstLabel, *, where: str) -> Tensor:
         AnnotationError: For a label that means no logit (read on the host only).
 
     Example:
-        >>> to_logits(torch.tensor([12, 20, -1]), 1, where="doc: a box")
+        >>> to_logits(torch.tensor([12, 20, -1]), 1, where="a box")
         tensor([11, 19, -1])
-        >>> to_logits(torch.tensor([44, -1]), {18: 0, 44: 1}, where="doc: a box")
+        >>> to_logits(torch.tensor([44, -1]), {18: 0, 44: 1}, where="a box")
         tensor([ 1, -1])
     """
     if isinstance(first_label, int):

@@ -59,6 +59,8 @@ def place_attribution(
         OptionError: For an unknown name or option, or an object of another model or layer.
         LayerError: If there is no such layer, or none that can be explained.
     """
+    if isinstance(layer, tuple):
+        layer = list(layer)
     if isinstance(attribution, LayerMap):
         method = _of_this_model(attribution, model, reading)
         if movable:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from explainguide.errors import OptionError, ShapeError, constructor, operation
+from explainguide.errors import OptionError, ShapeError, constructor, named
 from explainguide.hooks.dynamic import DynamicLinear, hold
 
 __all__ = [
@@ -54,13 +54,13 @@ class AddInverse(v2.Transform):
             inpt, tv_tensors.Image | tv_tensors.Video
         ):
             return inpt
-        with operation("AddInverse"):
-            image = _check_image(inpt)
+        image = _check_image(inpt)
         return torch.cat([image, 1 - image], -3)
 
     _transform = transform  # the name that torchvision calls before 0.21
 
 
+@named("AddInverse")
 def _check_image(inpt: Any) -> Tensor:
     if not isinstance(inpt, Tensor):
         raise ShapeError(

@@ -17,7 +17,7 @@ from explainguide.errors import operation
 __all__ = ["rebuild"]
 
 
-@operation("bcosify")
+@operation("bcosify", default=True)
 def rebuild(model: nn.Module, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """Convert a model as it was converted before, ready to load what was saved then.
 

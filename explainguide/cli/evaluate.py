@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from explainguide.cli.data_options import add_data_arguments, open_evaluation
 from explainguide.cli.settings import add_settings, given_settings
 from explainguide.cli.usage import UsageError
 from explainguide.errors import DataError, OptionError, check_option, operation
-from explainguide.guidance.options import GuideOptions, guide_options
+from explainguide.guidance.options import EXPLAINING, GuideOptions, explaining
 from explainguide.training.config import TrainConfig
 from explainguide.visualization.tables import format_table
 
@@ -25,7 +24,7 @@ explainguide evaluate runs/energy/last.pt --root VOC2007 --image-set test
   explainguide evaluate runs/*/last.pt --data decoy --decoy class --markdown"""
 
 
-_SETTINGS = (*(field.name for field in fields(GuideOptions)), "region")
+_SETTINGS = (*EXPLAINING, "region")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +113,7 @@ def _options(args: argparse.Namespace, config: Mapping[str, Any]) -> GuideOption
     """Those of the training, but for what is given; another attribution has no options of the old."""
     given = given_settings(args, GuideOptions)
     own: dict[str, Any] = {"attribution_options": {}} if "attribution" in given else {}
-    return guide_options({**config, **own, **given})
+    return explaining({**config, **own, **given})
 
 
 def _threshold(given: str | None, default: float) -> Any:

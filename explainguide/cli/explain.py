@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from explainguide.cli.settings import add_settings
+from explainguide.cli.settings import Later, add_settings
 from explainguide.cli.usage import UsageError
-from explainguide.errors import check_option, operation
+from explainguide.errors import operation
 from explainguide.guidance.options import GuideOptions
+from explainguide.hooks.reading import Reading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--num-classes", type=int, metavar="N", help="logits of --model, where not its own number"
     )
-    add_settings({"guidance": model}, GuideOptions, only=("output",))
+    reading = {field.name for field in fields(Reading)}
+    add_settings({"guidance": model}, GuideOptions, only=reading)
     shown = parser.add_argument_group("what is drawn")
     shown.add_argument(
         "--layer",
@@ -69,8 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attribution",
         nargs="+",
         metavar="NAME",
-        help="ixg, gradient, gradcam, layercam, intgrad, relevance, for ViTs, or bcos, for B-cos "
-        "networks (default: ixg)",
+        help=Later(_about_attributions),
     )
     shown.add_argument(
         "--bcos",
@@ -101,20 +102,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--out", required=True, metavar="FILE", help="the picture: .png, .pdf, .svg")
 
 
+def _about_attributions() -> str:
+    from explainguide.attr import ATTRIBUTIONS
+
+    return f"{', '.join(ATTRIBUTIONS)}, or module:Class (default: ixg)"
+
+
 def run(args: argparse.Namespace) -> int:
     """Explain every image, and save one picture."""
-    from explainguide.attr import ATTRIBUTIONS
+    from explainguide.attr.placement import check_attribution
     from explainguide.cli.bcos_pictures import check_bcos_arguments, draw_bcos, parse_neuron
     from explainguide.cli.data import allow_local_modules, in_library
     from explainguide.cli.pictures import parse_boxes, read_picture, tell_turned
     from explainguide.cli.subject import open_subject
 
+    allow_local_modules()
     for name in args.attribution or []:
         with operation("--attribution"):
-            check_option("attribution", name, ATTRIBUTIONS)
+            check_attribution(name, {})
     check_bcos_arguments(args)
     neuron = parse_neuron(args.neuron) if args.neuron else None
-    allow_local_modules()
     told: set[str] = set()
     pictures = [read_picture(path, told=told) for path in args.image]
     boxes = parse_boxes(args.boxes or [], pictures)

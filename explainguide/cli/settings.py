@@ -6,14 +6,15 @@ import argparse
 import ast
 import importlib
 from collections.abc import Callable, Container, Mapping
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from explainguide.cli.usage import UsageError
+from explainguide.guidance.options import Shown
 
 __all__ = ["Later", "add_settings", "given_settings"]
 
-_METAVARS = {int: "N", float: "X"}
+_METAVARS: dict[Any, str] = {int: "N", float: "X"}
 
 
 class Later(str):
@@ -46,21 +47,19 @@ def add_settings(
         default: What to say of every default, in place of it.
     """
     for found in fields(kind):
-        said = found.metadata
-        shown = said and (said["text"] or said["choices"]) and said["group"] in groups
-        if not shown or (only is not None and found.name not in only):
+        shown: Shown = found.metadata.get("shown", Shown())
+        offered = (shown.text or shown.choices) and shown.group in groups
+        if not offered or (only is not None and found.name not in only):
             continue
-        options: dict[str, Any] = {"help": _help(found, default), "default": None}
-        if said["kind"] is bool:
+        options: dict[str, Any] = {"help": _help(found, shown, default), "default": None}
+        if shown.kind is bool:
             options["action"] = "store_true"
         else:
-            options["type"] = _index_or_name if found.name == "output" else said["kind"]
-            options["metavar"] = (
-                "NAME=VALUE" if said["pairs"] else _METAVARS.get(said["kind"], "NAME")
-            )
-            if said["many"] or said["pairs"]:
+            options["type"] = shown.kind
+            options["metavar"] = "NAME=VALUE" if shown.pairs else _METAVARS.get(shown.kind, "NAME")
+            if shown.many != "no" or shown.pairs:
                 options["nargs"] = "+"
-        groups[said["group"]].add_argument(f"--{found.name.replace('_', '-')}", **options)
+        groups[shown.group].add_argument(f"--{found.name.replace('_', '-')}", **options)
 
 
 def given_settings(args: argparse.Namespace, kind: type) -> dict[str, Any]:
@@ -70,36 +69,31 @@ def given_settings(args: argparse.Namespace, kind: type) -> dict[str, Any]:
         value = getattr(args, found.name, None)
         if value is None:
             continue
-        if found.metadata["pairs"]:
+        shown: Shown = found.metadata["shown"]
+        if shown.pairs:
             value = _pairs(found.name, value)
-        elif found.metadata["many"] == "one or several" and len(value) == 1:
+        elif shown.many == "one or several" and len(value) == 1:
             (value,) = value
         given[found.name] = value
     return given
 
 
-def _help(found: Field[Any], default: str | None) -> str:
-    said = found.metadata
-    silent = found.default is None or said["kind"] is bool or said["pairs"]
-    usual = default or (None if silent else found.default)
-    # Fields of many kinds have None for "as usual", which their text explains.
-    end = "" if usual is None or "default" in said["text"] else f" (default: {usual})"
-    if said["choices"]:
-        *most, last = said["choices"]
+def _help(found: Field[Any], shown: Shown, default: str | None) -> str:
+    silent = found.default in (None, MISSING) or shown.kind is bool
+    usual = default or shown.unset or (None if silent else found.default)
+    end = "" if usual is None else f" (default: {usual})"
+    if shown.choices:
+        *most, last = shown.choices
         words = f"{', '.join(most)} or {last}"
-        return (f"{said['text']}: {words}" if said["text"] else words) + end
-    if said["table"]:
-        return Later(lambda: f"{', '.join(_table(said['table']))}, {said['text']}{end}")
-    return f"{said['text']}{end}"
+        return (f"{shown.text}: {words}" if shown.text else words) + end
+    if shown.table:
+        return Later(lambda: f"{', '.join(_table(shown.table))}, {shown.text}{end}")
+    return f"{shown.text}{end}"
 
 
 def _table(where: str) -> list[str]:
     module, _, name = where.partition(":")
     return list(getattr(importlib.import_module(module), name))
-
-
-def _index_or_name(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def _pairs(name: str, pairs: list[str]) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from explainguide.cli.data import (
     image_encoding,
 )
 from explainguide.cli.pictures import parse_size
+from explainguide.cli.settings import given_settings
 from explainguide.cli.usage import UsageError
 from explainguide.errors import OptionError, did_you_mean
+from explainguide.guidance.options import GuideOptions, explaining
 from explainguide.hooks.logits import check_logits, class_scores
 from explainguide.hooks.reading import AS_FOUND, Reading
 from explainguide.models.build import build_model, load_weights, set_image_size
@@ -85,8 +87,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
             model, *choose_normalisation(model, info.get("mean"), info.get("std"))
         )
         classes, multilabel = list(info.get("classes") or []), bool(info.get("multilabel"))
-        reading = Reading(output=info["config"].get("output"))
-        reading = reading if args.output is None else Reading(output=args.output)
+        reading = explaining({**info["config"], **given_settings(args, GuideOptions)}).reading
         return Subject(model, asked or (side, side), encoding, classes, multilabel, reading)
     said = describe_weights(args.weights)
     check_plain(said, args.weights)
@@ -111,7 +112,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     mean, std = choose_normalisation(model, said.get("mean"), said.get("std"))
     encoding = image_encoding(model, mean, std)
     classes, multilabel = list(said.get("classes") or []), bool(said.get("multilabel"))
-    reading = Reading(output=args.output)
+    reading = explaining(given_settings(args, GuideOptions)).reading
     return Subject(model, asked or (side, side), encoding, classes, multilabel, reading)
 
 

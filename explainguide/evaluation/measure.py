@@ -92,7 +92,7 @@ def evaluate(
     method, layers = place_attribution(
         inner,
         attribution,
-        list(layer) if isinstance(layer, tuple) else layer,
+        layer,
         reading=check_reading(output=output),
         movable=True,
     )

@@ -133,15 +133,6 @@ class ExplanationGuidance:
         names = [field.name for field in fields(GuideOptions) if field.name in given]
         self._begin(model, GuideOptions(**{name: given[name] for name in names}), generator)
 
-    @classmethod
-    def of(
-        cls, model: nn.Module, options: GuideOptions, *, generator: torch.Generator | None = None
-    ) -> ExplanationGuidance:
-        """A guide from its options, as `GuideOptions.build`."""
-        guide = cls.__new__(cls)
-        guide._begin(model, options, generator)
-        return guide
-
     @operation("ExplanationGuidance")
     def _begin(
         self, model: nn.Module, options: GuideOptions, generator: torch.Generator | None
@@ -336,7 +327,8 @@ class ExplanationGuidance:
         """A copy is built anew on the copy of the model; hooks are never copied."""
         generator = self._settings.generator
         state = None if generator is None else (generator.device, generator.get_state())
-        options = replace(self.options, layer=tuple(self.layers))
+        layers = self.layers
+        options = replace(self.options, layer=layers[0] if len(layers) == 1 else layers)
         return _rebuild, (self._outer, options, state, self._tap.attached)
 
     def __getattr__(self, name: str) -> Any:

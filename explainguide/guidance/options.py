@@ -6,10 +6,11 @@ Importing this module imports no torch: the command line reads the fields to say
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from explainguide.errors import OptionError, check_option, did_you_mean, operation
 from explainguide.hooks.reading import Reading, check_reading
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from explainguide.guidance.guide import ExplanationGuidance
     from explainguide.losses import Loss
 
-__all__ = ["GuideOptions", "check_numbers", "guide_options", "setting"]
+__all__ = ["EXPLAINING", "GuideOptions", "Shown", "check_numbers", "explaining", "setting"]
 
 Options = TypeVar("Options", bound="GuideOptions")
 TARGETS = ("sample", "all", "predicted")
@@ -30,50 +31,55 @@ SCORES = ("logit", "log_prob", "sum_log_probs")
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def setting(
-    default: Any,
-    text: str = "",
-    *,
-    kind: type | None = None,
-    choices: Sequence[str] | None = None,
-    table: str | None = None,
-    least: float | None = None,
-    most: float = math.inf,
-    above: bool = False,
-    many: bool | str = False,
-    pairs: bool = False,
-    group: str = "training",
-) -> Any:
-    """A field of a class of settings, with what the command line shows of it.
+@dataclass(frozen=True)
+class Shown:
+    """What the command line shows of a field, and what is allowed of its values.
 
-    Args:
-        default: Its default.
+    Attributes:
         text: What it is, in a few words; empty where the command line does not offer it.
-        kind: Of a value: int, float or str; by default that of the default.
+        kind: Of a value: int, float, str, bool, or a function that reads one.
+        unset: What None stands for.
         choices: The values that are allowed.
-        table: Where the names that are allowed are, ``module:TABLE``; its lists are long to import.
+        table: Where the names that are allowed are, ``module:TABLE``; some take long to import.
         least: The smallest number that is allowed; None checks none.
         most: The largest.
         above: Whether the smallest itself is not allowed.
-        many: Whether there are several values; ``"one or several"`` where one stands alone.
+        many: Whether there are several values; of one or several, one stands alone.
         pairs: Whether its values are NAME=VALUE.
         group: Under which heading the command line lists it.
     """
-    shown = {
-        "text": text,
-        "kind": kind or (str if default is None or pairs else type(default)),
-        "choices": choices,
-        "table": table,
-        "least": least,
-        "most": most,
-        "above": above,
-        "many": many,
-        "pairs": pairs,
-        "group": group,
-    }
-    if pairs:
-        return field(default_factory=dict, metadata=shown)
-    return field(default=default, metadata=shown)
+
+    text: str = ""
+    kind: Callable[[str], Any] = str
+    unset: str = ""
+    choices: Sequence[str] = ()
+    table: str = ""
+    least: float | None = None
+    most: float = math.inf
+    above: bool = False
+    many: Literal["no", "several", "one or several"] = "no"
+    pairs: bool = False
+    group: str = "training"
+
+
+def setting(default: Any, text: str = "", **shown: Any) -> Any:
+    """A field of a class of settings.
+
+    Args:
+        default: Its default; a dict is copied.
+        text: As `Shown`.
+        **shown: The other fields of `Shown`; the kind is that of the default where it is not said.
+    """
+    if default is not None and not isinstance(default, dict):
+        shown.setdefault("kind", type(default))
+    metadata = {"shown": Shown(text, **shown)}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _index_or_name(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 _guide = partial(setting, group="guidance")
@@ -105,16 +111,17 @@ class GuideOptions:
 
     layer: Any = _guide(
         None,
-        "input, or dotted names (default: the last spatial layer; see `explainguide layers`)",
+        "input, or dotted names",
+        unset="the last spatial layer; see `explainguide layers`",
         many="one or several",
     )
-    layer_weights: tuple[float, ...] | None = _guide(None, "one a layer", kind=float, many=True)
-    attribution: Any = _guide("ixg", "or module:Class", table="explainguide.attr:ATTRIBUTIONS")
-    attribution_options: dict[str, Any] = _guide(
-        None, "of the attribution, as n_steps=8", pairs=True
+    layer_weights: tuple[float, ...] | None = _guide(
+        None, "one a layer", kind=float, many="several"
     )
+    attribution: Any = _guide("ixg", "or module:Class", table="explainguide.attr:ATTRIBUTIONS")
+    attribution_options: dict[str, Any] = _guide({}, "of the attribution, as n_steps=8", pairs=True)
     loss: Any = _guide("energy", "or module:function", table="explainguide.losses:LOSSES")
-    loss_options: dict[str, Any] = _guide(None, "of the loss, as normalize=False", pairs=True)
+    loss_options: dict[str, Any] = _guide({}, "of the loss, as normalize=False", pairs=True)
     target: str = _guide("sample", "explained classes of an image", choices=TARGETS)
     score: str = _guide("logit", "what is explained", choices=SCORES)
     negatives: float = _guide(
@@ -127,9 +134,10 @@ class GuideOptions:
         None,
         "which of several things that the model returns are the logits: an index, a key or an "
         "attribute",
+        kind=_index_or_name,
     )
     layout: str | None = _guide(None, "how a layer's dimensions are read, as NHWC")
-    grid: tuple[int, int] | None = _guide(None, "H W of a layer's tokens", kind=int, many=True)
+    grid: tuple[int, int] | None = _guide(None, "H W of a layer's tokens", kind=int, many="several")
     prefix_tokens: int | tuple[int, ...] | None = _guide(
         None,
         "how many tokens in front belong to no place, or their positions",
@@ -149,16 +157,16 @@ class GuideOptions:
         from explainguide.attr.placement import check_attribution
         from explainguide.losses.table import resolve_loss, with_options
 
-        for name in ("layer", "layer_weights"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.layer, list):
+            object.__setattr__(self, "layer", tuple(self.layer))
+        object.__setattr__(self, "layer_weights", _weights(self.layer_weights))
         check_option("target", self.target, TARGETS)
         check_option("score", self.score, SCORES)
         check_option("reduction", self.reduction, REDUCTIONS)
         _check_negatives(self.negatives, self.target)
         for name, value in vars(check_reading(**vars(self.reading))).items():
             object.__setattr__(self, name, value)
-        check_first_label(self.first_label)
+        object.__setattr__(self, "first_label", check_first_label(self.first_label))
         for name in ("attribution", "loss"):
             named = isinstance(getattr(self, name), str)
             options = getattr(self, f"{name}_options")
@@ -167,7 +175,7 @@ class GuideOptions:
             if options and not named:
                 raise OptionError(
                     f"{name}_options is {options!r}, but {name} is an object. Build the object with "
-                    f"them. Options of a {name} that is named are allowed."
+                    "them. Options of what is named are allowed."
                 )
         if not isinstance(self.attribution, LayerMap):
             check_attribution(self.attribution, self.attribution_options)
@@ -198,14 +206,15 @@ class GuideOptions:
         """
         from explainguide.attr.placement import place_attribution
 
-        return place_attribution(
-            model,
-            self.attribution,
-            list(self.layer) if isinstance(self.layer, tuple) else self.layer,
-            options=self.attribution_options,
-            reading=self.reading,
-            trained=trained,
-        )
+        with operation(f"{type(self).__name__}.place", default=True):
+            return place_attribution(
+                model,
+                self.attribution,
+                self.layer,
+                options=self.attribution_options,
+                reading=self.reading,
+                trained=trained,
+            )
 
     def chosen_loss(self) -> str | Loss:
         """The loss with its options."""
@@ -227,7 +236,9 @@ class GuideOptions:
         """
         from explainguide.guidance.guide import ExplanationGuidance
 
-        return ExplanationGuidance.of(model, self, generator=generator)
+        guide = ExplanationGuidance.__new__(ExplanationGuidance)
+        guide._begin(model, self, generator)
+        return guide
 
     def names(self) -> tuple[str, str]:
         """What `repr` calls the attribution and the loss."""
@@ -262,18 +273,23 @@ class GuideOptions:
                     )
             given = dict(values)
             if isinstance(given.get("first_label"), Mapping):  # JSON's keys are words
-                given["first_label"] = {int(k): v for k, v in given["first_label"].items()}
+                given["first_label"] = {
+                    _index_or_name(str(k)): v for k, v in given["first_label"].items()
+                }
             return cls(**given)
 
 
-def guide_options(values: Mapping[str, Any]) -> GuideOptions:
-    """The guide's part of a larger set of settings, such as those that a checkpoint keeps.
+# The options that say how maps are made; the others say what is trained with them.
+EXPLAINING = ("layer", "attribution", "attribution_options", *(f.name for f in fields(Reading)))
+
+
+def explaining(values: Mapping[str, Any]) -> GuideOptions:
+    """The options that say how maps are made, of settings that were saved; the others are as usual.
 
     Args:
-        values: By name; others than the guide's are passed over.
+        values: By name, such as a checkpoint keeps them; others are passed over.
     """
-    names = {f.name for f in fields(GuideOptions)}
-    return GuideOptions.from_dict({k: v for k, v in values.items() if k in names})
+    return GuideOptions.from_dict({k: v for k, v in values.items() if k in EXPLAINING})
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -284,8 +300,8 @@ def _plain(name: str, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise OptionError(
-        f"{name} is a {type(value).__name__}, which cannot be saved. Give its name. "
-        "'package.module:name' is allowed for what is your own."
+        f"{name} is a {type(value).__name__}, which cannot be saved. Give a plain value. Numbers and "
+        "words are allowed, and 'package.module:name' for a loss or an attribution of your own."
     )
 
 
@@ -296,31 +312,43 @@ def check_numbers(settings: Any) -> None:
         OptionError: For the first that is not.
     """
     for found in fields(settings):
-        value, said = getattr(settings, found.name), found.metadata
-        if said["least"] is not None and (value is not None or found.default is not None):
+        value, said = getattr(settings, found.name), found.metadata.get("shown", Shown())
+        if said.least is not None and (value is not None or found.default is not None):
             _check_number(found.name, value, said)
 
 
-def _check_number(name: str, value: Any, said: Mapping[str, Any]) -> None:
-    whole, least, most = said["kind"] is int, said["least"], said["most"]
+def _check_number(name: str, value: Any, said: Shown) -> None:
+    whole, least, most = said.kind is int, said.least, said.most
+    assert least is not None
     good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     in_range = good and math.isfinite(value) and least <= value <= most
-    if in_range and not (said["above"] and value == least):
+    if in_range and not (said.above and value == least):
         return
     form = f"{'A whole' if whole else 'A'} number"
     limit = f"from {least:g} {'on' if most > 1 else f'to {most:g}'}"
-    limit = f"above {least:g}" if said["above"] else limit
+    limit = f"above {least:g}" if said.above else limit
     hint = f" Did you mean {value / 100:g}?" if good and most == 1 and 1 < value <= 100 else ""
     raise OptionError(f"{name} is {value!r}.{hint} {form} {limit} is allowed.")
 
 
-def _check_negatives(negatives: float, target: str) -> None:
-    number = isinstance(negatives, int | float) and not isinstance(negatives, bool)
-    if not number or not 0 <= negatives <= 1 or (negatives > 0 and target != "sample"):
+def _check_negatives(negatives: Any, target: str) -> None:
+    share = float(negatives) if isinstance(negatives, Real) else -1.0
+    if not 0 <= share <= 1 or (share > 0 and target != "sample"):
         raise OptionError(
             f"negatives is {negatives!r} with target={target!r}. Use target='sample' and "
             "a probability such as 0.5. A number in [0, 1] is allowed, 0 with other targets."
         )
+
+
+def _weights(weights: Any) -> tuple[float, ...] | None:
+    if weights is None:
+        return None
+    try:
+        return tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError):
+        raise OptionError(
+            f"layer_weights is {weights!r}. Give one number a layer. A sequence is allowed."
+        ) from None
 
 
 def _check_plain_options(name: str, options: Any) -> None:

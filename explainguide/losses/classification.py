@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.errors import OptionError, ShapeError, check_option, operation
+from explainguide.errors import OptionError, ShapeError, check_option, named
 
 __all__ = ["CLASS_LOSSES", "classification_loss", "confidence_boosting"]
 
@@ -17,7 +17,7 @@ CLASS_LOSSES = ("task", "confidence-boosting")
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-@operation("classification_loss")
+@named("classification_loss")
 def classification_loss(
     logits: Tensor, labels: Tensor, *, class_loss: str = "task", temperature: float = 1.0
 ) -> Tensor:
@@ -56,7 +56,7 @@ def classification_loss(
     return F.cross_entropy(logits, labels)
 
 
-@operation("confidence_boosting")
+@named("confidence_boosting")
 def confidence_boosting(
     logits: Tensor,
     *,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError, did_you_mean, operation
+from explainguide.errors import OptionError, did_you_mean, named
 from explainguide.named import look_up
 
 __all__ = ["LOSSES", "Loss", "StagedLoss", "localization_loss", "resolve_loss", "with_options"]
@@ -55,11 +55,11 @@ def localization_loss(
     """
 
     def enter(function: Function) -> Function:
-        named = operation(function.__name__)(function)
+        entry = named(function.__name__)(function)
         if prepare is not None:
-            named._stages = _Stages(prepare, prepared or {})  # type: ignore[attr-defined]
-        LOSSES[function.__name__.removesuffix("_loss")] = named
-        return named
+            entry._stages = _Stages(prepare, prepared or {})  # type: ignore[attr-defined]
+        LOSSES[function.__name__.removesuffix("_loss")] = entry
+        return entry
 
     return enter
 
@@ -87,7 +87,7 @@ def resolve_loss(loss: str | Loss) -> StagedLoss:
         OptionError: If the name is unknown.
     """
     if isinstance(loss, str):
-        loss = look_up("loss", loss, LOSSES)
+        loss = look_up("loss", loss, LOSSES, also="a callable")
     if not callable(loss):
         raise OptionError(
             f"loss is a {type(loss).__name__}. Use loss='energy'. A name or a callable "
@@ -127,6 +127,8 @@ def with_options(loss: str, options: Mapping[str, Any]) -> str | Loss:
                 f"It has {', '.join(map(repr, allowed)) or 'none'}."
             )
     chosen = partial(function, **options)
+    if function not in LOSSES.values():
+        return chosen  # what another's loss needs of its maps is not known
     ones = torch.ones(1, 2, 2)
     try:
         chosen(ones, ones)  # now rather than in the first step

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from explainguide.errors import method, operation
+from explainguide.errors import method, named
 from explainguide.metrics.checks import Undefined, check_maps, check_undefined
 from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
 from explainguide.metrics.table import map_metric
@@ -29,7 +29,7 @@ class Agreement(NamedTuple):
     average_precision: Tensor
 
 
-@operation("segmentation_agreement")
+@named("segmentation_agreement")
 def segmentation_agreement(
     attribution: Tensor, mask: Tensor, *, undefined: Undefined = "exclude"
 ) -> Agreement:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainguide.errors import constructor, method, operation
+from explainguide.errors import constructor, method, named
 from explainguide.metrics.checks import Undefined, check_energy, check_maps, check_undefined
 from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
 from explainguide.metrics.table import map_metric
@@ -15,7 +15,7 @@ from explainguide.metrics.table import map_metric
 __all__ = ["EnergyPointingGame", "OnObjectEnergy", "energy_pointing_game", "on_object_energy"]
 
 
-@operation("energy_pointing_game")
+@named("energy_pointing_game")
 def energy_pointing_game(
     attribution: Tensor,
     mask: Tensor,
@@ -128,7 +128,7 @@ class EnergyPointingGame(ImageMean):
         return self._mean()
 
 
-@operation("on_object_energy")
+@named("on_object_energy")
 def on_object_energy(
     attribution: Tensor,
     mask: Tensor,

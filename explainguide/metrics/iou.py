@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError, constructor, method, operation
+from explainguide.errors import OptionError, constructor, method, named
 from explainguide.metrics.checks import Undefined, check_maps, check_threshold, check_undefined
 from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
 from explainguide.metrics.table import map_metric
@@ -20,7 +20,7 @@ __all__ = ["LocalizationIoU", "localization_iou"]
 _FLAT = 1e-7
 
 
-@operation("localization_iou")
+@named("localization_iou")
 def localization_iou(
     attribution: Tensor,
     mask: Tensor,

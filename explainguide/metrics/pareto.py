@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError, ShapeError, operation
+from explainguide.errors import OptionError, ShapeError, named
 
 __all__ = ["pareto_front", "representative"]
 
@@ -15,7 +15,7 @@ __all__ = ["pareto_front", "representative"]
 _SLACK = 1e-9
 
 
-@operation("pareto_front")
+@named("pareto_front")
 def pareto_front(
     points: Sequence[Sequence[float]] | Tensor, *, bin: float | None = 0.005
 ) -> list[int]:
@@ -72,7 +72,7 @@ def pareto_front(
     return (valid & ~dominated).nonzero()[:, 0].tolist()
 
 
-@operation("representative")
+@named("representative")
 def representative(
     points: Sequence[Sequence[float]] | Tensor,
     baseline_f1: float,

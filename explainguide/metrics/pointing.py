@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.errors import constructor, method, operation
+from explainguide.errors import constructor, method, named
 from explainguide.metrics.checks import Undefined, check_maps, check_tolerance, check_undefined
 from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
 from explainguide.metrics.table import map_metric
@@ -17,7 +17,7 @@ from explainguide.metrics.table import map_metric
 __all__ = ["PointingGame", "pointing_game"]
 
 
-@operation("pointing_game")
+@named("pointing_game")
 def pointing_game(
     attribution: Tensor,
     mask: Tensor,

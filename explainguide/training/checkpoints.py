@@ -35,6 +35,7 @@ _FORMAT = "explainguide checkpoint 1"
 _HEADER = "explainguide"
 
 
+@operation("write_whole", default=True)
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
     """Write a file beside its place, then rename: it is there whole, or as it was before.
 

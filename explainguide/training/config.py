@@ -79,7 +79,7 @@ class TrainConfig(GuideOptions):
         None, "largest norm of the gradient", kind=float, least=0, above=True
     )
     lam: float | None = _guiding(
-        None, "weight of the localization loss; 0 trains without (default: 1)", kind=float, least=0
+        None, "weight of the localization loss; 0 trains without", kind=float, unset="1", least=0
     )
     # A value an image ("none") has no place in a training.
     reduction: str = _guiding("mean", "over annotated images", choices=("mean", "sum"))
@@ -88,7 +88,7 @@ class TrainConfig(GuideOptions):
     )
     class_weight: float = _guiding(1.0, "weight of the classification loss", least=0)
     temperature: float = _guiding(1.0, "of confidence boosting", least=0, above=True)
-    region: str = _guiding("boxes", "what is guided to", choices=("boxes", "masks"))
+    region: str = _guiding("boxes", "where a class should be found", choices=("boxes", "masks"))
     annotated: float = _guiding(
         1.0, "fraction of the training images with annotation", least=0, most=1
     )
@@ -107,8 +107,9 @@ class TrainConfig(GuideOptions):
         if self.output_dir is not None:
             object.__setattr__(self, "output_dir", str(self.output_dir))
         for found in fields(self):
-            if found.metadata["choices"]:
-                check_option(found.name, getattr(self, found.name), found.metadata["choices"])
+            choices = found.metadata["shown"].choices
+            if choices:
+                check_option(found.name, getattr(self, found.name), choices)
         check_numbers(self)
         if self.temperature != 1 and self.class_loss != "confidence-boosting":
             raise OptionError(

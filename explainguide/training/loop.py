@@ -198,7 +198,7 @@ def _say_what_is_missing(losses: dict[str, float], scores: dict[str, float], val
 
 def _warn(text: str) -> None:
     if process()[0] == 0:
-        warn(f"{text}")
+        warn(text)
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:

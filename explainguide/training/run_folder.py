@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from explainguide.errors import OptionError
+from explainguide.guidance.options import EXPLAINING
 from explainguide.metrics import pareto_front
 from explainguide.training.checkpoints import (
     load_checkpoint,
@@ -30,7 +31,7 @@ __all__ = ["History", "RunFolder"]
 _DESCRIBES: tuple[str, ...]
 _DESCRIBES = ("name", "num_classes", "image_size", "mean", "std", "classes", "multilabel")
 _DESCRIBES += ("bcos", "xdnn", "data", "data_options", "val_set")
-_MEASURED = ("attribution", "output", "region", "threshold")  # with the layer: how it was evaluated
+_MEASURED = (*EXPLAINING, "region", "threshold")  # how it was evaluated
 _LOCATION = ("root", "val_root", "boxes", "val_boxes", "weights")  # may move between two runs
 
 
@@ -195,7 +196,7 @@ class RunFolder:
             found = self._config.to_dict()
             about = {
                 "info": {key: self._info[key] for key in _DESCRIBES if key in self._info},
-                "config": {"layer": layer} | {key: found[key] for key in _MEASURED},
+                "config": {key: found[key] for key in _MEASURED} | {"layer": layer},
                 "epoch": len(self.history.rows),
             }
             save_weights(self._path / "weights.safetensors", weights, about=about)

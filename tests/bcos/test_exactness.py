@@ -318,7 +318,7 @@ def mistaken_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def nullcontext_of(model: nn.Module, *, caller: str = "") -> Any:
+def nullcontext_of(model: nn.Module) -> Any:
     return nullcontext()
 
 
