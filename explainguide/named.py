@@ -28,13 +28,13 @@ def find_named(name: str, *, allowed: str = "'package.module:function' is allowe
         raise OptionError(
             f"{name!r} cannot be imported ({error}). Is its folder on PYTHONPATH? {allowed}"
         ) from error
-    found = getattr(home, function, None)
-    if not callable(found):
+    target = getattr(home, function, None)
+    if not callable(target):
         names = [n for n in dir(home) if not n.startswith("_")]
         raise OptionError(
             f"module {module!r} has no function {function!r}.{did_you_mean(function, names)} {allowed}"
         )
-    return found
+    return target
 
 
 def look_up(option: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -49,7 +49,7 @@ def look_up(option: str, name: str, table: Mapping[str, Callable[..., Any]]) -> 
         OptionError: For an unknown name, with the nearest that is known.
     """
     if isinstance(name, str) and ":" in name:
-        found: Callable[..., Any] = find_named(name)
-        return found
+        entry: Callable[..., Any] = find_named(name)
+        return entry
     check_option(option, name, table)
     return table[name]

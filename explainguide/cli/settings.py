@@ -23,9 +23,9 @@ class Later(str):
 
     def __new__(cls, write: Callable[[], str]) -> Later:
         """The text is still to be written by the function."""
-        found = super().__new__(cls)
-        found.write = write
-        return found
+        text = super().__new__(cls)
+        text.write = write
+        return text
 
 
 def add_settings(
@@ -45,52 +45,54 @@ def add_settings(
         only: The fields that are meant; None is all.
         default: What to say of every default, in place of it.
     """
-    for found in fields(kind):
-        said = found.metadata
-        shown = said and (said["text"] or said["choices"]) and said["group"] in groups
-        if not shown or (only is not None and found.name not in only):
+    for field in fields(kind):
+        metadata = field.metadata
+        shown = (
+            metadata and (metadata["text"] or metadata["choices"]) and metadata["group"] in groups
+        )
+        if not shown or (only is not None and field.name not in only):
             continue
-        options: dict[str, Any] = {"help": _help(found, default), "default": None}
-        if said["kind"] is bool:
+        options: dict[str, Any] = {"help": _help(field, default), "default": None}
+        if metadata["kind"] is bool:
             options["action"] = "store_true"
         else:
-            options["type"] = _index_or_name if found.name == "output" else said["kind"]
+            options["type"] = _index_or_name if field.name == "output" else metadata["kind"]
             options["metavar"] = (
-                "NAME=VALUE" if said["pairs"] else _METAVARS.get(said["kind"], "NAME")
+                "NAME=VALUE" if metadata["pairs"] else _METAVARS.get(metadata["kind"], "NAME")
             )
-            if said["many"] or said["pairs"]:
+            if metadata["many"] or metadata["pairs"]:
                 options["nargs"] = "+"
-        groups[said["group"]].add_argument(f"--{found.name.replace('_', '-')}", **options)
+        groups[metadata["group"]].add_argument(f"--{field.name.replace('_', '-')}", **options)
 
 
 def given_settings(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     """What was given of a class of settings, by name."""
     given: dict[str, Any] = {}
-    for found in fields(kind):
-        value = getattr(args, found.name, None)
+    for field in fields(kind):
+        value = getattr(args, field.name, None)
         if value is None:
             continue
-        if found.metadata["pairs"]:
-            value = _pairs(found.name, value)
-        elif found.metadata["many"] == "one or several" and len(value) == 1:
+        if field.metadata["pairs"]:
+            value = _pairs(field.name, value)
+        elif field.metadata["many"] == "one or several" and len(value) == 1:
             (value,) = value
-        given[found.name] = value
+        given[field.name] = value
     return given
 
 
-def _help(found: Field[Any], default: str | None) -> str:
-    said = found.metadata
-    silent = found.default is None or said["kind"] is bool or said["pairs"]
-    usual = default or (None if silent else found.default)
+def _help(field: Field[Any], default: str | None) -> str:
+    metadata = field.metadata
+    silent = field.default is None or metadata["kind"] is bool or metadata["pairs"]
+    usual = default or (None if silent else field.default)
     # Fields of many kinds have None for "as usual", which their text explains.
-    end = "" if usual is None or "default" in said["text"] else f" (default: {usual})"
-    if said["choices"]:
-        *most, last = said["choices"]
+    end = "" if usual is None or "default" in metadata["text"] else f" (default: {usual})"
+    if metadata["choices"]:
+        *most, last = metadata["choices"]
         words = f"{', '.join(most)} or {last}"
-        return (f"{said['text']}: {words}" if said["text"] else words) + end
-    if said["table"]:
-        return Later(lambda: f"{', '.join(_table(said['table']))}, {said['text']}{end}")
-    return f"{said['text']}{end}"
+        return (f"{metadata['text']}: {words}" if metadata["text"] else words) + end
+    if metadata["table"]:
+        return Later(lambda: f"{', '.join(_table(metadata['table']))}, {metadata['text']}{end}")
+    return f"{metadata['text']}{end}"
 
 
 def _table(where: str) -> list[str]:
@@ -104,7 +106,7 @@ def _index_or_name(text: str) -> int | str:
 
 def _pairs(name: str, pairs: list[str]) -> dict[str, Any]:
     """``["normalize=False", "eps=1e-3"]`` as keyword arguments: Python's values, or else words."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals and value):
@@ -113,7 +115,7 @@ def _pairs(name: str, pairs: list[str]) -> dict[str, Any]:
                 "normalize=False. NAME=VALUE is allowed."
             )
         try:
-            found[key] = ast.literal_eval(value)
+            arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[key] = value
-    return found
+            arguments[key] = value
+    return arguments

@@ -106,9 +106,9 @@ class TrainConfig(GuideOptions):
     def __post_init__(self) -> None:
         if self.output_dir is not None:
             object.__setattr__(self, "output_dir", str(self.output_dir))
-        for found in fields(self):
-            if found.metadata["choices"]:
-                check_option(found.name, getattr(self, found.name), found.metadata["choices"])
+        for field in fields(self):
+            if field.metadata["choices"]:
+                check_option(field.name, getattr(self, field.name), field.metadata["choices"])
         check_numbers(self)
         if self.temperature != 1 and self.class_loss != "confidence-boosting":
             raise OptionError(
