@@ -150,8 +150,8 @@ class DemoData:
     def measure(self, model: nn.Module, threshold: float = 0.5) -> dict[str, float]:
         """The numbers of the table: on the test images, with and without the decoy."""
         lured = _measure_at_input(model, self.used(self.with_decoy))
-        found = _measure_at_input(model, self.used(self.without_decoy), threshold=threshold)
-        return _as_shown(lured, found)
+        plain = _measure_at_input(model, self.used(self.without_decoy), threshold=threshold)
+        return _as_shown(lured, plain)
 
     def fit_threshold(self, model: nn.Module) -> float:
         """The threshold of the IoU that is best on the training images."""
@@ -255,12 +255,12 @@ def _train(
     run.model.eval()
 
 
-def _as_shown(lured: dict[str, float], found: dict[str, float]) -> dict[str, float]:
+def _as_shown(lured: dict[str, float], plain: dict[str, float]) -> dict[str, float]:
     """What `evaluate` gives with and without the decoy, by the names of the table."""
     return {
         "accuracy with decoy": lured["accuracy"],
-        "accuracy without decoy": found["accuracy"],
-        "worst class": found["worst_class_accuracy"],
-        "EPG": found["epg"],
-        "IoU": found["iou"],
+        "accuracy without decoy": plain["accuracy"],
+        "worst class": plain["worst_class_accuracy"],
+        "EPG": plain["epg"],
+        "IoU": plain["iou"],
     }

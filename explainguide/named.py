@@ -28,14 +28,14 @@ def find_named(name: str, *, allowed: str = "'package.module:function' is allowe
         raise OptionError(
             f"{name!r} cannot be imported ({error}). Is its folder on PYTHONPATH? {allowed}"
         ) from error
-    found = getattr(home, function, None)
-    if not callable(found):
+    target = getattr(home, function, None)
+    if not callable(target):
         names = [n for n in dir(home) if not n.startswith("_") and callable(getattr(home, n))]
         wrong = f"has no function {function!r}.{did_you_mean(function, names)}"
-        if found is not None:
-            wrong = f"has a {type(found).__name__} {function!r}, which cannot be called."
+        if target is not None:
+            wrong = f"has a {type(target).__name__} {function!r}, which cannot be called."
         raise OptionError(f"module {module!r} {wrong} {allowed}")
-    return found
+    return target
 
 
 def look_up(
@@ -53,7 +53,7 @@ def look_up(
         OptionError: For an unknown name, with the nearest that is known.
     """
     if isinstance(name, str) and ":" in name:
-        found: Callable[..., Any] = find_named(name)
-        return found
+        entry: Callable[..., Any] = find_named(name)
+        return entry
     check_option(option, name, table, also=also)
     return table[name]

@@ -121,9 +121,9 @@ class Recipe(GuideOptions):
             'sum'
         """
         taken = {field.name for field in fields(TrainConfig)}
-        said = {field.name: getattr(self, field.name) for field in fields(self)}
-        said = {name: v for name, v in said.items() if name in taken and v is not None}
-        return TrainConfig.from_dict({**said, **self._own_options(overrides), **overrides})
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        settings = {name: v for name, v in settings.items() if name in taken and v is not None}
+        return TrainConfig.from_dict({**settings, **self._own_options(overrides), **overrides})
 
     def _own_options(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """No options of a loss or an attribution in place of which another is given."""
@@ -225,8 +225,8 @@ _MODEL_GUIDANCE: dict[str, Any] = {
 }
 
 RECIPES: dict[str, Recipe] = {
-    found.name: found
-    for found in (
+    entry.name: entry
+    for entry in (
         Recipe(
             name="robustvit",
             text="pull the attention relevance of a trained ViT onto the object, in a short "

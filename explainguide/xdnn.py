@@ -145,10 +145,10 @@ def _exchange(model: nn.Module, *, fold: bool) -> tuple[nn.Module, list[str]]:
     told: list[str] = []
     instead: dict[nn.Module, nn.Module] = {}
     for name, module in converted.named_modules():
-        found = _without_norm(module, fold=fold)
-        if found is not module:
-            instead[module] = found
-            kinds = [type(part).__name__ for part in found.children()] or [type(found).__name__]
+        changed = _without_norm(module, fold=fold)
+        if changed is not module:
+            instead[module] = changed
+            kinds = [type(part).__name__ for part in changed.children()] or [type(changed).__name__]
             told.append(f"{name}: {type(module).__name__} is now {', '.join(kinds)}")
         elif isinstance(module, _WEIGHTED) and getattr(module, "bias", None) is not None:
             module.bias = None
@@ -256,9 +256,9 @@ def _without_norm(module: nn.Module, *, fold: bool) -> nn.Module:
         trainable = weight is not None and weight.requires_grad
         parts = {"scale": ChannelScale(scale, trainable=trainable).train(module.training), **parts}
     several = nn.Sequential(OrderedDict(parts))
-    found = several if len(several) > 1 else next(iter(several), nn.Identity())
-    found.training = module.training
-    return found
+    replacement = several if len(several) > 1 else next(iter(several), nn.Identity())
+    replacement.training = module.training
+    return replacement
 
 
 def _offenders(module: nn.Module, name: str = "") -> Iterator[tuple[str, str]]:
@@ -313,12 +313,12 @@ def _refuse_what_is_lost(model: nn.Module, image_size: tuple[int, int] | None) -
                     getattr(module, key).zero_()
     converted, _ = _exchange(model, fold=True)
     image = _random_image(model, image_size)
-    for other in (converted, _twin(converted)):  # a twin has no hooks
-        found = difference(model, other, image)
-        if found is not None:
+    for network in (converted, _twin(converted)):  # a twin has no hooks
+        gap = difference(model, network, image)
+        if gap is not None:
             raise GuidanceError(
                 f"without biases the logits of {type(model).__name__} are not those of what "
-                f"it becomes: they differ {found}. Look for hooks, and for norms with a forward of "
+                f"it becomes: they differ {gap}. Look for hooks, and for norms with a forward of "
                 "their own. Layers of torch, timm and torchvision are allowed."
             )
 

@@ -104,11 +104,11 @@ class Annotations:
             return cls(torch.zeros(0, 0, 4), empty, canvas=canvas, first_label=first_label)
         boxes, labels, masks = [], [], []
         for index, target in enumerate(targets):
-            found = check_target(target, index, canvas, first_label=first_label)
-            canvas = canvas or found.size
-            boxes.append(found.boxes)
-            labels.append(found.labels)
-            masks.append(found.masks)
+            objects = check_target(target, index, canvas, first_label=first_label)
+            canvas = canvas or objects.size
+            boxes.append(objects.boxes)
+            labels.append(objects.labels)
+            masks.append(objects.masks)
         device = next((b.device for b in boxes if len(b)), torch.device("cpu"))
         padded = pad_sequence([b.to(device) for b in boxes], batch_first=True)
         padded_labels = pad_sequence(

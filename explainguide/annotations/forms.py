@@ -284,10 +284,10 @@ def _read_masks(masks: Tensor, batch: Batch) -> Tensor:
     return masks.as_subclass(Tensor).to(batch.logits.device, non_blocking=True).float()
 
 
-def _check_count(found: int, batch: Batch) -> None:
+def _check_count(number: int, batch: Batch) -> None:
     count = len(batch.logits)
-    if found != count:
+    if number != count:
         raise AnnotationError(
-            f"{found} annotations for {count} images. Give one an image. None stands for "
+            f"{number} annotations for {count} images. Give one an image. None stands for "
             "an image without annotation."
         )

@@ -127,10 +127,10 @@ def check_nothing_else(target: Mapping[str, Any], many: str, where: str) -> None
             "box, label and segmentation together. One segmentation a box is allowed."
         )
     for name in ("labels", "masks"):
-        other = as_tensor(target, name, where)
-        if other is not None and (other.ndim == 0 or len(other) > 0):
+        value = as_tensor(target, name, where)
+        if value is not None and (value.ndim == 0 or len(value) > 0):
             raise AnnotationError(
-                f"{where} has {many} but {name} of shape {tuple(other.shape)}. Drop an object's box, "
+                f"{where} has {many} but {name} of shape {tuple(value.shape)}. Drop an object's box, "
                 "label and mask together, as transforms.v2.SanitizeBoundingBoxes does. One label a "
                 "box is allowed."
             )

@@ -74,13 +74,13 @@ def to_logits(labels: Tensor, first_label: FirstLabel, *, where: str) -> Tensor:
         tensor([ 1, -1])
     """
     if isinstance(first_label, int):
-        found = torch.where(labels < first_label, -1, labels - first_label)
+        indices = torch.where(labels < first_label, -1, labels - first_label)
     else:
         rows = torch.tensor(sorted(first_label.items())).to(labels.device, non_blocking=True)
         ids, logits = rows.T.contiguous()
         place = torch.searchsorted(ids, labels.contiguous()).clamp(max=len(ids) - 1)
-        found = torch.where(ids[place] == labels, logits[place], -1)
-    unknown = (labels >= 0) & (found < 0)
+        indices = torch.where(ids[place] == labels, logits[place], -1)
+    unknown = (labels >= 0) & (indices < 0)
     if labels.device.type == "cpu" and bool(unknown.any()):
         label = int(labels[unknown][0])
         if isinstance(first_label, int):
@@ -95,7 +95,7 @@ def to_logits(labels: Tensor, first_label: FirstLabel, *, where: str) -> Tensor:
             f"{where} has label {label}, which first_label does not name. Add it, or leave out objects "
             f"of this class. {known}{more} are allowed."
         )
-    return found
+    return indices
 
 
 def outside_hint(label: int, first_label: FirstLabel, num_classes: int) -> str:
@@ -151,10 +151,10 @@ def check_multi_hot(target: Tensor, shape: tuple[int, int]) -> None:
         )
     if target.device.type != "cpu":
         return
-    other = _neither(target)
-    if not bool(other.any()):
+    neither = _neither(target)
+    if not bool(neither.any()):
         return
-    value = float(target[other][0])
+    value = float(target[neither][0])
     if 0 < value < 1:
         raise OptionError(
             f"target holds {value:.3g}: soft labels, as label smoothing, mixup and cutmix "

@@ -111,17 +111,17 @@ def _as_polygons(segmentation: Any) -> list[list[float]]:
 
 
 def _as_numbers(polygon: Any) -> list[float]:
-    found = np.asarray(polygon.cpu() if isinstance(polygon, Tensor) else polygon, dtype=np.float64)
-    if found.ndim == 0:
+    array = np.asarray(polygon.cpu() if isinstance(polygon, Tensor) else polygon, dtype=np.float64)
+    if array.ndim == 0:
         raise ValueError("its numbers are not in a polygon's list; write [[x1, y1, x2, y2, ...]]")
-    if found.ndim > 1:
-        raise ValueError(f"a polygon of shape {found.shape}; write points one after another")
-    if found.size < 6 or found.size % 2:  # four numbers would be x, y, width, height
-        raise ValueError(f"a polygon of {found.size} numbers; it needs 6, 8, 10, ...")
-    if not np.isfinite(found).all() or abs(found).max() > _FARTHEST:
-        worst = found[~(abs(found) <= _FARTHEST)][0]
+    if array.ndim > 1:
+        raise ValueError(f"a polygon of shape {array.shape}; write points one after another")
+    if array.size < 6 or array.size % 2:  # four numbers would be x, y, width, height
+        raise ValueError(f"a polygon of {array.size} numbers; it needs 6, 8, 10, ...")
+    if not np.isfinite(array).all() or abs(array).max() > _FARTHEST:
+        worst = array[~(abs(array) <= _FARTHEST)][0]
         raise ValueError(f"a polygon with a coordinate of {worst:g}")
-    numbers: list[float] = found.tolist()
+    numbers: list[float] = array.tolist()
     return numbers
 
 

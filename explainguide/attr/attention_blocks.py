@@ -88,16 +88,16 @@ def find_attention(
     size = probed_size(model, reading)
     seen, gradients, steps = _probe(model, size, reading)
     layouts = []
-    for index, one in enumerate(seen):
-        problem, layout = _read(one, model, size[1:], steps, reading)
+    for index, entry in enumerate(seen):
+        problem, layout = _read(entry, model, size[1:], steps, reading)
         if problem or layout is None:
             raise _refusal(model, problem)
-        if any(one.name == other.name for other in seen[:index]):
-            several = f"computes several attentions in module {one.name!r}"
+        if any(entry.name == earlier.name for earlier in seen[:index]):
+            several = f"computes several attentions in module {entry.name!r}"
             raise _refusal(model, several)
-        if not one.follows:
+        if not entry.follows:
             parallel = (
-                f"runs the attention of {seen[index - 1].name!r} and {one.name!r} side by side"
+                f"runs the attention of {seen[index - 1].name!r} and {entry.name!r} side by side"
             )
             raise _refusal(model, parallel)
         layouts.append(layout)
@@ -107,18 +107,18 @@ def find_attention(
         raise _refusal(model, "has no softmax attention over tokens")
     blocks: list[AttentionBlock] = []
     joined = False  # a class token that came after the first attention
-    for index, (one, layout) in enumerate(zip(seen, layouts, strict=True)):
+    for index, (entry, layout) in enumerate(zip(seen, layouts, strict=True)):
         before = layouts[max(index - 1, 0)]
         grows = layout.prefix > before.prefix
         if layout.grid != before.grid or layout.prefix < before.prefix or (grows and layout.others):
-            change = f"from {seen[index - 1].keys} to {one.keys} at module {one.name!r}"
+            change = f"from {seen[index - 1].keys} to {entry.keys} at module {entry.name!r}"
             raise _refusal(model, f"changes its number of tokens, {change}")
         joined |= grows
-        asks = None if one.queries == one.keys else one.queries
-        if asks is not None and not joined and one is not seen[-1]:
-            few = f"lets only {asks} of {one.keys} tokens ask in module {one.name!r}"
+        asks = None if entry.queries == entry.keys else entry.queries
+        if asks is not None and not joined and entry is not seen[-1]:
+            few = f"lets only {asks} of {entry.keys} tokens ask in module {entry.name!r}"
             raise _refusal(model, few)
-        blocks.append(AttentionBlock(one.name, layout.prefix, asks))
+        blocks.append(AttentionBlock(entry.name, layout.prefix, asks))
     last, gradient = blocks[-1], gradients[-1]
     assert gradient is not None
     read = (gradient.reshape(seen[-1].weights.shape) != 0).any(-1).flatten(0, -2).any(0).tolist()
@@ -144,10 +144,10 @@ def _probe(
     tap = Tap(model, {}, list(modules))
 
     def look(score: Tensor) -> tuple[list[_Seen], list[Tensor | None], Steps]:
-        found, steps = {}, Steps()
+        attentions, steps = {}, Steps()
         if tap.last is not None:
-            found, steps = tap.last.attentions, tap.last.steps
-        named = [(name, weights) for name, several in found.items() for weights in several]
+            attentions, steps = tap.last.attentions, tap.last.steps
+        named = [(name, weights) for name, several in attentions.items() for weights in several]
         tensors = [weights.tensor for _, weights in named]
         if not tensors:
             return [], [], steps
@@ -176,31 +176,31 @@ def _probe(
             handle.remove()
 
 
-def _depends(tensor: Tensor, other: Tensor) -> bool:
+def _depends(tensor: Tensor, source: Tensor) -> bool:
     """Whether a tensor was computed from another one."""
-    (link,) = torch.autograd.grad(tensor.sum(), other, retain_graph=True, allow_unused=True)
+    (link,) = torch.autograd.grad(tensor.sum(), source, retain_graph=True, allow_unused=True)
     return link is not None
 
 
 def _read(
-    one: _Seen, model: nn.Module, size: tuple[int, int], steps: Steps, reading: Reading
+    entry: _Seen, model: nn.Module, size: tuple[int, int], steps: Steps, reading: Reading
 ) -> tuple[str, Layout | None]:
     """What keeps one attention from being rolled out, or the layout of its keys."""
-    shape, where = one.weights.shape, f"in module {one.name!r}"
+    shape, where = entry.weights.shape, f"in module {entry.name!r}"
     if len(shape) == 3:
-        return f"does not tell images from heads in the attention of {one.name!r}: {shape}", None
+        return f"does not tell images from heads in the attention of {entry.name!r}: {shape}", None
     if len(shape) != 4 or shape[0] != 1:
         return f"attends within windows {where}: its weights are {shape} for one image", None
-    output = one.output[0] if isinstance(one.output, tuple) else one.output
-    if isinstance(output, Tensor) and output.ndim == 3 and one.queries not in output.shape[:2]:
+    output = entry.output[0] if isinstance(entry.output, tuple) else entry.output
+    if isinstance(output, Tensor) and output.ndim == 3 and entry.queries not in output.shape[:2]:
         tokens = max(output.shape[:2])
-        return f"attends over {one.keys} channels {where}, not over its {tokens} tokens", None
-    if one.keys < one.queries:
-        return f"lets {one.queries} tokens attend to only {one.keys} keys {where}", None
-    keys = one.weights.tensor.new_empty(1, one.keys, 1)
+        return f"attends over {entry.keys} channels {where}, not over its {tokens} tokens", None
+    if entry.keys < entry.queries:
+        return f"lets {entry.queries} tokens attend to only {entry.keys} keys {where}", None
+    keys = entry.weights.tensor.new_empty(1, entry.keys, 1)
     try:
         return "", infer_layout(
-            one.name,
+            entry.name,
             keys,
             size,
             model=model,
@@ -211,7 +211,7 @@ def _read(
         )
     except LayerError:
         height, width = size
-        return f"attends over {one.keys} positions {where}, no grid of {height} x {width}", None
+        return f"attends over {entry.keys} positions {where}, no grid of {height} x {width}", None
 
 
 def _refusal(model: nn.Module, problem: str) -> GuidanceError:

@@ -137,10 +137,10 @@ class LayerMap(Attribution):
     @constructor
     def at(self, layer: str | nn.Module) -> LayerMap:
         """The same attribution, with the same settings, at another layer."""
-        other = copy.copy(self)
-        other._modules = resolve_layers(self.model, layer)
-        other.layer = next(iter(other._modules))
-        return other
+        moved = copy.copy(self)
+        moved._modules = resolve_layers(self.model, layer)
+        moved.layer = next(iter(moved._modules))
+        return moved
 
     def tap(self, modules: dict[str, nn.Module | None]) -> Tap:
         """What reads a forward pass for this attribution at these layers."""
@@ -209,10 +209,10 @@ class LayerMap(Attribution):
             LayerError: If the layer has no spatial extent or does not reach the logits.
             OptionError: If the target is not a class of the model.
         """
-        found = self._explain(
+        attributions = self._explain(
             inputs, target, additional_forward_args, create_graph, lambda evidence, maps: maps
         )
-        return (found,) if isinstance(inputs, tuple) else found
+        return (attributions,) if isinstance(inputs, tuple) else attributions
 
     def _explain(
         self,
@@ -240,8 +240,8 @@ class LayerMap(Attribution):
                     score=lambda z: class_scores(z).gather(1, classes[:, None]).T,
                     create_graph=create_graph,
                 )
-                (found,) = maps.values()
-                found = found[0, :, None]
-                return finish(evidence, found if create_graph else found.detach())
+                (layer_map,) = maps.values()
+                layer_map = layer_map[0, :, None]
+                return finish(evidence, layer_map if create_graph else layer_map.detach())
         finally:
             tap.remove()

@@ -48,14 +48,14 @@ def layer_gradients(
     # Outside autocast: the backward pass runs in the types that the forward pass chose.
     with torch.autocast(scores.device.type, enabled=False), _reentrance_told():
         if len(scores) == 1:
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 scores.sum(),
                 features,
                 retain_graph=retain_graph,
                 create_graph=create_graph,
                 allow_unused=True,
             )
-            return tuple(None if g is None else g[None] for g in found)
+            return tuple(None if g is None else g[None] for g in gradients)
         totals = scores.sum(1)
         basis = torch.eye(len(totals), dtype=totals.dtype, device=totals.device)
         try:
@@ -117,7 +117,7 @@ class _GradientMap(LayerMap):
             list(features.values()),
             create_graph=evidence.create_graph,
         )
-        found = {}
+        maps = {}
         for (name, feature), gradient in zip(features.items(), gradients, strict=True):
             if gradient is None:
                 raise dead_layer(name)
@@ -125,10 +125,10 @@ class _GradientMap(LayerMap):
             if _only_prefix(gradient, layout):
                 raise dead_places(name)
             with torch.autocast(feature.device.type, enabled=False):
-                found[name] = self.combine(
+                maps[name] = self.combine(
                     wide(to_nchw(feature, layout)), wide(to_nchw(gradient, layout))
                 )
-        return found
+        return maps
 
 
 def dead_layer(name: str) -> LayerError:

@@ -154,8 +154,8 @@ class IntegratedGradients(LayerMap):
             return maps, method._missing(evidence, maps) if return_convergence_delta else None
 
         maps, delta = method._explain(inputs, target, additional_forward_args, create_graph, finish)
-        found = (maps,) if isinstance(inputs, tuple) else maps
-        return (found, delta) if return_convergence_delta else found
+        attributions = (maps,) if isinstance(inputs, tuple) else maps
+        return (attributions, delta) if return_convergence_delta else attributions
 
     def _missing(self, evidence: Evidence, maps: Tensor) -> Tensor:
         """The sum of each map less the difference of the scores at the ends of the path."""

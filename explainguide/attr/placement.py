@@ -113,10 +113,10 @@ def _of_this_model(attribution: LayerMap, model: nn.Module, reading: Reading) ->
             "this model. A name is allowed too."
         )
     for field in fields(Reading):
-        said, built = getattr(reading, field.name), getattr(attribution.reading, field.name)
-        if said not in (None, built):
+        asked, built = getattr(reading, field.name), getattr(attribution.reading, field.name)
+        if asked not in (None, built):
             raise OptionError(
-                f"{field.name} is {said!r}, but the attribution was built with {built!r}. Leave out "
+                f"{field.name} is {asked!r}, but the attribution was built with {built!r}. Leave out "
                 "one of the two. They must agree."
             )
     return attribution

@@ -122,9 +122,9 @@ class AttentionRelevance(LayerMap):
     @constructor
     def at(self, layer: str | nn.Module) -> AttentionRelevance:
         """The same relevance, from another attention module on."""
-        other = copy.copy(self)
-        other._start(layer)
-        return other
+        moved = copy.copy(self)
+        moved._start(layer)
+        return moved
 
     def _start(self, layer: str | nn.Module) -> None:
         modules = resolve_layers(self.model, layer)
@@ -151,27 +151,27 @@ class AttentionRelevance(LayerMap):
         layout = evidence.layouts[name]
         height, width = layout.grid
         for block in self._blocks:
-            found = [weights.shape for weights in evidence.attentions.get(block.name, [])]
-            if len(found) != 1 or not block.fits(found[0], len(evidence.images), height * width):
+            shapes = [weights.shape for weights in evidence.attentions.get(block.name, [])]
+            if len(shapes) != 1 or not block.fits(shapes[0], len(evidence.images), height * width):
                 raise LayerError(
-                    f"module {block.name!r} computed attention of shapes {found} "
+                    f"module {block.name!r} computed attention of shapes {shapes} "
                     f"for {len(evidence.images)} images and {height} x {width} patches. Turn off what "
                     "drops or merges tokens. Each module attends once, over all tokens."
                 )
         weights = [evidence.attentions[block.name][0] for block in self._blocks]
         gradients = layer_gradients(
             evidence.score(evidence.logits),
-            [one.tensor for one in weights],
+            [weight.tensor for weight in weights],
             create_graph=evidence.create_graph and not self.detach_gradient,
             retain_graph=evidence.create_graph,
         )
         mixing = []
         with torch.autocast(evidence.logits.device.type, enabled=False):
-            for block, one, gradient in zip(self._blocks, weights, gradients, strict=True):
+            for block, weight, gradient in zip(self._blocks, weights, gradients, strict=True):
                 if gradient is None:
                     raise dead_layer(block.name)
-                attention = wide(one.tensor).view(one.shape)
-                gradient = wide(gradient).reshape(len(gradient), *one.shape)
+                attention = wide(weight.tensor).view(weight.shape)
+                gradient = wide(gradient).reshape(len(gradient), *weight.shape)
                 mixing.append(mixing_matrix(attention, gradient))
             patches = places_alone(roll_out(mixing, self._readout), layout, dim=-1)
         return {name: patches.unflatten(-1, (height, width))}

@@ -44,15 +44,15 @@ def parse_neuron(text: str, *, option: str = "--neuron") -> Neuron:
         >>> parse_neuron("layer3.0:7:4,5")
         Neuron(layer='layer3.0', channel=7, position=(4, 5))
     """
-    found = re.fullmatch(r"([^:]+):(\d+)(?::(\d+),(\d+))?", text.strip())
-    if found is None:
+    match = re.fullmatch(r"([^:]+):(\d+)(?::(\d+),(\d+))?", text.strip())
+    if match is None:
         raise UsageError(
             f"{option}: {text!r} is no neuron. Use layer3:7 for channel 7 of layer3 where it is "
             "largest, or layer3:7:4,5 at row 4, column 5. LAYER:CHANNEL[:ROW,COLUMN], counted from "
             "0, is allowed."
         )
-    position = None if found[3] is None else (int(found[3]), int(found[4]))
-    return Neuron(found[1], int(found[2]), position)
+    position = None if match[3] is None else (int(match[3]), int(match[4]))
+    return Neuron(match[1], int(match[2]), position)
 
 
 def check_bcos_arguments(args: argparse.Namespace) -> None:

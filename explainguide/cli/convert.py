@@ -123,15 +123,15 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     allow_local_modules()
-    said = describe_weights(args.weights)
-    check_plain(said, args.weights)
-    classes = said.get("num_classes") if args.num_classes is None else args.num_classes
-    model, size = _build(args, classes, said.get("image_size"))
-    mean, std = (getattr(args, name) or said.get(name) for name in ("mean", "std"))
+    record = describe_weights(args.weights)
+    check_plain(record, args.weights)
+    classes = record.get("num_classes") if args.num_classes is None else args.num_classes
+    model, size = _build(args, classes, record.get("image_size"))
+    mean, std = (getattr(args, name) or record.get(name) for name in ("mean", "std"))
     mean, std = choose_normalisation(model, mean, std)
     info: dict[str, Any] = {"name": args.model, "num_classes": classes}
-    if classes == said.get("num_classes"):
-        info |= {key: said[key] for key in ("classes", "multilabel") if key in said}
+    if classes == record.get("num_classes"):
+        info |= {key: record[key] for key in ("classes", "multilabel") if key in record}
     if classes is None and in_library(args.model):
         info["num_classes"] = count_logits(model)
     if args.bcos:
@@ -171,9 +171,9 @@ def _check(args: argparse.Namespace) -> None:
     given = [n for n in _OF_BCOS if getattr(args, n) not in (None, False)] if args.xdnn else []
     given += ["normalization"] if args.bcos and args.normalization is not None else []
     if given:
-        other = "--bcos" if args.xdnn else "--xdnn"
+        companion = "--bcos" if args.xdnn else "--xdnn"
         raise UsageError(
-            f"--{given[0].replace('_', '-')}: it goes with {other}. Leave it out. "
+            f"--{given[0].replace('_', '-')}: it goes with {companion}. Leave it out. "
             "`explainguide convert --help` shows which option goes with what."
         )
     for name, allowed in _WORDS.items():

@@ -226,14 +226,14 @@ def describe_data(args: argparse.Namespace, source: DataSource) -> dict[str, Any
     }
 
 
-def _for_evaluation(source: DataSource, said: Mapping[str, Any]) -> dict[str, Any]:
+def _for_evaluation(source: DataSource, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Split, root and boxes of evaluation; a root of its own has boxes of its own."""
     from explainguide.datasets.table import taken
 
-    root, boxes = said.get("val_root"), said.get("val_boxes")
+    root, boxes = settings.get("val_root"), settings.get("val_boxes")
     if root is None and "image_set" in taken(source):
-        root, boxes = said.get("root"), boxes or said.get("boxes")
-    return {"image_set": said.get("val_set") or source.val_set, "root": root, "boxes": boxes}
+        root, boxes = settings.get("root"), boxes or settings.get("boxes")
+    return {"image_set": settings.get("val_set") or source.val_set, "root": root, "boxes": boxes}
 
 
 def _own_options(args: argparse.Namespace, source: DataSource) -> dict[str, str]:
@@ -265,12 +265,12 @@ def _open(kind: str, source: DataSource, asked: Mapping[str, Any], *, prefix: st
     from explainguide.datasets.table import taken
 
     takes = taken(source)
-    said = {name: value for name, value in asked.items() if name in takes and value is not None}
-    for name in (name for name, needed in takes.items() if needed and name not in said):
+    options = {name: value for name, value in asked.items() if name in takes and value is not None}
+    for name in (name for name, needed in takes.items() if needed and name not in options):
         option = f"{prefix}{name}"
         remedy = _REMEDIES.get(option, "--data {kind} needs it. `--help` says what it is.")
         raise UsageError(f"{_flag(option)}: missing. {remedy.format(kind=kind)}")
-    data = source.factory(**said)
+    data = source.factory(**options)
     with operation("--data"):
         check_data_set(data, kind)
         if ":" in kind:

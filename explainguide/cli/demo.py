@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)  # before the training, so that it fails early
     began = time.perf_counter()
     runs = _train(list(SETTINGS if args.full else DEFAULT_RUNS), args, epochs)
-    rows = [_row(found) for found in runs]
+    rows = [_row(trained) for trained in runs]
     print(format_table(rows))
     story = tell(runs, epochs)
     page = _write_page(folder / _PAGE, runs, rows, story, args, time.perf_counter() - began)
@@ -89,16 +89,16 @@ def _train(names: list[str], args: argparse.Namespace, epochs: int) -> list[Run]
 
         for name in names:
             bar.set_description(name)
-            found = train_run(
+            trained = train_run(
                 name, SETTINGS[name], seed=args.seed, epochs=epochs, images=images, on_epoch=show
             )
-            runs.append(found)
+            runs.append(trained)
     return runs
 
 
-def _row(found: Run) -> dict[str, object]:
-    scores = {key: f"{found.scores[key]:.1%}" for key in _SHARES}
-    return {"run": found.name, **scores, "time": f"{found.seconds:.0f} s"}
+def _row(trained: Run) -> dict[str, object]:
+    scores = {key: f"{trained.scores[key]:.1%}" for key in _SHARES}
+    return {"run": trained.name, **scores, "time": f"{trained.seconds:.0f} s"}
 
 
 def tell(runs: list[Run], epochs: int) -> str:
@@ -135,7 +135,7 @@ def _write_page(
     from explainguide.visualization import curves
     from explainguide.visualization.report import write_report
 
-    history = {found.name: found.history for found in runs}
+    history = {trained.name: trained.history for trained in runs}
     keys = ["loss", "accuracy with decoy", "accuracy without decoy", "EPG"]
     figures = [
         (
@@ -150,7 +150,7 @@ def _write_page(
             curves(history, keys, percent=keys[1:]),
         ),
     ]
-    settings = [f"{found.name}: {SETTINGS[found.name]}" for found in runs]
+    settings = [f"{trained.name}: {SETTINGS[trained.name]}" for trained in runs]
     return write_report(
         path,
         title="A network that cheats, and the same network guided",
@@ -205,10 +205,10 @@ def _pictures(before: Run, after: Run, seed: int) -> Any:
     images, boxes = data.images[chosen], data.boxes[chosen]
     masks = box_masks(boxes, (data.size, data.size))
     maps, captions = {}, {}
-    for name, found in (("before: unguided", before), ("after: guided", after)):
+    for name, trained in (("before: unguided", before), ("after: guided", after)):
         with torch.no_grad():
-            sure, answers = found.model(images).softmax(1).max(1)
-        maps[name] = InputXGradient(found.model).attribute(images, answers)
+            sure, answers = trained.model(images).softmax(1).max(1)
+        maps[name] = InputXGradient(trained.model).attribute(images, answers)
         inside = energy_pointing_game(maps[name], masks[:, None])
         captions[name] = [
             f"says {answer} ({p:.0%}); {share:.0%} in the box"

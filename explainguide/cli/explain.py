@@ -130,8 +130,8 @@ def run(args: argparse.Namespace) -> int:
     _check_out(args.out)
     height, width = subject.size
     boxes = [
-        found * found.new_tensor([width / p.width, height / p.height] * 2)
-        for found, p in zip(boxes, pictures, strict=True)
+        own_boxes * own_boxes.new_tensor([width / p.width, height / p.height] * 2)
+        for own_boxes, p in zip(boxes, pictures, strict=True)
     ]
     if args.bcos:
         figure, texts = draw_bcos(pictures, subject, target=args.target, neuron=neuron, boxes=boxes)
@@ -178,13 +178,13 @@ def _methods(
     from explainguide.attr.placement import place_attribution
 
     reading = replace(subject.reading, image_size=subject.size)
-    found = []
+    methods = []
     for layer in layers or [None]:
         for name in names:
             method, places = place_attribution(subject.model, name, layer, reading=reading)
             (place,) = places
-            found.append((f"{name} at {place}", method.at(place)))
-    return found
+            methods.append((f"{name} at {place}", method.at(place)))
+    return methods
 
 
 def _check_out(out: str) -> None:

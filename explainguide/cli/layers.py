@@ -108,8 +108,8 @@ def _collect(
         if count:
             leaf = None
             alike = any(
-                type(other) is type(child) and size > total / 20
-                for sibling, (other, size) in inside.items()
+                type(neighbour) is type(child) and size > total / 20
+                for sibling, (neighbour, size) in inside.items()
                 if sibling != name
             )
             own = {n for n in spatial if split_index(n)[0] == name}  # itself, or its members

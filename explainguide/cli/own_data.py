@@ -87,12 +87,12 @@ def _read(data: Any, index: int) -> tuple[Any, list[tuple[Any, ...]]]:
 
 
 def _check_labels(labels: Any, data: Any, kind: str) -> None:
-    found = torch.as_tensor(labels)
-    several = is_multilabel(found[None]) and (found.numel() > 1 or len(data.classes) == 1)
+    label = torch.as_tensor(labels)
+    several = is_multilabel(label[None]) and (label.numel() > 1 or len(data.classes) == 1)
     says = getattr(data, "multilabel", False)
-    if several != says or (not several and found.numel() > 1):
+    if several != says or (not several and label.numel() > 1):
         raise OptionError(
-            f"the labels of {kind!r} are {found.dtype} of shape {tuple(found.shape)}, and its data set "
+            f"the labels of {kind!r} are {label.dtype} of shape {tuple(label.shape)}, and its data set "
             f"has multilabel={says}. Give floats (K,), 1 for each class that shows, with "
             "multilabel = True, or one class index with multilabel = False. Both are allowed."
         )
@@ -124,13 +124,13 @@ def _check_image(image: Any, kind: str) -> None:
         # A little beyond comes of resizing.
         if not image.is_floating_point() or (low > -0.5 and high < 1.5):
             return
-        found = (
+        problem = (
             f"floats from {low:g} to {high:g}. Divide by what is white, and leave the normalisation"
         )
-        found += " to the command"
+        problem += " to the command"
     else:
-        found = f"{type(image).__name__}. Read them with explainguide.datasets.items.read_image"
+        problem = f"{type(image).__name__}. Read them with explainguide.datasets.items.read_image"
     raise OptionError(
-        f"the images of {kind!r} are given as {found}. Tensors (3, H, W), uint8 or floats in [0, 1], "
+        f"the images of {kind!r} are given as {problem}. Tensors (3, H, W), uint8 or floats in [0, 1], "
         "are allowed."
     )

@@ -30,8 +30,8 @@ def parse_size(text: str, *, option: str = "--size") -> tuple[int, int]:
         >>> parse_size("224"), parse_size("240x320")
         ((224, 224), (240, 320))
     """
-    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
-    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not height or not width:
         raise UsageError(
             f"{option}: {text!r} is no size. Use 224, or 240x320 for height and width. "
@@ -66,8 +66,8 @@ def read_picture(path: str, *, told: set[str] | None = None) -> Image.Image:
 def tell_turned(paths: Sequence[str], boxes: Sequence[Tensor]) -> None:
     """Say once that boxes are those of the upright pictures, where a camera turned them."""
     turned = []
-    for path, found in zip(paths, boxes, strict=True):
-        header = read_header(path) if len(found) else None
+    for path, own_boxes in zip(paths, boxes, strict=True):
+        header = read_header(path) if len(own_boxes) else None
         if header is not None and header.orientation != 1:
             turned.append(f"'{path}' ({header.upright[1]} x {header.upright[0]})")
     if turned:
@@ -108,11 +108,11 @@ def parse_boxes(
             f"{option}: given {len(texts)} times for {len(pictures)} images. Give it once an image, "
             "in their order, with ';' between several boxes, '' for none."
         )
-    found = []
+    boxes = []
     for text, picture in zip(texts, pictures, strict=True):
         rows = [_parse_box(part, picture, option) for part in text.split(";") if part.strip()]
-        found.append(torch.tensor(rows, dtype=torch.float32).reshape(-1, 4))
-    return found
+        boxes.append(torch.tensor(rows, dtype=torch.float32).reshape(-1, 4))
+    return boxes
 
 
 def _parse_box(text: str, picture: Image.Image, option: str) -> list[float]:

@@ -165,17 +165,17 @@ def _build_parser(named: str | None) -> tuple[_Parser, _Parser]:
     parser.add_argument("--version", action="version", version=f"explainguide {version}")
     _add_traceback(parser)
     chosen = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    found = parser
+    command_parser = parser
     for name, text in COMMANDS.items():
         if name != named:
             chosen.add_parser(name, help=text)
             continue
         module = _load(name)
         example = f"example:\n  {module.EXAMPLE}"
-        found = chosen.add_parser(name, help=text, description=module.HELP, epilog=example)
-        module.add_arguments(found)
-        _add_traceback(found)
-    return parser, found
+        command_parser = chosen.add_parser(name, help=text, description=module.HELP, epilog=example)
+        module.add_arguments(command_parser)
+        _add_traceback(command_parser)
+    return parser, command_parser
 
 
 def _add_traceback(parser: argparse.ArgumentParser) -> None:

@@ -24,9 +24,9 @@ class Later(str):
 
     def __new__(cls, write: Callable[[], str]) -> Later:
         """The text is still to be written by the function."""
-        found = super().__new__(cls)
-        found.write = write
-        return found
+        text = super().__new__(cls)
+        text.write = write
+        return text
 
 
 def add_settings(
@@ -46,12 +46,12 @@ def add_settings(
         only: The fields that are meant; None is all.
         default: What to say of every default, in place of it.
     """
-    for found in fields(kind):
-        shown: Shown = found.metadata.get("shown", Shown())
+    for field in fields(kind):
+        shown: Shown = field.metadata.get("shown", Shown())
         offered = (shown.text or shown.choices) and shown.group in groups
-        if not offered or (only is not None and found.name not in only):
+        if not offered or (only is not None and field.name not in only):
             continue
-        options: dict[str, Any] = {"help": _help(found, shown, default), "default": None}
+        options: dict[str, Any] = {"help": _help(field, shown, default), "default": None}
         if shown.kind is bool:
             options["action"] = "store_true"
         else:
@@ -59,28 +59,28 @@ def add_settings(
             options["metavar"] = "NAME=VALUE" if shown.pairs else _METAVARS.get(shown.kind, "NAME")
             if shown.many != "no" or shown.pairs:
                 options["nargs"] = "+"
-        groups[shown.group].add_argument(f"--{found.name.replace('_', '-')}", **options)
+        groups[shown.group].add_argument(f"--{field.name.replace('_', '-')}", **options)
 
 
 def given_settings(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     """What was given of a class of settings, by name."""
     given: dict[str, Any] = {}
-    for found in fields(kind):
-        value = getattr(args, found.name, None)
+    for field in fields(kind):
+        value = getattr(args, field.name, None)
         if value is None:
             continue
-        shown: Shown = found.metadata["shown"]
+        shown: Shown = field.metadata["shown"]
         if shown.pairs:
-            value = _pairs(found.name, value)
+            value = _pairs(field.name, value)
         elif shown.many == "one or several" and len(value) == 1:
             (value,) = value
-        given[found.name] = value
+        given[field.name] = value
     return given
 
 
-def _help(found: Field[Any], shown: Shown, default: str | None) -> str:
-    silent = found.default in (None, MISSING) or shown.kind is bool
-    usual = default or shown.unset or (None if silent else found.default)
+def _help(field: Field[Any], shown: Shown, default: str | None) -> str:
+    silent = field.default in (None, MISSING) or shown.kind is bool
+    usual = default or shown.unset or (None if silent else field.default)
     end = "" if usual is None else f" (default: {usual})"
     if shown.choices:
         *most, last = shown.choices
@@ -98,7 +98,7 @@ def _table(where: str) -> list[str]:
 
 def _pairs(name: str, pairs: list[str]) -> dict[str, Any]:
     """``["normalize=False", "eps=1e-3"]`` as keyword arguments: Python's values, or else words."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals and value):
@@ -107,7 +107,7 @@ def _pairs(name: str, pairs: list[str]) -> dict[str, Any]:
                 "normalize=False. NAME=VALUE is allowed."
             )
         try:
-            found[key] = ast.literal_eval(value)
+            arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[key] = value
-    return found
+            arguments[key] = value
+    return arguments

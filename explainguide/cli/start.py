@@ -47,14 +47,14 @@ def begin(
     going_on = args.resume and last.exists()
     if args.checkpoint is not None:
         return _of_checkpoint(args, str(last) if going_on else args.checkpoint, num_classes, source)
-    said = describe_weights(last if going_on else args.weights)
+    record = describe_weights(last if going_on else args.weights)
     if not going_on:
-        check_plain(said, args.weights)
+        check_plain(record, args.weights)
     model = build_model(
         args.model,
         num_classes=num_classes,
         pretrained=args.pretrained and not going_on,
-        image_size=said.get("image_size"),
+        image_size=record.get("image_size"),
     )
     if args.weights and not going_on:
         note = load_weights(model, args.weights)
@@ -63,10 +63,10 @@ def begin(
     if args.size is not None:
         set_image_size(model, args.size)
     own = getattr(model, "pretrained_cfg", None) or {}
-    asked = said.get("image_size") if args.size is None else args.size
+    asked = record.get("image_size") if args.size is None else args.size
     size = choose_size(asked, source.image_size, (own.get("input_size") or (0, 0, None))[-1])
     # A B-cos network that goes on has its normalisation in its first layer.
-    kept = said.get("bcos") or said
+    kept = record.get("bcos") or record
     mean, std = (getattr(args, name) or kept.get(name) for name in ("mean", "std"))
     mean, std = choose_normalisation(model, mean, std, normalise=source.normalise)
     if not in_library(args.model):
@@ -110,10 +110,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _check_logits(model: nn.Module, args: argparse.Namespace, num_classes: int, size: int) -> None:
     """What a user's function built must tell the classes apart; one logit tells two."""
-    found = count_logits(model, size, output=args.output)
-    if not fits_classes(found, num_classes):
+    count = count_logits(model, size, output=args.output)
+    if not fits_classes(count, num_classes):
         raise UsageError(
-            f"--model: '{args.model}' has {found} logits and the data {num_classes} classes. Let the "
+            f"--model: '{args.model}' has {count} logits and the data {num_classes} classes. Let the "
             f"function take num_classes, which is {num_classes}. As many logits as classes, or one for "
             "two classes, are allowed."
         )

@@ -89,14 +89,14 @@ def open_subject(args: argparse.Namespace) -> Subject:
         classes, multilabel = list(info.get("classes") or []), bool(info.get("multilabel"))
         reading = explaining({**info["config"], **given_settings(args, GuideOptions)}).reading
         return Subject(model, asked or (side, side), encoding, classes, multilabel, reading)
-    said = describe_weights(args.weights)
-    check_plain(said, args.weights)
-    count = said.get("num_classes") if args.num_classes is None else args.num_classes
+    record = describe_weights(args.weights)
+    check_plain(record, args.weights)
+    count = record.get("num_classes") if args.num_classes is None else args.num_classes
     model = build_model(
         args.model,
         num_classes=count,
         pretrained=args.pretrained,
-        image_size=said.get("image_size"),
+        image_size=record.get("image_size"),
     ).eval()
     note = load_weights(model, args.weights) if args.weights else ""
     if note:  # a head with random weights explains nothing
@@ -105,13 +105,13 @@ def open_subject(args: argparse.Namespace) -> Subject:
             "--num-classes. The whole model is needed."
         )
     own = getattr(model, "pretrained_cfg", None) or {}
-    side = said.get("image_size") or (own.get("input_size") or (0, 0, None))[-1]
+    side = record.get("image_size") or (own.get("input_size") or (0, 0, None))[-1]
     side = choose_size(None, side)
     if asked is not None and asked[0] == asked[1]:
         set_image_size(model, asked[0])
-    mean, std = choose_normalisation(model, said.get("mean"), said.get("std"))
+    mean, std = choose_normalisation(model, record.get("mean"), record.get("std"))
     encoding = image_encoding(model, mean, std)
-    classes, multilabel = list(said.get("classes") or []), bool(said.get("multilabel"))
+    classes, multilabel = list(record.get("classes") or []), bool(record.get("multilabel"))
     reading = explaining(given_settings(args, GuideOptions)).reading
     return Subject(model, asked or (side, side), encoding, classes, multilabel, reading)
 

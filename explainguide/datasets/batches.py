@@ -60,14 +60,14 @@ class Batch(NamedTuple):
 
 
 def _collate(items: Sequence[Any]) -> Batch:
-    found = [item for item in items if item is not None]
-    skipped = len(items) - len(found)
-    if not found:
+    readable = [item for item in items if item is not None]
+    skipped = len(items) - len(readable)
+    if not readable:
         nothing = torch.zeros(0)
         annotations = Annotations(torch.zeros(0, 0, 4), torch.zeros(0, 0, dtype=torch.int64))
         return Batch(nothing, nothing, annotations, nothing.bool(), 0, skipped)
-    segmented = [annotation is not None and "masks" in annotation for _, _, annotation in found]
-    images, labels, annotations = collate(found)
+    segmented = [annotation is not None and "masks" in annotation for _, _, annotation in readable]
+    images, labels, annotations = collate(readable)
     size = (int(images.shape[-2]), int(images.shape[-1]))
     annotated = int(_covering(annotations, size).any(1).sum())
     return Batch(images, labels, annotations, torch.tensor(segmented), annotated, skipped)
@@ -163,8 +163,8 @@ def count_annotated(data: Any) -> int | None:
     Known are data sets with an attribute ``annotated``, ``(N,)`` bool, also inside `Subset`,
     `ConcatDataset` and `LimitedAnnotations`.
     """
-    found = _annotated(data)
-    return None if found is None else int(found.sum())
+    flags = _annotated(data)
+    return None if flags is None else int(flags.sum())
 
 
 def _annotated(data: Any) -> Tensor | None:
@@ -179,7 +179,7 @@ def _annotated(data: Any) -> Tensor | None:
         if not data.kept.any():
             return data.kept
         return None if inner is None else inner & data.kept
-    said = getattr(data, "annotated", None)
-    if isinstance(said, Tensor) and said.shape == (len(data),):
-        return said.bool()
+    flags = getattr(data, "annotated", None)
+    if isinstance(flags, Tensor) and flags.shape == (len(data),):
+        return flags.bool()
     return None

@@ -108,10 +108,10 @@ def _say_once(text: str, *, key: str, told: set[str]) -> None:
 
 def _orientation(image: PILImage.Image) -> int:
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        tag = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF says nothing; the picture beside it may be whole
         return 1
-    return int(found) if found in _TURNS else 1
+    return int(tag) if tag in _TURNS else 1
 
 
 def _tiff_tags(image: PILImage.Image) -> Any:

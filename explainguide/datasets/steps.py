@@ -42,8 +42,8 @@ def refuse_unfit(transforms: Any) -> None:
     Raises:
         OptionError: Naming the one.
     """
-    found = list(_walk(transforms))
-    for step in found:
+    steps = list(_walk(transforms))
+    for step in steps:
         if _is_first_version(step):
             name = _name(step)
             again = f"torchvision.transforms.v2.{name}" if hasattr(v2, name) else _SECOND
@@ -52,7 +52,7 @@ def refuse_unfit(transforms: Any) -> None:
                 f"transforms {where} a torchvision.transforms.{name}, which moves the "
                 f"image and leaves the boxes where they were. Use {again}, which moves both."
             )
-    for step in found:
+    for step in steps:
         call = step.lambd if isinstance(step, v2.Lambda) else step
         if call is step and not _takes_two(step):
             raise OptionError(
@@ -299,8 +299,8 @@ def _corners(boxes: Tensor, forms: _Forms) -> tuple[Tensor, tuple[int, int]]:
     return xyxy.clone(), form.canvas  # a later step may work in place
 
 
-def _is_tiny(found: tuple[Tensor, tuple[int, int]]) -> bool:
-    boxes = found[0]
+def _is_tiny(corners: tuple[Tensor, tuple[int, int]]) -> bool:
+    boxes = corners[0]
     return bool((boxes[:, 2:] - boxes[:, :2] <= 1).all())
 
 

@@ -54,10 +54,10 @@ class DataSource:
     @property
     def factory(self) -> Callable[..., Any]:
         """The function of `open`, imported."""
-        found: Callable[..., Any] = (
+        function: Callable[..., Any] = (
             find_named(self.open) if isinstance(self.open, str) else self.open
         )
-        return found
+        return function
 
 
 DATASETS: dict[str, DataSource] = {

@@ -54,14 +54,14 @@ def read_xml(path: Path) -> ElementTree.Element:
         DataError: If it is in another encoding than it declares, or is no XML.
     """
     raw = path.read_bytes()
-    found = _DECLARED.match(raw)
-    declared = found[1].decode("ascii") if found else None
+    match = _DECLARED.match(raw)
+    declared = match[1].decode("ascii") if match else None
     try:
         text = _decode(raw, declared)
     except (UnicodeError, LookupError) as error:
-        said = f"declares the encoding {declared!r}" if declared else "declares no encoding"
+        statement = f"declares the encoding {declared!r}" if declared else "declares no encoding"
         raise DataError(
-            f"'{path}' {said} and cannot be decoded ({error}). Save it as UTF-8, or "
+            f"'{path}' {statement} and cannot be decoded ({error}). Save it as UTF-8, or "
             'declare its encoding in the first line, such as <?xml version="1.0" '
             'encoding="gbk"?>. Every encoding that Python knows is allowed.'
         ) from None

@@ -57,7 +57,7 @@ def find_year_folder(root: Path, year: str | None) -> Path:
     """Find the folder that holds Annotations, ImageSets and JPEGImages, at or below ``root``."""
     require_folder(root)
     if any((root / part).is_dir() for part in _PARTS):
-        found = root
+        folder = root
     else:
         wanted = f"VOC{year}" if year else "VOC20[0-9][0-9]"
         below = [f for base in (root, root / "VOCdevkit") for f in sorted(base.glob(wanted))]
@@ -71,15 +71,15 @@ def find_year_folder(root: Path, year: str | None) -> Path:
                 f"'{root}' holds no folder {wanted}. Give the year folder (it holds "
                 "Annotations, ImageSets and JPEGImages), the VOCdevkit folder, or the one above it."
             )
-        found = below[0]
-    missing = [part for part in _PARTS if not (found / part).is_dir()]
+        folder = below[0]
+    missing = [part for part in _PARTS if not (folder / part).is_dir()]
     if missing:
-        there = ", ".join(sorted(f.name for f in found.iterdir() if f.is_dir())) or "no folder"
+        there = ", ".join(sorted(f.name for f in folder.iterdir() if f.is_dir())) or "no folder"
         raise DataError(
-            f"'{found}' has no {' and no '.join(missing)} folder. A VOC year folder holds "
+            f"'{folder}' has no {' and no '.join(missing)} folder. A VOC year folder holds "
             f"{', '.join(_PARTS)}. Found: {there}."
         )
-    return found
+    return folder
 
 
 def read_split(folder: Path, image_set: str, *, include_difficult: bool) -> list[str]:
@@ -173,13 +173,13 @@ def _read_object(path: Path, item: Any) -> tuple[str, tuple[float, float, float,
 
 
 def _read_difficult(path: Path, item: Any) -> bool:
-    said = str(item.get("difficult") or "0").strip().lower()
-    if said not in _DIFFICULT:
+    flag = str(item.get("difficult") or "0").strip().lower()
+    if flag not in _DIFFICULT:
         raise DataError(
-            f"'{path}' has an object with difficult {said!r}. Write 0 or 1. Allowed: "
+            f"'{path}' has an object with difficult {flag!r}. Write 0 or 1. Allowed: "
             f"{', '.join(_DIFFICULT)}."
         )
-    return _DIFFICULT[said]
+    return _DIFFICULT[flag]
 
 
 def _read_size(tree: Any) -> tuple[int, int] | None:

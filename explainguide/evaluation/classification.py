@@ -130,13 +130,13 @@ class ClassificationScores:
         """Add a batch."""
         # A logit of 0 is a yes. Ranks are kept in float64, where fewer sigmoids round to 1.
         yes = self.multilabel or self.num_classes == 1
-        said = (logits >= 0).int() if yes else logits.argmax(1)
+        answers = (logits >= 0).int() if yes else logits.argmax(1)
         ranks = logits.double().sigmoid()
         if self.num_classes == 1:
-            said, ranks, labels = said[:, 0], ranks[:, 0], (labels.reshape(-1) > 0.5)
+            answers, ranks, labels = answers[:, 0], ranks[:, 0], (labels.reshape(-1) > 0.5)
         labels = labels.long()
         for name, metric in self._metrics.items():
-            metric.update(ranks if name == "map" else said, labels)
+            metric.update(ranks if name == "map" else answers, labels)
 
     def add_nothing(self) -> None:
         """Take part in the exchange between processes without an image.

@@ -71,11 +71,11 @@ class MapScores:
             with warnings.catch_warnings():
                 # Without annotations there is nothing to update, and NaN says so.
                 warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-                found = metric.compute()
+                result = metric.compute()
             named = (
-                {f"{key}_{part}": float(value) for part, value in found.items()}
-                if isinstance(found, dict)
-                else {key: float(found)}
+                {f"{key}_{part}": float(value) for part, value in result.items()}
+                if isinstance(result, dict)
+                else {key: float(result)}
             )
             optional = "segmentation" in MAP_METRICS[key].needs
             scores |= {k: v for k, v in named.items() if not (optional and math.isnan(v))}
@@ -103,17 +103,17 @@ def over_layers(maps: Mapping[str, MapScores]) -> dict[str, float]:
 
     A fitted threshold is that of the first layer.
     """
-    scores = {layer: found.compute() for layer, found in maps.items()}
-    undefined = {layer: found.undefined() for layer, found in maps.items()}
+    scores = {layer: metrics.compute() for layer, metrics in maps.items()}
+    undefined = {layer: metrics.undefined() for layer, metrics in maps.items()}
     first = next(iter(maps))
-    found: dict[str, float] = {
+    numbers: dict[str, float] = {
         key: sum(each.get(key, math.nan) for each in scores.values()) / len(maps)
         for key in dict.fromkeys(chain.from_iterable(scores.values()))
     }
-    found |= {key: sum(each[key] for each in undefined.values()) for key in undefined[first]}
-    found |= maps[first].fitted()
+    numbers |= {key: sum(each[key] for each in undefined.values()) for key in undefined[first]}
+    numbers |= maps[first].fitted()
     if len(maps) > 1:
         for layer in maps:
             own = {**scores[layer], **undefined[layer]}
-            found |= {f"{key} {layer}": value for key, value in own.items()}
-    return found
+            numbers |= {f"{key} {layer}": value for key, value in own.items()}
+    return numbers

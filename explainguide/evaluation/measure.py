@@ -110,7 +110,7 @@ def evaluate(
     )
     steps = -(-len(range(rank, count, world)) // batch_size)
     with _explaining(method, layers) as tap, torch.inference_mode(False), torch.no_grad():
-        found: ClassificationScores | None = None
+        scores: ClassificationScores | None = None
         maps = {name: MapScores(chosen, threshold=threshold, device=device) for name in layers}
         totals = [0, 0, 0]
         with together(device):
@@ -121,33 +121,33 @@ def evaluate(
                     continue
                 logits, pairs = _step(method, tap, batch, region, maps)
                 check_labels(batch.labels, logits)
-                if found is None:
-                    found = ClassificationScores(
+                if scores is None:
+                    scores = ClassificationScores(
                         logits.shape[1], is_multilabel(batch.labels), device
                     )
-                found.update(logits, batch.labels)
+                scores.update(logits, batch.labels)
                 totals[1] += pairs
-    found = _of_all(found, device)
-    if found is None:
+    scores = _of_all(scores, device)
+    if scores is None:
         raise DataError(
             f"none of the {count} images could be read. See the warnings for their "
             "names. At least one must be readable."
         )
     shared = [int(total) for total in add_up(totals, device).tolist()]
     counts = dict(zip(("images", "pairs", "skipped"), shared, strict=True))
-    return {**found.compute(), **over_layers(maps), **counts}
+    return {**scores.compute(), **over_layers(maps), **counts}
 
 
 def _of_all(
-    found: ClassificationScores | None, device: torch.device
+    scores: ClassificationScores | None, device: torch.device
 ) -> ClassificationScores | None:
     """Scores in every process that has none of its own, where another process has some."""
-    own = [0, 0] if found is None else [found.num_classes, found.multilabel]
+    own = [0, 0] if scores is None else [scores.num_classes, scores.multilabel]
     num_classes, multilabel = add_up(own, device, most=True).tolist()
-    if found is None and num_classes:
-        found = ClassificationScores(int(num_classes), bool(multilabel), device)
-        found.add_nothing()
-    return found
+    if scores is None and num_classes:
+        scores = ClassificationScores(int(num_classes), bool(multilabel), device)
+        scores.add_nothing()
+    return scores
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -198,8 +198,8 @@ def _step(
     if annotations.masks is not None:
         masks = annotations.region(choice.classes, size)[valid]
     segmented = batch.segmented.to(valid.device).expand(valid.shape)[valid]
-    for name, found in maps.items():
-        pairs = found.detach()[valid][:, None]
+    for name, layer_maps in maps.items():
+        pairs = layer_maps.detach()[valid][:, None]
         if pairs.shape[-2:] != size:
             pairs = F.interpolate(pairs, size, mode="bilinear", align_corners=False)
         target = box if masks is None or region == "boxes" else masks

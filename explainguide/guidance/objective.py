@@ -109,9 +109,9 @@ def localize(
     dtype = next(iter(maps.values())).dtype
     share = annotated.to(dtype) / annotated.sum(0).clamp(min=1)  # of a class in its image
     total = torch.zeros(len(logits), dtype=dtype, device=logits.device)
-    for (name, found), weight in zip(maps.items(), objective.layer_weights, strict=True):
-        detached[name] = (found.detach() * share[..., None, None]).sum(0)
-        losses = _compare(objective, found, masks.to(found.dtype))
+    for (name, layer_maps), weight in zip(maps.items(), objective.layer_weights, strict=True):
+        detached[name] = (layer_maps.detach() * share[..., None, None]).sum(0)
+        losses = _compare(objective, layer_maps, masks.to(layer_maps.dtype))
         total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
     total = mark_soft(total, targets)
     if options.reduction != "none":

@@ -161,5 +161,5 @@ def probe_gradients(
 def _norm(gradients: list[Tensor | None]) -> float | None:
     if not gradients:
         return None
-    found = [g for g in gradients if g is not None]
-    return float(torch.stack([g.double().norm() for g in found]).norm()) if found else 0.0
+    present = [g for g in gradients if g is not None]
+    return float(torch.stack([g.double().norm() for g in present]).norm()) if present else 0.0

@@ -70,7 +70,7 @@ def graph_kept() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(said in str(error) for said in _GRAPH_GONE):
+        if not any(phrase in str(error) for phrase in _GRAPH_GONE):
             raise
         raise GuidanceError(
             f"the graph of the forward pass is gone, or what it holds was changed in place "

@@ -80,7 +80,7 @@ def _multi_head(*args: Any, need_weights: bool, average_attn_weights: bool, **kw
     """
     query, key, value, *rest = args
     fresh = _differentiable(query)  # frozen layers: some tensor must ask for the weights' gradient
-    key, value = (fresh if other is query else other for other in (key, value))
+    key, value = (fresh if tensor is query else tensor for tensor in (key, value))
     asking = {**kwargs, "need_weights": True, "average_attn_weights": False}
     both: Any = F.multi_head_attention_forward(fresh, key, value, *rest, **asking)
     output, view = both

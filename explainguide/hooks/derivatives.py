@@ -59,7 +59,7 @@ def _extension_without(derived: Tensor, features: list[Tensor]) -> str | None:
 
     Its node says so only when it runs; where there is such a node, all are run once.
     """
-    inside = [found for node in _nodes(derived, set()) if (found := _foreign(node))]
+    inside = [foreign for node in _nodes(derived, set()) if (foreign := _foreign(node))]
     if not inside or not derived.requires_grad:
         return None
     try:
@@ -117,6 +117,6 @@ def _without(node: Any) -> str | None:
     try:
         node(torch.zeros(()))
     except RuntimeError as error:
-        found = re.search(r"aten::(\w+?)(_backward)? ", str(error))
-        return found[1].strip("_") if found else str(error).splitlines()[0]
+        match = re.search(r"aten::(\w+?)(_backward)? ", str(error))
+        return match[1].strip("_") if match else str(error).splitlines()[0]
     return None

@@ -157,11 +157,11 @@ def explanation_mode(model: nn.Module) -> Iterator[nn.Module]:
     """
     with operation("explanation_mode"):
         modes = modes_of(model)
-    found = [mode.explaining for mode in modes]
+    earlier = [mode.explaining for mode in modes]
     try:
         for mode in modes:
             mode.explaining = True
         yield model
     finally:
-        for mode, before in zip(modes, found, strict=True):
+        for mode, before in zip(modes, earlier, strict=True):
             mode.explaining = before

@@ -87,8 +87,8 @@ def split_index(layer: str) -> tuple[str, int | None]:
         >>> split_index("stage4[1]"), split_index("stage4")
         (('stage4', 1), ('stage4', None))
     """
-    found = re.fullmatch(r"(.+)\[(\d+)\]", layer)
-    return (found[1], int(found[2])) if found else (layer, None)
+    match = re.fullmatch(r"(.+)\[(\d+)\]", layer)
+    return (match[1], int(match[2])) if match else (layer, None)
 
 
 def nearest_attribute(model: nn.Module, layer: str, attribute: str) -> Any:
@@ -99,9 +99,9 @@ def nearest_attribute(model: nn.Module, layer: str, attribute: str) -> Any:
     name, _ = split_index(layer)
     modules = dict(model.named_modules(remove_duplicate=False))
     while True:
-        found = getattr(modules.get(name), attribute, None)
-        if found is not None or not name:
-            return found
+        value = getattr(modules.get(name), attribute, None)
+        if value is not None or not name:
+            return value
         name = name.rpartition(".")[0]
 
 
@@ -123,13 +123,13 @@ def resolve_layers(
     if not names:
         raise LayerError("layer is an empty list. Name at least one layer.")
     modules = dict(model.named_modules(remove_duplicate=False))
-    found: dict[str, nn.Module | None] = {}
+    layers: dict[str, nn.Module | None] = {}
     for name in names:
         clean = _clean_name(model, name, modules)
-        if clean in found:
+        if clean in layers:
             raise LayerError(f"layer {name!r} is named twice. Name each layer once.")
-        found[clean] = None if clean == INPUT else modules[split_index(clean)[0]]
-    return found
+        layers[clean] = None if clean == INPUT else modules[split_index(clean)[0]]
+    return layers
 
 
 def _clean_name(model: nn.Module, name: object, modules: dict[str, nn.Module]) -> str:

@@ -89,7 +89,7 @@ def infer_layout(
 
 def _as_asked(name: str, feature: Tensor, kind: str, reading: Reading) -> Layout:
     """A kind that is asked for: its shape tells the grid, or, of tokens, the user does."""
-    entry, said = KINDS[kind], reading.prefix_tokens
+    entry, prefix = KINDS[kind], reading.prefix_tokens
     if entry.grid is not None:
         return Layout(kind, entry.of(tuple(feature.shape)))
     if reading.grid is None:
@@ -98,7 +98,7 @@ def _as_asked(name: str, feature: Tensor, kind: str, reading: Reading) -> Layout
             "grid=(h, w), and prefix_tokens= where some belong to no place. Two positive whole numbers "
             "are allowed."
         )
-    others = said if isinstance(said, tuple) else tuple(range(said or 0))
+    others = prefix if isinstance(prefix, tuple) else tuple(range(prefix or 0))
     front = others == tuple(range(len(others)))
     layout = Layout(kind, reading.grid, len(others), () if front else others)
     read: object
@@ -118,13 +118,13 @@ def _as_asked(name: str, feature: Tensor, kind: str, reading: Reading) -> Layout
 def _members(name: str, feature: object) -> str:
     """What to do with a layer that returns several things."""
     if isinstance(feature, tuple | list):
-        found = [
+        members = [
             f"layer='{split_index(name)[0]}[{i}]' {tuple(f.shape)}"
             for i, f in enumerate(feature)
             if isinstance(f, Tensor) and f.ndim > 2
         ]
-        if found:
-            return f"Choose one of its members: {', '.join(found)}."
+        if members:
+            return f"Choose one of its members: {', '.join(members)}."
     return "Choose a layer before or after it."
 
 
@@ -166,23 +166,23 @@ def _token_readings(
         for candidate in (0, 1) if prefix is None else (prefix,) if certain else (prefix, 0):
             if candidate + height * width == shape[1]:
                 return [Layout("tokens", (height, width), candidate)]
-    found = find_tokens(feature, steps, prefix=prefix, certain=certain, orders=orders)
-    if not found and False in orders and (steps is None or not steps.shown):
-        found = _guessed(shape[1], image_size, prefix, certain)
-    return [_as_layout(tokens, steps) for tokens in found]
+    readings = find_tokens(feature, steps, prefix=prefix, certain=certain, orders=orders)
+    if not readings and False in orders and (steps is None or not steps.shown):
+        readings = _guessed(shape[1], image_size, prefix, certain)
+    return [_as_layout(tokens, steps) for tokens in readings]
 
 
 def _reroll(order: Callable[..., Tensor], block: int, tokens: Tensor) -> Tensor:
     return order(tokens, block)
 
 
-def _as_traced(feature: Tensor, found: Arrangement, steps: Steps) -> Layout:
+def _as_traced(feature: Tensor, arrangement: Arrangement, steps: Steps) -> Layout:
     """What was followed through the pass, operation by operation."""
-    count = int(feature.shape[2 if found.channels_first else 1])
-    others = tuple(sorted(set(range(count)) - set(found.order)))
-    layout = _as_layout(Tokens(found.channels_first, found.grid, others), steps)
-    in_rows = tuple(i for i in range(count) if i not in others) == found.order
-    return layout if in_rows else replace(layout, order=found.order)
+    count = int(feature.shape[2 if arrangement.channels_first else 1])
+    others = tuple(sorted(set(range(count)) - set(arrangement.order)))
+    layout = _as_layout(Tokens(arrangement.channels_first, arrangement.grid, others), steps)
+    in_rows = tuple(i for i in range(count) if i not in others) == arrangement.order
+    return layout if in_rows else replace(layout, order=arrangement.order)
 
 
 def _as_layout(tokens: Tokens, steps: Steps | None) -> Layout:
@@ -204,26 +204,26 @@ def _as_layout(tokens: Tokens, steps: Steps | None) -> Layout:
 
 def _said_prefix(model: nn.Module, name: str) -> int | None:
     """How many tokens belong to no place, where the model says so."""
-    said = nearest_attribute(model, name, "num_prefix_tokens")
-    if said is not None:
-        return int(said)
+    count = nearest_attribute(model, name, "num_prefix_tokens")
+    if count is not None:
+        return int(count)
     return 1 if nearest_attribute(model, name, "class_token") is not None else None
 
 
 def _as_said(name: str, feature: Tensor, reading: Reading, orders: list[bool]) -> Layout:
     """The user's grid, and the tokens that are left."""
     assert reading.grid is not None
-    places, said = math.prod(reading.grid), reading.prefix_tokens
-    number = len(said) if isinstance(said, tuple) else said
+    places, prefix = math.prod(reading.grid), reading.prefix_tokens
+    number = len(prefix) if isinstance(prefix, tuple) else prefix
     for channels_first in orders:
         extra = int(feature.shape[2 if channels_first else 1]) - places
         if extra >= 0 and number in (None, extra):
-            others = said if isinstance(said, tuple) else tuple(range(extra))
+            others = prefix if isinstance(prefix, tuple) else tuple(range(extra))
             if others and others[-1] >= places + extra:
                 break
             return _as_layout(Tokens(channels_first, reading.grid, others), None)
     raise LayerError(
-        f"grid is {reading.grid} and prefix_tokens {said!r}, which do not make the output of "
+        f"grid is {reading.grid} and prefix_tokens {prefix!r}, which do not make the output of "
         f"layer {name!r}, {tuple(feature.shape)}. Count its tokens. h * w and the others make them all."
     )
 

@@ -57,8 +57,8 @@ def find_logits(output: Any, choice: Output | None = None) -> Any:
     if isinstance(output, Mapping):
         return next((output[name] for name in ("logits", "out") if name in output), output)
     if isinstance(output, tuple | list):
-        found = [tensor for _, tensor in _tensors(output) if tensor.ndim in (1, 2)]
-        return found[0] if len(found) == 1 else output
+        candidates = [tensor for _, tensor in _tensors(output) if tensor.ndim in (1, 2)]
+        return candidates[0] if len(candidates) == 1 else output
     return output
 
 
@@ -141,10 +141,10 @@ def _describe(output: Any) -> str:
 
 
 def _no_logits(output: Any) -> ShapeError:
-    found = (
+    candidates = (
         [] if isinstance(output, Tensor) else [t for _, t in _tensors(output) if t.ndim in (1, 2)]
     )
-    if len(found) > 1:
+    if len(candidates) > 1:
         return ShapeError(
             f"the model returns a {_describe(output)}, and more than one of them can be the "
             f"logits. {_FIX}. The logits (N, K), before softmax or sigmoid, are needed."
@@ -228,7 +228,7 @@ def check_classifier(model: nn.Module, reading: Reading) -> None:
     """
     if callable(reading.output):
         return
-    said = getattr(model, "num_classes", None)
+    count = getattr(model, "num_classes", None)
     library = type(model).__module__.split(".")[0]
     config = getattr(model, "pretrained_cfg", None)
     named = config.get("classifier") if isinstance(config, dict) else None
@@ -237,7 +237,7 @@ def check_classifier(model: nn.Module, reading: Reading) -> None:
         heads = [n for n in ("fc", "classifier", "head", "heads") if hasattr(model, n)]
     modules = dict(model.named_modules())
     gone = [n for n in heads if isinstance(modules.get(n), nn.Identity)]
-    if (type(said) is int and said == 0) or (gone and library in ("timm", "torchvision")):
+    if (type(count) is int and count == 0) or (gone and library in ("timm", "torchvision")):
         why = f"its {gone[0]!r} is an identity" if gone else "num_classes is 0"
         raise GuidanceError(
             f"{type(model).__name__} has no classifier ({why}), so that a label would name "
@@ -297,23 +297,23 @@ def as_targets(target: Any, output: Tensor) -> Tensor:
             f"target is {target!r}. Give a {kind} index. An int, a tensor (N,) or "
             f"{PREDICTED!r} is allowed."
         )
-    found = torch.as_tensor(target)
-    if found.is_floating_point() or found.dtype == torch.bool or found.ndim > 1:
+    indices = torch.as_tensor(target)
+    if indices.is_floating_point() or indices.dtype == torch.bool or indices.ndim > 1:
         raise OptionError(
-            f"target has shape {tuple(found.shape)} and dtype {found.dtype}. Give one "
+            f"target has shape {tuple(indices.shape)} and dtype {indices.dtype}. Give one "
             f"{kind} index an image. An int or an integer tensor (N,) is allowed."
         )
-    if found.ndim == 1 and len(found) not in (1, images):  # one serves all, as in Captum
+    if indices.ndim == 1 and len(indices) not in (1, images):  # one serves all, as in Captum
         raise ShapeError(
-            f"target has {len(found)} {plural} for {images} images. Give one an image. "
+            f"target has {len(indices)} {plural} for {images} images. Give one an image. "
             "(N,) is allowed."
         )
-    if found.device.type == "cpu" and bool(((found < 0) | (found >= count)).any()):
-        bad = found[(found < 0) | (found >= count)].flatten()[0]
+    if indices.device.type == "cpu" and bool(((indices < 0) | (indices >= count)).any()):
+        bad = indices[(indices < 0) | (indices >= count)].flatten()[0]
         fix = "Check the label map." if kind == "class" else "Count the layer's channels."
         raise OptionError(
             f"target holds {kind} {int(bad)}, but the {whose} has {count}. {fix} 0 to "
             f"{count - 1} are allowed."
         )
-    found = found.clone() if found.is_inference() else found
-    return found.to(output.device, torch.int64, non_blocking=True).expand(images)
+    indices = indices.clone() if indices.is_inference() else indices
+    return indices.to(output.device, torch.int64, non_blocking=True).expand(images)

@@ -66,11 +66,11 @@ def find_image(
             None,
             f"image_argument={choice!r} is {_described(given[place]) if place in given else 'absent'}",
         )
-    found = [place for place, value in given.items() if is_image(value)]
-    if len(found) == 1:
-        return found[0], ""
-    if found:
-        places = ", ".join(map(repr, found))
+    candidates = [place for place, value in given.items() if is_image(value)]
+    if len(candidates) == 1:
+        return candidates[0], ""
+    if candidates:
+        places = ", ".join(map(repr, candidates))
         return None, f"several of its arguments can be the images: {places}. Say image_argument="
     return None, "it got " + (", ".join(map(_described, given.values())) or "nothing")
 

@@ -121,8 +121,8 @@ def _levels(axis: Tensor) -> list[int]:
     """The rank of each of some numbers, where near ones share it."""
     values, back = axis.unique(return_inverse=True)
     ranks = torch.cat([values.new_zeros(1), (values.diff() > _NEAR).cumsum(0)]).long()
-    found: list[int] = ranks[back].tolist()
-    return found
+    levels: list[int] = ranks[back].tolist()
+    return levels
 
 
 class PlaceTracer(TorchFunctionMode):
@@ -153,13 +153,13 @@ class PlaceTracer(TorchFunctionMode):
             first = [_mean(axis[0], (0,))[0] for axis in trace.axes]
             if sum(map(_spread, last)) >= sum(map(_spread, first)):
                 return _arranged(*last)
-            found = _arranged(*first)
-        return found and found._replace(channels_first=True)
+            arrangement = _arranged(*first)
+        return arrangement and arrangement._replace(channels_first=True)
 
     def row(self, count: int) -> Arrangement | None:
         """How so many tokens lie, wherever there were so many; None where that is not one way."""
-        found = self._rows.get(count, set())
-        return next(iter(found)) if len(found) == 1 else None
+        arrangements = self._rows.get(count, set())
+        return next(iter(arrangements)) if len(arrangements) == 1 else None
 
     def __torch_function__(
         self,
@@ -256,9 +256,9 @@ class PlaceTracer(TorchFunctionMode):
 
     def _saw_tokens(self, output: Tensor, trace: Trace) -> None:
         if output.ndim == 3 and len(output) == self._batch and trace.detail:
-            found = _arranged(*(_mean(axis[0], (1,))[:, 0] for axis in trace.axes))
-            if found is not None:
-                self._rows.setdefault(output.shape[1], set()).add(found)
+            arrangement = _arranged(*(_mean(axis[0], (1,))[:, 0] for axis in trace.axes))
+            if arrangement is not None:
+                self._rows.setdefault(output.shape[1], set()).add(arrangement)
 
     def _written(self, tensor: Tensor, index: Any, value: Any) -> None:
         """``tensor[index] = value``."""
@@ -330,8 +330,8 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _finest(traces: Iterable[Trace | None]) -> Trace | None:
     """That which tells most places apart: a branch that mixed them joins one that did not."""
-    found = [trace for trace in traces if trace is not None]
-    return max(found, key=lambda t: round(t.detail, 6), default=None)
+    known = [trace for trace in traces if trace is not None]
+    return max(known, key=lambda t: round(t.detail, 6), default=None)
 
 
 def _convolved(axis: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -339,10 +339,10 @@ def _convolved(axis: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     names = ("input", "weight", "bias", "stride", "padding", "dilation")
     call = {**dict(zip(names, args, strict=False)), **kwargs}
     how = {n: call[n] for n in ("stride", "padding", "dilation") if n in call}
-    one = axis.new_ones(1, 1, *call["weight"].shape[-2:])
+    kernel = axis.new_ones(1, 1, *call["weight"].shape[-2:])
     places = _mean(axis, (-3,))
-    seen = F.conv2d((places > 0).to(places.dtype), one, **how)
-    return F.conv2d(places, one, **how) / seen.clamp(min=1)
+    seen = F.conv2d((places > 0).to(places.dtype), kernel, **how)
+    return F.conv2d(places, kernel, **how) / seen.clamp(min=1)
 
 
 def _pooled(
@@ -351,8 +351,8 @@ def _pooled(
     """The middle of each window of a pooling, or of a resampling, ``(n, 1, h, w)``."""
 
     def pool(values: Tensor) -> Tensor:
-        found = func(values, *args, **{k: v for k, v in kwargs.items() if k != "input"})
-        return found[0] if isinstance(found, tuple) else found
+        pooled = func(values, *args, **{k: v for k, v in kwargs.items() if k != "input"})
+        return pooled[0] if isinstance(pooled, tuple) else pooled
 
     places = _mean(axis, (-3,))
     if "max" in func.__name__:
@@ -385,9 +385,9 @@ def _folded(axis: Tensor) -> Tensor:
     shape, axis = axis.shape, _compact(axis)
     for dim in range(axis.ndim):
         if axis.shape[dim] > 1:
-            one = axis.narrow(dim, 0, 1)
-            if torch.equal(axis, one.expand_as(axis)):
-                axis = one
+            first = axis.narrow(dim, 0, 1)
+            if torch.equal(axis, first.expand_as(axis)):
+                axis = first
     return axis.expand(shape)
 
 

@@ -158,16 +158,16 @@ def probe_layers(
     Raises:
         LayerError: If the model does not run on such an image.
     """
-    said = dataclasses.replace(reading, image_size=image_size or reading.image_size)
-    found = _look(model, said, 0)
+    asked = dataclasses.replace(reading, image_size=image_size or reading.image_size)
+    layers = _look(model, asked, 0)
     for seed in (1, 2):
-        if any(one.cancels for one in found):
-            again = {one.name: one.cancels for one in _look(model, said, seed)}
-            found = [
-                dataclasses.replace(one, cancels=one.cancels and again.get(one.name, False))
-                for one in found
+        if any(layer.cancels for layer in layers):
+            again = {layer.name: layer.cancels for layer in _look(model, asked, seed)}
+            layers = [
+                dataclasses.replace(layer, cancels=layer.cancels and again.get(layer.name, False))
+                for layer in layers
             ]
-    return found
+    return layers
 
 
 def _look(model: nn.Module, reading: Reading, seed: int) -> list[LayerInfo]:
@@ -181,8 +181,8 @@ def _look(model: nn.Module, reading: Reading, seed: int) -> list[LayerInfo]:
         seen = cast(ForwardPass, tap.last)
         features = {n: f for n, f in seen.features.items() if isinstance(f, Tensor)}
         asked = {n: f for n, f in features.items() if f.requires_grad}
-        found = torch.autograd.grad(score, list(asked.values()), allow_unused=True)
-        return seen, features, dict(zip(asked, found, strict=True))
+        gradients = torch.autograd.grad(score, list(asked.values()), allow_unused=True)
+        return seen, features, dict(zip(asked, gradients, strict=True))
 
     try:
         with tap.alone():
@@ -199,7 +199,7 @@ def _look(model: nn.Module, reading: Reading, seed: int) -> list[LayerInfo]:
         ) from error
     finally:
         tap.remove()
-    found = []
+    layers = []
     for name, feature in features.items():
         try:
             layout: Layout | None = infer_layout(
@@ -227,10 +227,10 @@ def _look(model: nn.Module, reading: Reading, seed: int) -> list[LayerInfo]:
             cancels = bool(largest > 0 and product.sum(1).abs().max() <= 1e-4 * largest)
         calls = seen.calls[split_index(name)[0]]
         usable = alive and calls == 1 and not _inside(attention, name)
-        found.append(
+        layers.append(
             LayerInfo(name, tuple(feature.shape), layout, alive, calls, cancels, reaches, usable)
         )
-    return found
+    return layers
 
 
 def automatic_layer(model: nn.Module, layers: list[LayerInfo]) -> str:

@@ -65,8 +65,8 @@ class ForwardPass:
         """The images that the model was called with; None where they could not be told."""
         if self.place is None:
             return None
-        found = self.inputs[self.place] if isinstance(self.place, int) else self.kwargs[self.place]
-        return cast(Tensor, found)
+        images = self.inputs[self.place] if isinstance(self.place, int) else self.kwargs[self.place]
+        return cast(Tensor, images)
 
     @property
     def device(self) -> str:
@@ -306,8 +306,8 @@ class Tap:
         shape = tuple(feature.shape[1:]) if isinstance(feature, Tensor) else ()
         if self._tracer is not None:
             self._known[name] = shape, arrangement
-        seen, found = self._known.get(name, ((), None))
-        steps.arrangement = found if seen == shape else None
+        seen, known = self._known.get(name, ((), None))
+        steps.arrangement = known if seen == shape else None
 
     def _attend(self, name: str, args: Any) -> None:
         if not self._silent and self._substitute is None and self._mode is not None:

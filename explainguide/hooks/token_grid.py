@@ -203,7 +203,7 @@ def find_tokens(
     for flat in reversed(steps.flats):
         if flat.output() is feature and flat.channels_first in orders:  # it was flattened just now
             return [Tokens(flat.channels_first, flat.grid)]
-    found = []
+    readings = []
     shape = tuple(feature.shape)
     for channels_first in orders:
         alike = [f for f in steps.flats if f.channels_first and f.shape == shape]
@@ -212,18 +212,18 @@ def find_tokens(
         count = int(feature.shape[2 if channels_first else 1])
         reading = _fit(count, steps, prefix, certain)
         if reading is not None:
-            found.append(reading._replace(channels_first=channels_first))
-    return found
+            readings.append(reading._replace(channels_first=channels_first))
+    return readings
 
 
 def _fit(
     count: int, steps: Steps, prefix: int | tuple[int, ...] | None, certain: bool
 ) -> Tokens | None:
     """A grid that was seen and that, with the tokens that belong to no place, makes `count`."""
-    said = len(prefix) if isinstance(prefix, tuple) else prefix
+    number = len(prefix) if isinstance(prefix, tuple) else prefix
     for grid in _grids(steps, count):
         extra = count - grid[0] * grid[1]
-        if said is not None and extra == said:
+        if number is not None and extra == number:
             if isinstance(prefix, tuple):
                 return Tokens(False, grid, prefix)
             # The model's own count; where they stand is seen, or else in front, as libraries do.
@@ -231,7 +231,7 @@ def _fit(
             return Tokens(False, grid, joined or tuple(range(extra)))
         if extra == 0 and not certain:
             return Tokens(False, grid)
-    if certain or said is not None:
+    if certain or number is not None:
         return None
     for grid in _grids(steps, count, seen_alone=True):
         extra = count - grid[0] * grid[1]

@@ -72,8 +72,8 @@ def segmentation_agreement(
     attribution, mask = check_maps(attribution, mask=mask)
     scores, defined = _agreement_scores(attribution, mask)
     front, back, precision = scores.unbind(1)
-    found = (front + back, _mean_iou(front, back), precision)
-    return Agreement(*(mark_undefined(score, defined, undefined) for score in found))
+    measures = (front + back, _mean_iou(front, back), precision)
+    return Agreement(*(mark_undefined(score, defined, undefined) for score in measures))
 
 
 @map_metric(
@@ -174,7 +174,7 @@ def _average_precision(unit: Tensor, inside: Tensor) -> Tensor:
     falling = -scores.gather(1, order)
     right = torch.stack([inside, ~inside], dim=1).flatten(1).gather(1, order)
     taken = torch.searchsorted(falling, falling, right=True)  # up to the last of equal scores
-    found = right.cumsum(1).gather(1, (taken - 1).clamp(0, max(taken.shape[1] - 1, 0)))
-    precision = found.to(unit.dtype) / taken.to(unit.dtype)
+    hits = right.cumsum(1).gather(1, (taken - 1).clamp(0, max(taken.shape[1] - 1, 0)))
+    precision = hits.to(unit.dtype) / taken.to(unit.dtype)
     # Each pixel is right in one of its two decisions, so half of the decisions are.
     return (precision * right).mean(1) * 2

@@ -24,10 +24,10 @@ def check_plain_weights(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         path = f"model.get_submodule({name!r})" if name else "model"
-        found = _wrapper(module, name) or _computed(module, path) or _kept(module, path)
-        if found is None:
+        problem = _wrapper(module, name) or _computed(module, path) or _kept(module, path)
+        if problem is None:
             continue
-        what, fix = found
+        what, fix = problem
         raise GuidanceError(
             f"{f'module {name!r}' if name else 'the model'} {what}. {fix}. Modules whose "
             "weights are their own parameters are allowed."

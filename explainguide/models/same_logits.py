@@ -64,8 +64,8 @@ def difference(
     slack = _SLACK.get(images.device.type, _SLACK_ELSEWHERE)
     with unread(), evaluating(model), evaluating(other):
         expected = check_logits(model(images))
-        found = check_logits(other(encoded))
-        error, size = _compare(expected, found)
+        actual = check_logits(other(encoded))
+        error, size = _compare(expected, actual)
         if error <= slack * max(size, 1e-3):
             return None
         with _outputs(model) as theirs, _outputs(other) as ours:
@@ -83,26 +83,26 @@ def difference(
     return f"by {error:.3g}, of {size:.3g}"
 
 
-def _compare(expected: Tensor, found: Tensor) -> tuple[float, float]:
+def _compare(expected: Tensor, actual: Tensor) -> tuple[float, float]:
     """The largest difference, and the largest value."""
-    if expected.shape != found.shape:
+    if expected.shape != actual.shape:
         return float("nan"), float(expected.abs().max())
-    return float((expected - found).abs().max()), float(expected.abs().max())
+    return float((expected - actual).abs().max()), float(expected.abs().max())
 
 
 @contextmanager
 def _outputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """What each module returns the first time that it runs, in the order in which they finish."""
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     names = {module: name for name, module in model.named_modules() if name}
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):  # a layer in place, after it, would change it
-            found.setdefault(names[module], output.clone())
+            outputs.setdefault(names[module], output.clone())
 
     hooks = [module.register_forward_hook(keep) for module in names]
     try:
-        yield found
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()

@@ -143,10 +143,10 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
 
 def _tell_of_averaged(content: Mapping[str, Any], taken: str, file: Path) -> None:
     """Two sets of weights in one file, of which the programs that wrote it may mean either."""
-    other = next((key for key in _AVERAGED if isinstance(content.get(key), Mapping)), None)
-    if other is not None:
+    averaged = next((key for key in _AVERAGED if isinstance(content.get(key), Mapping)), None)
+    if averaged is not None:
         warn(
-            f"'{file}' holds two sets of weights, {taken!r} and the averaged {other!r}. "
+            f"'{file}' holds two sets of weights, {taken!r} and the averaged {averaged!r}. "
             f"{taken!r} is taken. Save the other in a file of its own to use it."
         )
 
@@ -243,9 +243,9 @@ def name_some(names: Mapping[str, Sequence[str]]) -> str:
         'missing: a, b, c and 1 more; wrong: e'
     """
     return "; ".join(
-        f"{kind}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
-        for kind, found in names.items()
-        if found
+        f"{kind}: {', '.join(listed[:3])}{f' and {len(listed) - 3} more' if len(listed) > 3 else ''}"
+        for kind, listed in names.items()
+        if listed
     )
 
 

@@ -106,10 +106,10 @@ class TrainConfig(GuideOptions):
     def __post_init__(self) -> None:
         if self.output_dir is not None:
             object.__setattr__(self, "output_dir", str(self.output_dir))
-        for found in fields(self):
-            choices = found.metadata["shown"].choices
+        for field in fields(self):
+            choices = field.metadata["shown"].choices
             if choices:
-                check_option(found.name, getattr(self, found.name), choices)
+                check_option(field.name, getattr(self, field.name), choices)
         check_numbers(self)
         if self.temperature != 1 and self.class_loss != "confidence-boosting":
             raise OptionError(

@@ -258,23 +258,23 @@ class TrainingRun:
         parts = {"loss": class_loss}
         if loss_loc is not None:
             parts["loss_loc"] = loss_loc
-        found = torch.stack([v.detach().float() for v in parts.values()]).tolist()
-        values = dict(zip(parts, found, strict=True))
+        numbers = torch.stack([v.detach().float() for v in parts.values()]).tolist()
+        values = dict(zip(parts, numbers, strict=True))
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if not bad:
             return values
         names = {"loss": "the class loss", "loss_loc": "loss_loc"}
-        said = " and ".join(f"{names[name]} is {value}" for name, value in bad.items())
+        problem = " and ".join(f"{names[name]} is {value}" for name, value in bad.items())
         if "loss_loc" in bad and guide is not None:
             maps = [n for n, m in guide.attributions.items() if not bool(m.isfinite().all())]
             if maps:
-                said += f" (the map of layer {', '.join(map(repr, maps))} is not finite)"
-        raise _not_finite(where, said)
+                problem += f" (the map of layer {', '.join(map(repr, maps))} is not finite)"
+        raise _not_finite(where, problem)
 
 
-def _not_finite(where: str, said: str) -> GuidanceError:
+def _not_finite(where: str, problem: str) -> GuidanceError:
     return GuidanceError(
-        f"{where}: {said}. Lower lr or lam, set clip_grad_norm, or use "
+        f"{where}: {problem}. Lower lr or lam, set clip_grad_norm, or use "
         "mixed_precision='no'. The training stopped before this step; checkpoints of earlier "
         "epochs are unchanged."
     )

@@ -67,7 +67,7 @@ class LoneImages:
         if images % size != 1 and size > 1:
             return count
         source = batches(data, range(len(data)), batch_size=1, device=device)
-        batch = next((found for found in source if found.readable), None)
+        batch = next((candidate for candidate in source if candidate.readable), None)
         self._model.train()
         if batch is not None:
             self._norm = norm_without_values(self._model, batch.images)
@@ -99,11 +99,11 @@ def norm_without_values(model: nn.Module, image: Tensor) -> str | None:
     """
     norms: dict[nn.Module, str]
     norms = {m: n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training}
-    found: list[str] = []
+    names: list[str] = []
 
     def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].numel() == inputs[0].shape[1]:
-            found.append(norms[module])
+            names.append(norms[module])
 
     hooks = [module.register_forward_pre_hook(look) for module in norms]
     try:
@@ -113,4 +113,4 @@ def norm_without_values(model: nn.Module, image: Tensor) -> str | None:
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else None
+    return names[0] if names else None

@@ -205,10 +205,10 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     # Accelerate keeps the settings of the first training of a process; each has its own here.
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=not distributed)
-    found = Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
-    if found.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise GuidanceError(
-            f"Accelerate is set up for {found.distributed_type.value}, which cuts the model "
+            f"Accelerate is set up for {accelerator.distributed_type.value}, which cuts the model "
             "in pieces. Launch with --multi_gpu. A copy of the model in every process is allowed."
         )
-    return found
+    return accelerator

@@ -134,18 +134,18 @@ class RunFolder:
         return payload
 
     def _check(self, payload: dict[str, Any], last: Path) -> None:
-        found = self._config.differences(payload["config"])
+        changes = self._config.differences(payload["config"])
         before = payload["info"]
-        found += [
+        changes += [
             f"{name} was {before.get(name)!r}, now {self._info.get(name)!r}"
             for name in sorted({*before, *self._info} - {*_LOCATION})
             if before.get(name) != self._info.get(name)
         ]
         if payload["images"] != self._images:
-            found.append(f"there were {payload['images']} training images, now {self._images}")
-        if found:
+            changes.append(f"there were {payload['images']} training images, now {self._images}")
+        if changes:
             raise OptionError(
-                f"'{last}' is of a training with other settings: {'; '.join(found)}. "
+                f"'{last}' is of a training with other settings: {'; '.join(changes)}. "
                 "Use the same settings, or another output_dir. device and tensorboard may "
                 "differ."
             )
@@ -193,10 +193,10 @@ class RunFolder:
         """
         if self._writes:
             assert self._path is not None
-            found = self._config.to_dict()
+            config = self._config.to_dict()
             about = {
                 "info": {key: self._info[key] for key in _DESCRIBES if key in self._info},
-                "config": {key: found[key] for key in _MEASURED} | {"layer": layer},
+                "config": {key: config[key] for key in _MEASURED} | {"layer": layer},
                 "epoch": len(self.history.rows),
             }
             save_weights(self._path / "weights.safetensors", weights, about=about)

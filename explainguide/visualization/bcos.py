@@ -69,9 +69,9 @@ def bcos_panel(
     on_white, coloured, outlines = [], [], []
     for i, picture in enumerate(pictures):
         on_white.append(_on_white(f"explanations[{i}]", explanations[i], picture))
-        found = checked_map(f"contributions[{i}]", contributions[i])
-        _check_size(f"contributions[{i}]", found, picture)
-        coloured.append(_colour(found, percentile))
+        contribution = checked_map(f"contributions[{i}]", contributions[i])
+        _check_size(f"contributions[{i}]", contribution, picture)
+        coloured.append(_colour(contribution, percentile))
         box = boxes[i] if boxes is not None else None
         outlines.append(checked_boxes(f"boxes[{i}]", box, picture))
     blank = [""] * count
