@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import fields, replace
 from functools import partial
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from explainguide import ExplanationGuidance, GuideOptions, recipe
 from explainguide.attr import AttentionRelevance, GradCam, IntegratedGradients
-from explainguide.checkpoints import load_checkpoint
+from explainguide.checkpoints import load_checkpoint, load_model
 from explainguide.cli import main
 from explainguide.errors import OptionError
-from explainguide.guidance.options import guide_options
-from explainguide.losses import l1_loss
+from explainguide.guidance.options import EXPLAINING, explaining
+from explainguide.losses import LOSSES, l1_loss
 from explainguide.training import TrainConfig
 
 from .networks import SmallCnn, batch
@@ -122,7 +123,7 @@ def test_a_guide_says_what_it_was_built_with() -> None:
         ({"grid": (7,)}, "grid is (7,)"),
         ({"layout": "NWHC"}, "unknown layout 'NWHC'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
 def test_mistakes_are_told_when_the_options_are_built(given: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError) as wrong:
@@ -155,7 +156,7 @@ def test_settings_of_an_older_version_are_read() -> None:
     old = {name: value for name, value in config.to_dict().items() if name not in new}
     assert TrainConfig.from_dict(old) == config
     assert config.differences(old) == []
-    assert guide_options({**old, "name": "resnet18"}) == config.options
+    assert explaining({**old, "name": "resnet18"}) == GuideOptions(layer="layer4")
 
 
 @pytest.mark.parametrize("name", ["first_label", "sync_dist"])
@@ -253,3 +254,52 @@ def test_what_a_loss_prepares_is_at_the_layers_resolution(
         assert coarse[1:] != fine[1:] == (12, 12)
     finally:
         del LOSSES["half"]
+
+
+def test_weights_say_all_that_explains(tmp_path: Path) -> None:
+    """weights.safetensors is evaluated as last.pt is, with the attribution's options and the reading."""
+    out = tmp_path / "run"
+    command = [
+        *("train", "--data", "decoy", "--model", "explainguide.models:small_cnn", "--size", "24"),
+        *("--attribution", "intgrad", "--attribution-options", "n_steps=1", "--layer", "stage2"),
+        *("--layout", "NCHW", "--epochs", "1", "--batch-size", "256", "--lam", "0"),
+        *("--target", "all", "--negatives", "0", "--out", str(out), "--quiet"),
+    ]
+    assert main(command) == 0
+    kept = load_model(out / "weights.safetensors")[1]["config"]
+    whole = load_checkpoint(out / "last.pt")["config"]
+    assert {name: kept[name] for name in EXPLAINING} == {name: whole[name] for name in EXPLAINING}
+    assert kept["attribution_options"] == {"n_steps": 1}
+
+
+def test_an_old_checkpoint_with_options_that_do_not_fit_is_still_explained() -> None:
+    """Without guidance, target="all" with negatives was accepted once; neither explains anything."""
+    old = {"layer": "layer4", "attribution": "ixg", "target": "all", "negatives": 0.5, "lam": 0.0}
+    assert explaining(old).layer == "layer4"
+
+
+def test_labels_that_were_given_are_copied() -> None:
+    labels = {7: 1}
+    options = GuideOptions(first_label=labels)
+    labels[99] = -3
+    assert options.first_label == {7: 1}
+
+
+def test_a_copied_guide_has_equal_options() -> None:
+    guide = ExplanationGuidance(SmallCnn(), "stem", layer_weights=torch.tensor([2.0]).numpy())
+    assert guide.options.layer_weights == (2.0,)
+    assert copy.deepcopy(guide).options == guide.options
+
+
+@pytest.mark.parametrize("name", ["l1", "ppce", "rrr", "energy", "gradmask", "relevance", "reff"])
+def test_losses_compile_whole(name: str) -> None:
+    """Their errors are named without a context, through which torch.compile does not see."""
+    compiled = torch.compile(LOSSES[name], backend="eager", fullgraph=True)
+    maps, masks = torch.rand(2, 4, 4), torch.rand(2, 4, 4) > 0.5
+    torch.testing.assert_close(compiled(maps, masks), LOSSES[name](maps, masks))
+
+
+def test_evaluate_takes_no_option_that_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--loss", "--score", "--target", "--negatives", "--reduction"):
+        assert main(["evaluate", "last.pt", option, "x"]) == 2
+        assert f"unknown option '{option}'" in capsys.readouterr().err

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from explainguide.cli.settings import Later, add_settings
 from explainguide.cli.usage import UsageError
 from explainguide.errors import operation
-from explainguide.guidance.options import GuideOptions
-from explainguide.hooks.reading import Reading
+from explainguide.guidance.options import READING, GuideOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--num-classes", type=int, metavar="N", help="logits of --model, where not its own number"
     )
-    reading = {field.name for field in fields(Reading)}
-    add_settings({"guidance": model}, GuideOptions, only=reading)
+    add_settings({"guidance": model}, GuideOptions, only=READING)
     shown = parser.add_argument_group("what is drawn")
     shown.add_argument(
         "--layer",

@@ -62,12 +62,14 @@ def add_settings(
         groups[shown.group].add_argument(f"--{field.name.replace('_', '-')}", **options)
 
 
-def given_settings(args: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """What was given of a class of settings, by name."""
+def given_settings(
+    args: argparse.Namespace, kind: type, *, only: Container[str] | None = None
+) -> dict[str, Any]:
+    """What was given of a class of settings, by name; with `only` as in `add_settings`."""
     given: dict[str, Any] = {}
     for field in fields(kind):
         value = getattr(args, field.name, None)
-        if value is None:
+        if value is None or (only is not None and field.name not in only):
             continue
         shown: Shown = field.metadata["shown"]
         if shown.pairs:

@@ -22,7 +22,7 @@ from explainguide.cli.pictures import parse_size
 from explainguide.cli.settings import given_settings
 from explainguide.cli.usage import UsageError
 from explainguide.errors import OptionError, did_you_mean
-from explainguide.guidance.options import GuideOptions, explaining
+from explainguide.guidance.options import READING, GuideOptions, explaining
 from explainguide.hooks.logits import check_logits, class_scores
 from explainguide.hooks.reading import AS_FOUND, Reading
 from explainguide.models.build import build_model, load_weights, set_image_size
@@ -75,6 +75,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
             "such as resnet50, is allowed."
         )
     asked = parse_size(args.size) if args.size else None
+    given = given_settings(args, GuideOptions, only=READING)
     if args.checkpoint is not None:
         if args.pretrained or args.weights or args.num_classes:
             raise UsageError(
@@ -87,7 +88,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
             model, *choose_normalisation(model, info.get("mean"), info.get("std"))
         )
         classes, multilabel = list(info.get("classes") or []), bool(info.get("multilabel"))
-        reading = explaining({**info["config"], **given_settings(args, GuideOptions)}).reading
+        reading = explaining({**info["config"], **given}).reading
         return Subject(model, asked or (side, side), encoding, classes, multilabel, reading)
     record = describe_weights(args.weights)
     check_plain(record, args.weights)
@@ -112,7 +113,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     mean, std = choose_normalisation(model, record.get("mean"), record.get("std"))
     encoding = image_encoding(model, mean, std)
     classes, multilabel = list(record.get("classes") or []), bool(record.get("multilabel"))
-    reading = explaining(given_settings(args, GuideOptions)).reading
+    reading = explaining(given).reading
     return Subject(model, asked or (side, side), encoding, classes, multilabel, reading)
 
 

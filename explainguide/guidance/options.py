@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from explainguide.guidance.guide import ExplanationGuidance
     from explainguide.losses import Loss
 
-__all__ = ["EXPLAINING", "GuideOptions", "Shown", "check_numbers", "explaining", "setting"]
+__all__ = [
+    "EXPLAINING",
+    "READING",
+    "GuideOptions",
+    "Shown",
+    "check_numbers",
+    "explaining",
+    "setting",
+]
 
 Options = TypeVar("Options", bound="GuideOptions")
 TARGETS = ("sample", "all", "predicted")
@@ -279,8 +287,10 @@ class GuideOptions:
             return cls(**given)
 
 
-# The options that say how maps are made; the others say what is trained with them.
-EXPLAINING = ("layer", "attribution", "attribution_options", *(f.name for f in fields(Reading)))
+# The options that say how the model is read, and with them how maps are made; the others say what is
+# trained with the maps.
+READING = tuple(field.name for field in fields(Reading))
+EXPLAINING = ("layer", "attribution", "attribution_options", *READING)
 
 
 def explaining(values: Mapping[str, Any]) -> GuideOptions:
