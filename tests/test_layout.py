@@ -382,3 +382,19 @@ def test_what_layouts_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_layouts_in_words(layout: Layout, words: str) -> None:
     assert str(layout) == words
+
+
+def test_a_layout_of_tokens_says_nothing_of_four_dimensions() -> None:
+    """With layout="NLC" for a later layer, a convolution is still (N, C, h, w)."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(5 * 8 * 8, 2)
+    )
+    images, masks = torch.rand(2, 3, 8, 8), torch.zeros(2, 8, 8)
+    masks[:, :4] = 1
+    values = []
+    for layout in (None, "NLC", "NCL", "NCHW"):
+        with ExplanationGuidance(model, "0", layout=layout) as guide:
+            model(images)
+            values.append(guide.loss_loc(masks, torch.tensor([0, 1])).detach())
+            assert guide.attributions["0"].shape == (2, 8, 8)
+    assert all(torch.equal(value, values[0]) for value in values)

@@ -256,8 +256,6 @@ def _image_readings(
     reading: Reading,
 ) -> list[Layout]:
     first, last = (Layout(kind, KINDS[kind].of(shape)) for kind in ("NCHW", "NHWC"))
-    if kind_called(reading.layout) in ("tokens", "channels"):
-        return [last]  # a layout of tokens tells nothing of these: they have always been read so
     if module is None:  # the image itself
         return [first]
     channels_last = nearest_attribute(model, name, "output_fmt") == "NHWC"
