@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -45,7 +45,8 @@ class Shown:
 
     Attributes:
         text: What it is, in a few words; empty where the command line does not offer it.
-        kind: Of a value: int, float, str, bool, or a function that reads one.
+        kind: Of a value: int, float, str, bool, or a function that reads one; None is that of the
+            default, or str.
         unset: What None stands for.
         choices: The values that are allowed.
         table: Where the names that are allowed are, ``module:TABLE``; some take long to import.
@@ -58,7 +59,7 @@ class Shown:
     """
 
     text: str = ""
-    kind: Callable[[str], Any] = str
+    kind: Callable[[str], Any] | None = None
     unset: str = ""
     choices: Sequence[str] = ()
     table: str = ""
@@ -70,17 +71,18 @@ class Shown:
     group: str = "training"
 
 
-def setting(default: Any, text: str = "", **shown: Any) -> Any:
+def setting(default: Any, shown: Shown | None = None) -> Any:
     """A field of a class of settings.
 
     Args:
         default: Its default; a dict is copied.
-        text: As `Shown`.
-        **shown: The other fields of `Shown`; the kind is that of the default where it is not said.
+        shown: What the command line shows of it; None: nothing.
     """
-    if default is not None and not isinstance(default, dict):
-        shown.setdefault("kind", type(default))
-    metadata = {"shown": Shown(text, **shown)}
+    shown = shown or Shown()
+    if shown.kind is None:
+        plain = default is None or isinstance(default, dict)
+        shown = replace(shown, kind=str if plain else type(default))
+    metadata = {"shown": shown}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -90,7 +92,7 @@ def _index_or_name(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
-_guide = partial(setting, group="guidance")
+_shown = partial(Shown, group="guidance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,43 +119,57 @@ class GuideOptions:
         True
     """
 
-    layer: Any = _guide(
+    layer: Any = setting(
         None,
-        "input, or dotted names",
-        unset="the last spatial layer; see `explainguide layers`",
-        many="one or several",
+        _shown(
+            "input, or dotted names",
+            unset="the last spatial layer; see `explainguide layers`",
+            many="one or several",
+        ),
     )
-    layer_weights: tuple[float, ...] | None = _guide(
-        None, "one a layer", kind=float, many="several"
+    layer_weights: tuple[float, ...] | None = setting(
+        None, _shown("one a layer", kind=float, many="several")
     )
-    attribution: Any = _guide("ixg", "or module:Class", table="explainguide.attr:ATTRIBUTIONS")
-    attribution_options: dict[str, Any] = _guide({}, "of the attribution, as n_steps=8", pairs=True)
-    loss: Any = _guide("energy", "or module:function", table="explainguide.losses:LOSSES")
-    loss_options: dict[str, Any] = _guide({}, "of the loss, as normalize=False", pairs=True)
-    target: str = _guide("sample", "explained classes of an image", choices=TARGETS)
-    score: str = _guide("logit", "what is explained", choices=SCORES)
-    negatives: float = _guide(
-        0.0, "share of draws of a class that the image does not show", least=0, most=1
+    attribution: Any = setting(
+        "ixg", _shown("or module:Class", table="explainguide.attr:ATTRIBUTIONS")
     )
-    reduction: str = _guide("mean", "over annotated images", choices=REDUCTIONS)
-    first_label: Any = _guide(0)
-    sync_dist: bool = _guide(True)
-    output: Any = _guide(
+    attribution_options: dict[str, Any] = setting(
+        {}, _shown("of the attribution, as n_steps=8", pairs=True)
+    )
+    loss: Any = setting("energy", _shown("or module:function", table="explainguide.losses:LOSSES"))
+    loss_options: dict[str, Any] = setting(
+        {}, _shown("of the loss, as normalize=False", pairs=True)
+    )
+    target: str = setting("sample", _shown("explained classes of an image", choices=TARGETS))
+    score: str = setting("logit", _shown("what is explained", choices=SCORES))
+    negatives: float = setting(
+        0.0, _shown("share of draws of a class that the image does not show", least=0, most=1)
+    )
+    reduction: str = setting("mean", _shown("over annotated images", choices=REDUCTIONS))
+    first_label: Any = setting(0)
+    sync_dist: bool = setting(True)
+    output: Any = setting(
         None,
-        "which of several things that the model returns are the logits: an index, a key or an "
-        "attribute",
-        kind=_index_or_name,
+        _shown(
+            "which of several things that the model returns are the logits: an index, a key or an "
+            "attribute",
+            kind=_index_or_name,
+        ),
     )
-    layout: str | None = _guide(None, "how a layer's dimensions are read, as NHWC")
-    grid: tuple[int, int] | None = _guide(None, "H W of a layer's tokens", kind=int, many="several")
-    prefix_tokens: int | tuple[int, ...] | None = _guide(
+    layout: str | None = setting(None, _shown("how a layer's dimensions are read, as NHWC"))
+    grid: tuple[int, int] | None = setting(
+        None, _shown("H W of a layer's tokens", kind=int, many="several")
+    )
+    prefix_tokens: int | tuple[int, ...] | None = setting(
         None,
-        "how many tokens in front belong to no place, or their positions",
-        kind=int,
-        many="one or several",
+        _shown(
+            "how many tokens in front belong to no place, or their positions",
+            kind=int,
+            many="one or several",
+        ),
     )
-    image_size: tuple[int, int] | None = _guide(None)
-    image_argument: int | str | None = _guide(None)
+    image_size: tuple[int, int] | None = setting(None)
+    image_argument: int | str | None = setting(None)
 
     def __post_init__(self) -> None:
         with operation(type(self).__name__, default=True):

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from explainguide.errors import OptionError, check_option, operation
-from explainguide.guidance.options import GuideOptions, check_numbers, setting
+from explainguide.guidance.options import GuideOptions, Shown, check_numbers, setting
 
 __all__ = ["TrainConfig"]
 
@@ -18,7 +18,7 @@ __all__ = ["TrainConfig"]
 _FREE = ("output_dir", "device", "tensorboard")
 
 
-_guiding = partial(setting, group="guidance")
+_shown = partial(Shown, group="guidance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,38 +69,44 @@ class TrainConfig(GuideOptions):
         True
     """
 
-    epochs: int = setting(10, "passes over the training images", least=1)
-    batch_size: int = setting(32, "images a forward pass", least=1)
-    lr: float = setting(1e-3, "highest learning rate", least=0, above=True)
-    schedule: str = setting("cosine", choices=("cosine", "constant", "one-cycle"))
-    optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"))
-    weight_decay: float = setting(0.01, "of the optimizer", least=0)
+    epochs: int = setting(10, Shown("passes over the training images", least=1))
+    batch_size: int = setting(32, Shown("images a forward pass", least=1))
+    lr: float = setting(1e-3, Shown("highest learning rate", least=0, above=True))
+    schedule: str = setting("cosine", Shown(choices=("cosine", "constant", "one-cycle")))
+    optimizer: str = setting("adamw", Shown(choices=("adamw", "adam", "sgd")))
+    weight_decay: float = setting(0.01, Shown("of the optimizer", least=0))
     clip_grad_norm: float | None = setting(
-        None, "largest norm of the gradient", kind=float, least=0, above=True
+        None, Shown("largest norm of the gradient", kind=float, least=0, above=True)
     )
-    lam: float | None = _guiding(
-        None, "weight of the localization loss; 0 trains without", kind=float, unset="1", least=0
+    lam: float | None = setting(
+        None,
+        _shown("weight of the localization loss; 0 trains without", kind=float, unset="1", least=0),
     )
     # A value an image ("none") has no place in a training.
-    reduction: str = _guiding("mean", "over annotated images", choices=("mean", "sum"))
-    class_loss: str = _guiding(
-        "task", "what the labels ask for, or staying sure", choices=("task", "confidence-boosting")
+    reduction: str = setting("mean", _shown("over annotated images", choices=("mean", "sum")))
+    class_loss: str = setting(
+        "task",
+        _shown("what the labels ask for, or staying sure", choices=("task", "confidence-boosting")),
     )
-    class_weight: float = _guiding(1.0, "weight of the classification loss", least=0)
-    temperature: float = _guiding(1.0, "of confidence boosting", least=0, above=True)
-    region: str = _guiding("boxes", "where a class should be found", choices=("boxes", "masks"))
-    annotated: float = _guiding(
-        1.0, "fraction of the training images with annotation", least=0, most=1
+    class_weight: float = setting(1.0, _shown("weight of the classification loss", least=0))
+    temperature: float = setting(1.0, _shown("of confidence boosting", least=0, above=True))
+    region: str = setting(
+        "boxes", _shown("where a class should be found", choices=("boxes", "masks"))
     )
-    dilate: float = _guiding(0.0, "growth of the boxes on each side, as a fraction of it", least=0)
-    threshold: float = _guiding(0.5, "of the IoU in evaluation", least=0, most=1)
-    seed: int = setting(0, "of everything random", least=0)
-    mixed_precision: str = setting("no", choices=("no", "fp16", "bf16"))
-    grad_accumulation: int = setting(1, "batches a step", least=1)
-    workers: int = setting(0, "processes that load images", least=0)
+    annotated: float = setting(
+        1.0, _shown("fraction of the training images with annotation", least=0, most=1)
+    )
+    dilate: float = setting(
+        0.0, _shown("growth of the boxes on each side, as a fraction of it", least=0)
+    )
+    threshold: float = setting(0.5, _shown("of the IoU in evaluation", least=0, most=1))
+    seed: int = setting(0, Shown("of everything random", least=0))
+    mixed_precision: str = setting("no", Shown(choices=("no", "fp16", "bf16")))
+    grad_accumulation: int = setting(1, Shown("batches a step", least=1))
+    workers: int = setting(0, Shown("processes that load images", least=0))
     output_dir: str | None = setting(None)
-    tensorboard: bool = setting(False, "log for TensorBoard too")
-    device: str = setting("auto", choices=("auto", "cpu"))
+    tensorboard: bool = setting(False, Shown("log for TensorBoard too"))
+    device: str = setting("auto", Shown(choices=("auto", "cpu")))
 
     @operation("TrainConfig")
     def __post_init__(self) -> None:
