@@ -119,7 +119,8 @@ def check_option(option: str, value: object, allowed: Iterable[object], *, also:
         explainguide.errors.OptionError: unknown loss 'energi'. Did you mean 'energy'? ...
     """
     choices = list(allowed)
-    if not isinstance(value, str | int) or value not in choices:
+    # A tuple of types, not a union: torch.compile of torch 2.4 does not know the latter.
+    if not isinstance(value, (str, int)) or value not in choices:
         words = [choice for choice in choices if isinstance(choice, str)]
         raise OptionError(
             f"unknown {option} {value!r}.{did_you_mean(str(value), words)} "
