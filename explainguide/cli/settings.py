@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from explainguide.cli.usage import UsageError
-from explainguide.guidance.options import Shown
+from explainguide.guidance.settings import Shown
 
 __all__ = ["Later", "add_settings", "given_settings"]
 
@@ -42,7 +42,7 @@ def add_settings(
 
     Args:
         groups: Where the options of a group of fields go, by its name; others are passed over.
-        kind: A class of settings, with fields made by `explainguide.guidance.options.setting`.
+        kind: A class of settings, with fields made by `explainguide.guidance.settings.setting`.
         only: The fields that are meant; None is all.
         default: What to say of every default, in place of it.
     """

@@ -5,14 +5,14 @@ Importing this module imports no torch: the command line reads the fields to say
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from explainguide.errors import OptionError, check_option, did_you_mean, operation
+from explainguide.guidance.settings import Shown, setting
 from explainguide.hooks.reading import Reading, check_reading
 
 if TYPE_CHECKING:
@@ -27,65 +27,13 @@ __all__ = [
     "EXPLAINING",
     "READING",
     "GuideOptions",
-    "Shown",
-    "check_numbers",
     "explaining",
-    "setting",
 ]
 
 Options = TypeVar("Options", bound="GuideOptions")
 TARGETS = ("sample", "all", "predicted")
 SCORES = ("logit", "log_prob", "sum_log_probs")
 REDUCTIONS = ("mean", "sum", "none")
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the command line shows of a field, and what is allowed of its values.
-
-    Attributes:
-        text: What it is, in a few words; empty where the command line does not offer it.
-        kind: Of a value: int, float, str, bool, or a function that reads one; None is that of the
-            default, or str.
-        unset: What None stands for.
-        choices: The values that are allowed.
-        table: Where the names that are allowed are, ``module:TABLE``; some take long to import.
-        least: The smallest number that is allowed; None checks none.
-        most: The largest.
-        above: Whether the smallest itself is not allowed.
-        many: Whether there are several values; of one or several, one stands alone.
-        pairs: Whether its values are NAME=VALUE.
-        group: Under which heading the command line lists it.
-    """
-
-    text: str = ""
-    kind: Callable[[str], Any] | None = None
-    unset: str = ""
-    choices: Sequence[str] = ()
-    table: str = ""
-    least: float | None = None
-    most: float = math.inf
-    above: bool = False
-    many: Literal["no", "several", "one or several"] = "no"
-    pairs: bool = False
-    group: str = "training"
-
-
-def setting(default: Any, shown: Shown | None = None) -> Any:
-    """A field of a class of settings.
-
-    Args:
-        default: Its default; a dict is copied.
-        shown: What the command line shows of it; None: nothing.
-    """
-    shown = shown or Shown()
-    if shown.kind is None:
-        plain = default is None or isinstance(default, dict)
-        shown = replace(shown, kind=str if plain else type(default))
-    metadata = {"shown": shown}
-    if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 def _index_or_name(text: str) -> int | str:
@@ -329,32 +277,6 @@ def _plain(name: str, value: Any) -> Any:
         f"{name} is a {type(value).__name__}, which cannot be saved. Give a plain value. Numbers and "
         "words are allowed, and 'package.module:name' for a loss or an attribution of your own."
     )
-
-
-def check_numbers(settings: Any) -> None:
-    """Each number of a class of settings, against what its field says is allowed.
-
-    Raises:
-        OptionError: For the first that is not.
-    """
-    for option in fields(settings):
-        value, shown = getattr(settings, option.name), option.metadata.get("shown", Shown())
-        if shown.least is not None and (value is not None or option.default is not None):
-            _check_number(option.name, value, shown)
-
-
-def _check_number(name: str, value: Any, shown: Shown) -> None:
-    whole, least, most = shown.kind is int, shown.least, shown.most
-    assert least is not None
-    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    in_range = good and math.isfinite(value) and least <= value <= most
-    if in_range and not (shown.above and value == least):
-        return
-    form = f"{'A whole' if whole else 'A'} number"
-    limit = f"from {least:g} {'on' if most > 1 else f'to {most:g}'}"
-    limit = f"above {least:g}" if shown.above else limit
-    hint = f" Did you mean {value / 100:g}?" if good and most == 1 and 1 < value <= 100 else ""
-    raise OptionError(f"{name} is {value!r}.{hint} {form} {limit} is allowed.")
 
 
 def _check_negatives(negatives: Any, target: str) -> None:

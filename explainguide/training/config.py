@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from explainguide.errors import OptionError, check_option, operation
-from explainguide.guidance.options import GuideOptions, Shown, check_numbers, setting
+from explainguide.guidance.options import GuideOptions
+from explainguide.guidance.settings import Shown, check_numbers, setting
 
 __all__ = ["TrainConfig"]
 
