@@ -36,7 +36,7 @@ PARTS = {
     "demo_tried.json": "## What else was tried\n\nEach row differs from *guided* above in what it "
     "names. EPG and IoU are always measured at the input. A high EPG alone proves nothing: with "
     "lam 1, or with the maximum as pooling, the maps lie on the digit and the network still answers "
-    "by the colour.",
+    "by the colour. This table is older than the demo's use of `explainguide.training.train`.",
 }
 
 Network = Callable[[], nn.Module]
