@@ -29,6 +29,7 @@ __all__ = [
     "check_option",
     "constructor",
     "did_you_mean",
+    "first_line",
     "method",
     "named",
     "operation",
@@ -99,6 +100,25 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """
     close = get_close_matches(name, list(allowed), n=2, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    r"""What another's error says, in one line, for a message that quotes it.
+
+    Args:
+        error: What was caught; it may have no text, as of a bare ``assert``.
+
+    Returns:
+        The first line of its text without the full stop; where it has none, what kind it is.
+
+    Example:
+        >>> first_line(ValueError("too many axes.\nSee the manual"))
+        'too many axes'
+        >>> first_line(AssertionError())
+        'AssertionError without a text'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else f"{type(error).__name__} without a text"
 
 
 def check_option(option: str, value: object, allowed: Iterable[object], *, also: str = "") -> None:

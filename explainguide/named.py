@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from explainguide.errors import OptionError, check_option, did_you_mean
+from explainguide.errors import OptionError, check_option, did_you_mean, first_line
 
 __all__ = ["find_named", "look_up"]
 
@@ -26,7 +26,7 @@ def find_named(name: str, *, allowed: str = "'package.module:function' is allowe
         home = importlib.import_module(module)
     except (ImportError, ValueError) as error:  # ":name" has no module
         raise OptionError(
-            f"{name!r} cannot be imported ({error}). Is its folder on PYTHONPATH? {allowed}"
+            f"{name!r} cannot be imported ({first_line(error)}). Is its folder on PYTHONPATH? {allowed}"
         ) from error
     target = getattr(home, function, None)
     if not callable(target):

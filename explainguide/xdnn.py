@@ -22,7 +22,7 @@ import torchvision.ops
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
-from explainguide.errors import GuidanceError, OptionError, did_you_mean, operation
+from explainguide.errors import GuidanceError, OptionError, did_you_mean, first_line, operation
 from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
 from explainguide.hooks.probe import input_size, probe
 from explainguide.hooks.tap import ForwardPass, Tap
@@ -338,7 +338,7 @@ def _refuse_operations(model: nn.Module, image_size: tuple[int, int] | None) -> 
     except (AssertionError, RuntimeError, TypeError) as error:  # not made for such an image
         raise GuidanceError(
             f"the result did not run on a random image of {channels} x {height} x {width} "
-            f"({str(error).splitlines()[0]}). Give the size that the model was made for with "
+            f"({first_line(error)}). Give the size that the model was made for with "
             "image_size=(height, width). One image must be enough input."
         ) from error
     if fault is not None:

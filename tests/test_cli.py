@@ -146,6 +146,8 @@ def test_a_mistake_in_the_arguments_is_one_line(
         ),
         (ModuleNotFoundError("No module named 'x'"), "No module named 'x'. Install it with pip."),
         (ImportError("x wants y."), "x wants y. Install it with pip."),
+        (ImportError(), "ImportError without a text. Install it with pip."),
+        (OSError(), "OSError without a text"),
         (
             RuntimeError("CUDA out of memory. Tried to allocate"),
             "the memory is full. Use smaller images or batches.",
@@ -166,6 +168,13 @@ def test_a_defect_is_one_line_and_code_1(ends_with, capsys: pytest.CaptureFixtur
     expected = (
         "ZeroDivisionError: division by zero (this should not happen; --traceback shows where)"
     )
+    assert said(capsys) == expected
+
+
+def test_a_defect_without_a_text_is_named(ends_with, capsys: pytest.CaptureFixture[str]) -> None:
+    ends_with(AssertionError())
+    assert main(["demo"]) == 1
+    expected = "AssertionError without a text (this should not happen; --traceback shows where)"
     assert said(capsys) == expected
 
 

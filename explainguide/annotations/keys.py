@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainguide.errors import AnnotationError
+from explainguide.errors import AnnotationError, first_line
 
 __all__ = [
     "as_tensor",
@@ -50,7 +50,7 @@ def as_tensor(target: Mapping[str, Any], name: str, where: str) -> Tensor | None
         if name == "labels":
             fix = "Give class indices for names, as {name: index for index, name in enumerate(names)}."
         raise AnnotationError(
-            f"{where} has {name} that make no tensor ({str(error).splitlines()[0]}). {fix} Tensors, "
+            f"{where} has {name} that make no tensor ({first_line(error)}). {fix} Tensors, "
             "arrays and lists of numbers are allowed."
         ) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainguide.errors import AnnotationError, OptionError, ShapeError, warn
+from explainguide.errors import AnnotationError, OptionError, ShapeError, first_line, warn
 
 __all__ = [
     "FirstLabel",
@@ -125,7 +125,7 @@ def as_labels(target: Any) -> Tensor:
         return torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionError(
-            f"target makes no tensor ({str(error).splitlines()[0]}). Give class indices for "
+            f"target makes no tensor ({first_line(error)}). Give class indices for "
             "names. An int, class indices (N,) or multi-hot labels (N, K) are allowed."
         ) from error
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explainguide.errors import AnnotationError
+from explainguide.errors import AnnotationError, first_line
 
 __all__ = [
     "as_outlines",
@@ -163,7 +163,9 @@ def _as_outline(entry: Any, where: str) -> Any:
 
 
 def _undrawable(where: str, reason: Exception) -> AnnotationError:
-    return AnnotationError(f"{where} has a segmentation that cannot be drawn: {reason}. {_ALLOWED}")
+    return AnnotationError(
+        f"{where} has a segmentation that cannot be drawn: {first_line(reason)}. {_ALLOWED}"
+    )
 
 
 def draw_outlines(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.attr.rollout import Readout
-from explainguide.errors import ExplainGuideError, GuidanceError, LayerError
+from explainguide.errors import ExplainGuideError, GuidanceError, LayerError, first_line
 from explainguide.hooks.attention import Weights
 from explainguide.hooks.layout import Layout, infer_layout
 from explainguide.hooks.probe import probe, probed_size
@@ -167,7 +167,7 @@ def _probe(
     except Exception as error:  # whatever a model does with an image that it was not made for
         raise LayerError(
             f"the attention could not be found, because {type(model).__name__} did not run "
-            f"on an image of {' x '.join(map(str, size))} ({str(error).splitlines()[0]}). Say the "
+            f"on an image of {' x '.join(map(str, size))} ({first_line(error)}). Say the "
             "size with image_size=(height, width). Models that map images to logits are allowed."
         ) from error
     finally:

@@ -28,7 +28,7 @@ from explainguide.bcos.record import Conversion, conversion
 from explainguide.bcos.settings import ConversionSettings, Numbers, resolve_settings
 from explainguide.bcos.transform import Gain
 from explainguide.bcos.units import BcosLinear
-from explainguide.errors import ExplainGuideError, GuidanceError, OptionError, operation
+from explainguide.errors import ExplainGuideError, GuidanceError, OptionError, first_line, operation
 from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits
@@ -140,7 +140,7 @@ def bcosify(
     except Exception as error:  # whatever a forward does with layers that are others now
         raise GuidanceError(
             f"the forward of {type(model).__name__} does not run with layers that are B-cos "
-            f"layers, on images with their inverse ({str(error).splitlines()[0]}). Leave what it does "
+            f"layers, on images with their inverse ({first_line(error)}). Leave what it does "
             "to the image to mean and std, and let it call its layers. A forward that gives the image "
             "to a convolution is allowed."
         ) from error
@@ -175,7 +175,7 @@ def _head(model: nn.Module, size: tuple[int, int, int]) -> Head:
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise OptionError(
             f"{type(model).__name__} did not run on random images of {size[0]} x {size[1]} x "
-            f"{size[2]} ({str(error).splitlines()[0]}). Give the size that it was made for with "
+            f"{size[2]} ({first_line(error)}). Give the size that it was made for with "
             "image_size=(height, width). It must map a batch of images to logits."
         ) from error
 

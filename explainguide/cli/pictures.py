@@ -11,7 +11,7 @@ from torch import Tensor
 
 from explainguide.cli.usage import UsageError
 from explainguide.datasets.pictures import open_picture, read_header
-from explainguide.errors import DataError, ExplainGuideWarning, warn
+from explainguide.errors import DataError, ExplainGuideWarning, first_line, warn
 
 __all__ = ["parse_boxes", "parse_size", "read_picture", "tell_turned"]
 
@@ -56,7 +56,9 @@ def read_picture(path: str, *, told: set[str] | None = None) -> Image.Image:
     except (FileNotFoundError, IsADirectoryError, PermissionError, DataError, ExplainGuideWarning):
         raise
     except Exception as error:  # a damaged file can raise anything
-        reason = "not an image, or of an unknown kind" if "identify" in str(error) else error
+        reason = (
+            "not an image, or of an unknown kind" if "identify" in str(error) else first_line(error)
+        )
         raise DataError(
             f"'{path}' cannot be read ({reason}). Save it again as PNG or JPEG. "
             "Files that Pillow can read are allowed."

@@ -15,7 +15,13 @@ from typing import Any, NoReturn
 
 from explainguide.cli.settings import Later
 from explainguide.cli.usage import UsageError
-from explainguide.errors import ExplainGuideError, ExplainGuideWarning, did_you_mean, operation
+from explainguide.errors import (
+    ExplainGuideError,
+    ExplainGuideWarning,
+    did_you_mean,
+    first_line,
+    operation,
+)
 
 __all__ = ["main"]
 
@@ -92,14 +98,17 @@ def _report(error: Exception) -> int:
         return _fail(f"{error.strerror}: '{os.fsdecode(error.filename)}'.", _MISTAKE)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return _fail("the disk is full. Free some space, or choose another folder.", _MISTAKE)
+    text = str(error).strip()
+    said = text or first_line(error)
     if isinstance(error, ExplainGuideError | OSError):
-        return _fail(str(error), _MISTAKE)
+        return _fail(said, _MISTAKE)
     if isinstance(error, ImportError):
-        return _fail(f"{str(error).rstrip('.')}. Install it with pip.", _MISTAKE)
-    if "out of memory" in str(error).lower() or "allocate memory" in str(error):
+        return _fail(f"{said.rstrip('.')}. Install it with pip.", _MISTAKE)
+    if "out of memory" in text.lower() or "allocate memory" in text:
         return _fail("the memory is full. Use smaller images or batches.", _MISTAKE)
     return _fail(
-        f"{type(error).__name__}: {error} (this should not happen; --traceback shows where)",
+        f"{f'{type(error).__name__}: ' if text else ''}{said} (this should not happen; --traceback "
+        "shows where)",
         _DEFECT,
     )
 

@@ -28,7 +28,14 @@ from explainguide.datasets.items import (
 )
 from explainguide.datasets.orientation import TOLERANCE, Claim, find_stored, turn_boxes, turn_mask
 from explainguide.datasets.pictures import Header, read_header
-from explainguide.errors import AnnotationError, DataError, did_you_mean, operation, warn
+from explainguide.errors import (
+    AnnotationError,
+    DataError,
+    did_you_mean,
+    first_line,
+    operation,
+    warn,
+)
 
 __all__ = ["ImageFolder"]
 
@@ -275,7 +282,7 @@ def _decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise AnnotationError(
                 f"{row.where} of '{row.image}' has a segmentation that cannot be decoded "
-                f"({error}). It is a list of polygons or {{'size', 'counts'}}."
+                f"({first_line(error)}). It is a list of polygons or {{'size', 'counts'}}."
             ) from None
         if decoded[-1].shape != size:
             raise AnnotationError(

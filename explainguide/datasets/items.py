@@ -27,7 +27,14 @@ from torchvision.transforms.v2 import functional as v2_functional
 
 from explainguide.datasets.pictures import open_picture
 from explainguide.datasets.steps import refuse_unfit, run_steps
-from explainguide.errors import DataError, ExplainGuideWarning, OptionError, did_you_mean, warn
+from explainguide.errors import (
+    DataError,
+    ExplainGuideWarning,
+    OptionError,
+    did_you_mean,
+    first_line,
+    warn,
+)
 
 __all__ = [
     "Annotation",
@@ -99,14 +106,9 @@ def read_image(path: Path, told: set[str] | None = None) -> tv_tensors.Image | N
     except (DataError, ExplainGuideWarning):
         raise
     except Exception as error:  # PIL raises whatever a broken file drives it to, SyntaxError too
-        warn_skipped(path, f"cannot be read as an image ({_first_line(error)})")
+        warn_skipped(path, f"cannot be read as an image ({first_line(error)})")
         return None
     return tv_tensors.Image(v2_functional.pil_to_tensor(picture))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def make_annotation(

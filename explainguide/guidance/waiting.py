@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from explainguide.errors import GuidanceError, warn
+from explainguide.errors import GuidanceError, first_line, warn
 from explainguide.hooks.tap import ForwardPass, Tap
 
 __all__ = ["graph_kept", "take_pass", "tell_dropped"]
@@ -74,6 +74,6 @@ def graph_kept() -> Iterator[None]:
             raise
         raise GuidanceError(
             f"the graph of the forward pass is gone, or what it holds was changed in place "
-            f"({str(error).splitlines()[0][:100]}). Call loss_loc before backward() and "
+            f"({first_line(error)[:100]}). Call loss_loc before backward() and "
             "optimizer.step(), and add it to the loss. Nothing may change what was computed until then."
         ) from error

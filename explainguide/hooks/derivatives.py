@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from explainguide.errors import GuidanceError
+from explainguide.errors import GuidanceError, first_line
 
 __all__ = ["check_derivatives"]
 
@@ -65,7 +65,7 @@ def _extension_without(derived: Tensor, features: list[Tensor]) -> str | None:
     try:
         torch.autograd.grad(derived.sum(), features, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         return next((name for name in inside if name in reason), f"{inside[0]}: {reason}")
     return None
 
@@ -118,5 +118,5 @@ def _without(node: Any) -> str | None:
         node(torch.zeros(()))
     except RuntimeError as error:
         match = re.search(r"aten::(\w+?)(_backward)? ", str(error))
-        return match[1].strip("_") if match else str(error).splitlines()[0]
+        return match[1].strip("_") if match else first_line(error)
     return None

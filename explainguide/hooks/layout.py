@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from explainguide.errors import LayerError
+from explainguide.errors import LayerError, first_line
 from explainguide.hooks.layers import nearest_attribute, split_index
 from explainguide.hooks.layout_table import KINDS, Layout, kind_called, places_alone, to_nchw
 from explainguide.hooks.places import Arrangement
@@ -105,7 +105,7 @@ def _as_asked(name: str, feature: Tensor, kind: str, reading: Reading) -> Layout
     try:
         read = tuple(to_nchw(feature.detach(), layout).shape)
     except Exception as error:  # whatever a user's function finds that does not fit
-        read = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        read = first_line(error)
     if not isinstance(read, tuple) or (read[0], read[2:]) != (len(feature), reading.grid):
         raise LayerError(
             f"the output of layer {name!r} has shape {tuple(feature.shape)}, which {entry.called!r} "

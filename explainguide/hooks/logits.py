@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainguide.errors import GuidanceError, OptionError, ShapeError
+from explainguide.errors import GuidanceError, OptionError, ShapeError, first_line
 from explainguide.hooks.reading import AS_FOUND, Output, Reading
 
 __all__ = [
@@ -107,9 +107,10 @@ def check_logits(output: Any, *, reading: Reading = AS_FOUND, images: int | None
         logits = find_logits(output, reading.output)
     except (LookupError, AttributeError, TypeError) as error:
         if callable(reading.output):
+            kind = f"{type(error).__name__}: " if str(error) else ""
             raise OptionError(
                 f"output= was called with {_describe(output)} and raised "
-                f"{type(error).__name__}: {str(error).rstrip('.')}. It takes what the model returns. "
+                f"{kind}{first_line(error)}. It takes what the model returns. "
                 "A callable that returns logits (N, K) is allowed."
             ) from error
         raise OptionError(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from explainguide.errors import ExplainGuideError, LayerError, warn
+from explainguide.errors import ExplainGuideError, LayerError, first_line, warn
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import INPUT, split_index
@@ -194,7 +194,7 @@ def _look(model: nn.Module, reading: Reading, seed: int) -> list[LayerInfo]:
     except Exception as error:  # whatever a model does with an image that it was not made for
         raise LayerError(
             f"no layer could be found, because the model did not run on an image of "
-            f"{channels} x {height} x {width} ({str(error).splitlines()[0]}). Say image_size=(H, W), "
+            f"{channels} x {height} x {width} ({first_line(error)}). Say image_size=(H, W), "
             "or name one with layer=. Any dotted name of a module is allowed, or 'input'."
         ) from error
     finally:

@@ -11,7 +11,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from explainguide.errors import GuidanceError
+from explainguide.errors import GuidanceError, first_line
 
 __all__ = ["check_plain_weights", "copied"]
 
@@ -44,7 +44,7 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:  # whatever a model holds: files, locks, tensors of a graph
         raise GuidanceError(
-            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}). Take "
+            f"{type(model).__name__} cannot be copied ({first_line(error)}). Take "
             "away what it holds besides its weights. A model that copy.deepcopy copies is allowed."
         ) from error
 

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from explainguide.errors import DataError, operation, warn
+from explainguide.errors import DataError, first_line, operation, warn
 
 __all__ = ["fit_weights", "load_weights", "name_some", "read_weights", "short_reason"]
 
@@ -116,7 +116,7 @@ def short_reason(error: BaseException) -> str:
     """The kind of an error and the first sentence of its text."""
     lines = str(error).strip().splitlines()
     first = lines[0].split(". ")[0].rstrip(".")[:120] if lines else ""
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return f"{type(error).__name__}: {first}" if first else first_line(error)
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
