@@ -78,8 +78,9 @@ def add_up_gradients(parameters: Sequence[nn.Parameter], *, failed: bool) -> Ten
 def failed_elsewhere(count: float) -> GuidanceError:
     """What a process says that stops because another one failed."""
     return GuidanceError(
-        f"{count:.0f} of the {process()[1]} processes stopped with an error of their own, so "
-        "this one stops too. Look for the first error among their messages. Checkpoints of earlier "
+        f"{count:.0f} of the {process()[1]} processes stopped with an error of "
+        f"{'its' if round(count) == 1 else 'their'} own, so this one stops too. Look for the first "
+        "error among the messages. Checkpoints of earlier "
         "epochs are unchanged."
     )
 

@@ -22,7 +22,7 @@ import torchvision.ops
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
-from explainguide.errors import GuidanceError, OptionError, did_you_mean, first_line, operation
+from explainguide.errors import GuidanceError, check_option, first_line, operation
 from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
 from explainguide.hooks.probe import input_size, probe
 from explainguide.hooks.tap import ForwardPass, Tap
@@ -122,11 +122,7 @@ def remove_bias(
         1: BatchNorm2d is now ChannelScale
         4: bias removed
     """
-    if normalization not in ("fold", "remove"):
-        raise OptionError(
-            f"unknown normalization {normalization!r}."
-            f"{did_you_mean(str(normalization), ('fold', 'remove'))} 'fold', 'remove' are allowed."
-        )
+    check_option("normalization", normalization, ("fold", "remove"))
     fold = normalization == "fold"
     model = unwrap(model)
     check_plain_weights(model)
@@ -295,7 +291,7 @@ def _refuse_modules(model: nn.Module, *, fold: bool) -> None:
     norms = fold and any(isinstance(m, _SCALE_INVARIANT) for m in model.modules())
     if told:
         raise GuidanceError(
-            f"{type(model).__name__} has modules that do not give a f(x) for a x: "
+            f"{type(model).__name__} has modules that do not give a * f(x) for a * x: "
             f"{'; '.join(told[:5] + more)}. Exchange them, activations for ReLU. "
             f"{drop if norms else ''}Convolutions, linear layers, BatchNorm, ReLU, LeakyReLU, PReLU, "
             "pooling, dropout, upsampling and containers of these are allowed."
@@ -345,5 +341,5 @@ def _refuse_operations(model: nn.Module, image_size: tuple[int, int] | None) -> 
         raise GuidanceError(
             f"without biases {type(model).__name__} is still not positively homogeneous: "
             f"{fault}. Look in its forward methods for operations such as F.gelu, torch.sigmoid, a "
-            "clamp or an added constant. Those with f(a x) = a f(x) are allowed."
+            "clamp or an added constant. Those with f(a * x) = a * f(x) are allowed."
         )

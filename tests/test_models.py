@@ -218,7 +218,7 @@ def test_silent_what_stood_beside_the_model_is_said(tmp_path: Path) -> None:
     content = {f"net.{k}": v for k, v in state.items()} | {"loss.pos_weight": torch.ones(4)}
     torch.save({"state_dict": content}, tmp_path / "lightning.ckpt")
     model = small_cnn(4)
-    expected = "lightning.ckpt' holds the model as 'net', and beside it left out: loss.pos_weight."
+    expected = "lightning.ckpt' holds the model as 'net'; what stands beside it is left out: loss.pos_weight."
     with pytest.warns(ExplainGuideWarning, match=re.escape(expected)):
         assert load_weights(model, tmp_path / "lightning.ckpt") == ""
     assert _loaded_as(model, state)

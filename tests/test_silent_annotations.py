@@ -269,7 +269,7 @@ LABELS: list[tuple[Any, Any, Any, list[str]]] = [
         OptionError,
         1,
         Annotations.from_targets([seen(2)], first_label=2),
-        ["first_label=2, but the guide with 1"],
+        ["first_label=2, but the guide with 1", "Annotations that were built without one."],
     ),
 ]
 

@@ -78,6 +78,12 @@ class Written(Vit):
         return torch.from_numpy(whole)
 
 
+class OneWritten(Written):
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Parameter(self.extra.detach()[:, :1])
+
+
 class Unfolded(Vit):
     def patches(self, x: Tensor) -> Tensor:
         t = F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
@@ -211,6 +217,12 @@ def test_the_grid_is_that_of_the_pass(
     # A layer inside the block has the same places, and another attribution reads them alike.
     assert GradCam(model, "two.norm1").attribute(x, 1).shape[2:] == grid
     assert IntegratedGradients(model, "one", n_steps=2).attribute(x, 1).shape[2:] == grid
+
+
+def test_a_single_token_of_no_place_is_told_as_one() -> None:
+    message = r"the first token of 17 belongs to no place\. .*positions\) where it does"
+    with pytest.warns(ExplainGuideWarning, match=message):
+        InputXGradient(OneWritten(), "one").attribute(picture(32, 32), 1)
 
 
 def test_what_is_not_seen_is_told_once_and_can_be_said() -> None:

@@ -141,7 +141,8 @@ def as_regions(
 def _unknown(annotations: Any, batch: Batch) -> ExplainGuideError:
     count, num_classes = batch.logits.shape
     *names, last = (known.name.replace("{K}", str(num_classes)) for known in FORMS)
-    allowed = f"Allowed are {', '.join(names)} and {last}."
+    allowed = f"{', '.join(names)} and {last} are allowed."
+    allowed = allowed[0].upper() + allowed[1:]
     if isinstance(annotations, Tensor):
         return ShapeError(
             f"the masks have shape {tuple(annotations.shape)} for {count} images of {num_classes} "
@@ -189,8 +190,8 @@ def _counted(annotations: Annotations, first_label: FirstLabel) -> Annotations:
     if annotations.first_label != 0:
         raise OptionError(
             f"the Annotations were built with first_label={annotations.first_label}, but the "
-            f"guide with {first_label}. Give it to one of them. The guide applies it to dicts, and to "
-            "Annotations without."
+            f"guide with {first_label}. Give it to one of them. The guide's is for dicts, and for "
+            "Annotations that were built without one."
         )
     labels = to_logits(annotations.labels, first_label, where="an object")
     on_host = annotations.largest_label is not None

@@ -40,9 +40,10 @@ def draw_annotated(count: int, fraction: float, seed: int, *, option: str = "ann
     if isinstance(fraction, bool) or not isinstance(fraction, Real):
         raise OptionError(f"{option} must be a number in [0, 1], but got {fraction!r}.")
     if not 0 <= fraction <= 1:  # NaN neither
+        percent = float(fraction) if 1 < fraction <= 100 else 10.0
         raise OptionError(
-            f"{option} is {fraction}. For 10% write {option}=0.1. The share of images that keep their "
-            "annotation, in [0, 1], is allowed."
+            f"{option} is {fraction}. For {percent:g}% write {option}={percent / 100:g}. The share of "
+            "images that keep their annotation, in [0, 1], is allowed."
         )
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise OptionError(f"seed must be an integer from 0 on, but got {seed!r}.")

@@ -182,7 +182,10 @@ def _rerun(
     the model's own. Buffers are copies: running statistics are not updated a second time.
     """
     if passed.state is None:
-        raise GuidanceError(f"{type(method).__name__} runs the model again without reruns = True.")
+        raise GuidanceError(
+            f"{type(method).__name__} runs the model again without reruns = True. Write that in its "
+            "class. Only attributions with it are allowed to call evidence.rerun."
+        )
     buffers = {name for name, _ in method.model.named_buffers()}
     state = {name: v.clone() if name in buffers else v for name, v in passed.state.items()}
     enabled, dtype = passed.autocast

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from explainguide.errors import OptionError, ShapeError, constructor, named
+from explainguide.errors import OptionError, ShapeError, check_option, constructor, named
 from explainguide.hooks.dynamic import DynamicLinear, hold
 
 __all__ = [
@@ -239,8 +239,7 @@ class DynamicLinearUnit(DynamicLinear):
         super().__init__()
         if rank < 1:
             raise OptionError(f"rank is {rank}. Use 32. A positive integer is allowed.")
-        if scaling not in ("squash", "l2"):
-            raise OptionError(f"unknown scaling {scaling!r}. 'squash' and 'l2' are allowed.")
+        check_option("scaling", scaling, ("squash", "l2"))
         self.in_features, self.out_features, self.scaling = in_features, out_features, scaling
         self.reduce = nn.Linear(in_features, rank, bias=False)
         self.expand = nn.Linear(rank, out_features * in_features)

@@ -165,8 +165,8 @@ def _fit(
     others = [key for key, value in theirs.items() if not isinstance(value, Tensor)]
     if others:
         raise DataError(
-            f"{name_some({'no tensors': others})}. Pass what the checkpoint has "
-            "under 'state_dict' or 'model'. A dict of tensors is allowed."
+            f"the weights hold entries that are {name_some({'no tensors': others})}. Pass what the "
+            "checkpoint has under 'state_dict' or 'model'. A dict of tensors is allowed."
         )
     names = {_our_name(key, model, own): key for key in theirs}
     state = {name: theirs[key] for name, key in names.items()}

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError, did_you_mean
+from explainguide.errors import OptionError, check_option
 from explainguide.hooks.dynamic import DynamicLinear, Mode, hold, wide
 
 __all__ = ["BcosUnit", "Gain", "check_unit", "rescaled", "times_cosine"]
@@ -79,11 +79,7 @@ def check_unit(b: float, max_out: int, gain: str) -> None:
             f"max_out is {max_out!r}. Use 1 for no MaxOut, or 2 as in the first paper. "
             "A positive integer is allowed."
         )
-    if gain not in get_args(Gain):
-        raise OptionError(
-            f"unknown gain {gain!r}.{did_you_mean(str(gain), get_args(Gain))} "
-            f"{', '.join(map(repr, get_args(Gain)))} are allowed."
-        )
+    check_option("gain", gain, get_args(Gain))
 
 
 def times_cosine(linear: Tensor, norm: Tensor, b: float, cos_eps: float, mode: Mode) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainguide.bcos.transform import BcosUnit, Gain, check_unit
-from explainguide.errors import OptionError, ShapeError, operation
+from explainguide.errors import OptionError, ShapeError, named, operation
 from explainguide.hooks.dynamic import wide
 
 __all__ = ["BcosConv2d", "BcosLinear"]
@@ -77,8 +77,9 @@ class BcosConv2d(BcosUnit, nn.Conv2d):
         check_unit(b, max_out, gain)
         if groups > 0 and out_channels % groups:
             raise OptionError(
-                f"BcosConv2d: {out_channels} outputs do not divide into {groups} groups. Choose a "
-                "multiple. With MaxOut it is the outputs that divide, not the filters."
+                f"{out_channels} outputs do not divide into {groups} groups. Use "
+                f"{-(-out_channels // groups) * groups}. Multiples of groups are allowed; with MaxOut "
+                "it is the outputs that divide, not the filters."
             )
         super().__init__(
             in_channels,
@@ -107,7 +108,7 @@ class BcosConv2d(BcosUnit, nn.Conv2d):
             ShapeError: If the number of channels is another; with the way to six, or back.
         """
         if input.ndim not in (3, 4) or input.shape[-3] != self.in_channels:
-            raise _other_channels(input, self.in_channels)
+            _refuse_channels(input, self.in_channels)
         output = self._conv_forward(input, self._weights(), None)
         if self.max_out > 1:
             output = _max_out(output, self.max_out)
@@ -156,7 +157,8 @@ def _max_out(output: Tensor, count: int) -> Tensor:
     return largest.contiguous(memory_format=torch.channels_last) if last else largest
 
 
-def _other_channels(input: Tensor, taken: int) -> ShapeError:
+@named("BcosConv2d")
+def _refuse_channels(input: Tensor, taken: int) -> NoReturn:
     batch = input.ndim in (3, 4)
     given = input.shape[-3] if batch else None
     fix = "Check the layer before."
@@ -165,9 +167,8 @@ def _other_channels(input: Tensor, taken: int) -> ShapeError:
     elif (given, taken) == (6, 3):
         fix = "Leave out AddInverse()."
     what = f"{given} channels" if batch else f"shape {tuple(input.shape)}"
-    return ShapeError(
-        f"BcosConv2d: the image has {what}, but the layer takes {taken}. {fix} (N, {taken}, H, W) is "
-        "allowed."
+    raise ShapeError(
+        f"the image has {what}, but the layer takes {taken}. {fix} (N, {taken}, H, W) is allowed."
     )
 
 

@@ -77,7 +77,7 @@ def check_bcos_arguments(args: argparse.Namespace) -> None:
     if args.neuron and args.target:
         raise UsageError(
             f"--neuron, --target: {args.neuron!r} and class {args.target!r} are two explanations. "
-            "Leave one out."
+            "Leave one out. Either is allowed."
         )
 
 

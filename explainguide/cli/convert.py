@@ -165,8 +165,8 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.bcos == args.xdnn:
         raise UsageError(
-            "--bcos, --xdnn: give one of the two. --bcos makes a network that explains itself, "
-            "--xdnn one whose integrated gradients take one pass."
+            "--bcos, --xdnn: give one of the two. Either is allowed: --bcos makes a network that "
+            "explains itself, --xdnn one whose integrated gradients take one pass."
         )
     given = [n for n in _OF_BCOS if getattr(args, n) not in (None, False)] if args.xdnn else []
     given += ["normalization"] if args.bcos and args.normalization is not None else []
@@ -186,7 +186,9 @@ def _check(args: argparse.Namespace) -> None:
             "--fresh. They go with weights that are kept."
         )
     if args.pretrained and args.weights:
-        raise UsageError("--weights: with --pretrained there are two. Leave one out.")
+        raise UsageError(
+            "--weights: with --pretrained there are two. Leave one out. Either is allowed."
+        )
     if Path(args.out).exists():
         raise UsageError(
             f"--out: '{args.out}' exists. Choose another name, or remove it. Nothing is overwritten."

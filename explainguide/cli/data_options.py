@@ -255,7 +255,7 @@ def _check_fit(args: argparse.Namespace, kind: str, source: DataSource) -> None:
             function = f", or let the function take {parameter}" if ":" in kind else ""
             raise UsageError(
                 f"{_flag(option)}: --data {kind} does not take it. Leave it out{function}. "
-                f"{', '.join(fitting)} are allowed."
+                f"{', '.join(fitting) or 'Nothing else'} {'are' if len(fitting) > 1 else 'is'} allowed."
             )
 
 

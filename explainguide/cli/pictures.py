@@ -71,11 +71,12 @@ def tell_turned(paths: Sequence[str], boxes: Sequence[Tensor]) -> None:
     for path, own_boxes in zip(paths, boxes, strict=True):
         header = read_header(path) if len(own_boxes) else None
         if header is not None and header.orientation != 1:
-            turned.append(f"'{path}' ({header.upright[1]} x {header.upright[0]})")
+            height, width = header.upright
+            turned.append(f"'{path}' ({height} x {width}, height x width)")
     if turned:
         warn(
-            f"{', '.join(turned)} turned upright by the EXIF orientation; --boxes are "
-            "taken to be in pixels of the upright picture, as viewers show it."
+            f"{', '.join(turned)} {'is' if len(turned) == 1 else 'are'} turned upright by the EXIF "
+            "orientation; --boxes are taken to be in pixels of the upright picture, as viewers show it."
         )
 
 

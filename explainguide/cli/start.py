@@ -92,7 +92,9 @@ def _check(args: argparse.Namespace) -> None:
             "`explainguide convert` or `train`, is allowed."
         )
     if args.pretrained and args.weights:
-        raise UsageError("--weights: with --pretrained there are two. Leave one out.")
+        raise UsageError(
+            "--weights: with --pretrained there are two. Leave one out. Either is allowed."
+        )
     for name in ("pretrained", "weights", "bcos"):
         if args.checkpoint is not None and getattr(args, name):
             raise UsageError(
@@ -101,10 +103,14 @@ def _check(args: argparse.Namespace) -> None:
             )
     for name in ("b", "fresh"):
         if getattr(args, name) and not args.bcos:
-            raise UsageError(f"--{name}: it goes with --bcos. Add --bcos, or leave it out.")
+            raise UsageError(
+                f"--{name}: it goes with --bcos. Add --bcos, or leave it out. It is allowed with "
+                "--bcos alone."
+            )
     if args.fresh and (args.pretrained or args.weights):
         raise UsageError(
-            "--fresh: it makes new weights. Leave out --pretrained and --weights, or --fresh."
+            "--fresh: it makes new weights. Leave out --pretrained and --weights, or --fresh. New "
+            "weights or given ones are allowed."
         )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from explainguide.annotations.segmentation import segmentation_box, segmentation_size
 from explainguide.datasets.items import short_list
 from explainguide.datasets.text_files import read_text
-from explainguide.errors import AnnotationError, DataError, did_you_mean, warn
+from explainguide.errors import AnnotationError, DataError, did_you_mean, first_line, warn
 
 __all__ = ["BoxRow", "read_boxes", "read_coco", "read_csv"]
 
@@ -140,14 +140,14 @@ def read_coco(path: Path) -> list[BoxRow]:
         rows.append(row)
     if empty:
         warn(
-            f"'{path}' has {len(empty)} boxes of no width or no height, which are left "
-            f"out: {short_list(empty)}."
+            f"'{path}' has {len(empty)} {'box' if len(empty) == 1 else 'boxes'} of no width or no "
+            f"height, left out: {short_list(empty)}."
         )
     counts = Counter(row.where for row in rows)
     repeated = [where for where, count in counts.items() if count > 1]
     if repeated:
         warn(
-            f"'{path}' uses {len(repeated)} annotation ids more than once "
+            f"'{path}' uses {len(repeated)} annotation id{'s' * (len(repeated) > 1)} more than once "
             f"({short_list(repeated)}); every entry is taken for an object of its own."
         )
     return rows
@@ -183,7 +183,10 @@ def _entries(
                     f"{' and '.join(required)}."
                 )
             if not isinstance(value, str if key in ("file_name", "name") else (int, float, str)):
-                raise DataError(f"'{path}', {where}: {key} {value!r} cannot be one.")
+                fix, allowed = "Give the id of one entry", "A number or text is"
+                if key in ("file_name", "name"):
+                    fix, allowed = "Write it as text, in quotes", "Text alone is"
+                raise DataError(f"'{path}', {where}: {key} is {value!r}. {fix}. {allowed} allowed.")
         yield where, entry
 
 
@@ -210,7 +213,13 @@ def _coco_row(
 ) -> BoxRow:
     for key, table in (("image_id", images), ("category_id", names)):
         if entry[key] not in table:
-            raise DataError(f"'{path}', {where}: {key} {entry[key]!r} is not in the file.")
+            known = "images" if key == "image_id" else "categories"
+            near = [k for k in table if str(k) == str(entry[key])]  # 1 and "1" are two
+            fix = f"Did you mean {near[0]!r}?" if near else f"Correct it, or add it to {known!r}."
+            raise DataError(
+                f"'{path}', {where}: {key} {entry[key]!r} is not in the file. {fix} The ids under "
+                f"{known!r} are allowed."
+            )
     file_name, size = images[entry["image_id"]]
     segmentation = entry.get("segmentation") or None
     if entry.get("bbox"):
@@ -218,7 +227,8 @@ def _coco_row(
             x, y, width, height = (float(v) for v in entry["bbox"])
         except (TypeError, ValueError):
             raise DataError(
-                f"'{path}', {where}: bbox {entry['bbox']!r} is not x, y, width, height."
+                f"'{path}', {where}: bbox {entry['bbox']!r} is not x, y, width, height. Give these "
+                "four. Numbers of pixels, from the upper left corner of the image, are allowed."
             ) from None
         box = (x, y, x + width, y + height)
     elif segmentation is None:
@@ -231,7 +241,9 @@ def _coco_row(
             box = segmentation_box(segmentation)
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise DataError(
-                f"'{path}', {where}: no bbox, and a segmentation that cannot be decoded ({error})."
+                f"'{path}', {where}: no bbox, and a segmentation that cannot be decoded "
+                f"({first_line(error)}). Give bbox as x, y, width, height in pixels, or mend the "
+                "segmentation. A list of polygons or {'size', 'counts'} is allowed."
             ) from None
         size = segmentation_size(segmentation) or size  # to be compared with the image's own
     return BoxRow(where, file_name, box, names[entry["category_id"]], size, segmentation)

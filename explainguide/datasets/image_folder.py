@@ -233,7 +233,8 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
                 raise AnnotationError(
                     f"'{file}', {row.where}: the run lengths are of size {made_for} and "
                     f"'{row.image}' is {header.upright} (height, width). Was it resized without "
-                    "its masks?"
+                    "its masks? Resize both, or make the run lengths anew. Those of the image's size "
+                    "are allowed."
                 )
 
 
@@ -287,7 +288,8 @@ def _decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -
         if decoded[-1].shape != size:
             raise AnnotationError(
                 f"{row.where} of '{row.image}' has a mask of {decoded[-1].shape}, and the "
-                f"image is {size} (height, width). Masks have the size of their image."
+                f"image is {size} (height, width). Make it anew on the image, or resize both. Masks "
+                "of the size of their image are allowed."
             )
     return torch.from_numpy(np.stack(decoded))
 

@@ -80,11 +80,13 @@ def find_stored(claims: Mapping[_Key, Claim], *, source: str) -> set[_Key]:
             if usual
             else "of the turned picture, as viewers show it"
         )
+        several = f"{len(unknown)} annotated pictures are turned by their EXIF orientation"
+        if len(unknown) == 1:
+            several = "1 annotated picture is turned by its EXIF orientation"
         warn(
-            f"{len(unknown)} annotated pictures are turned by their EXIF orientation "
-            f"({names}{more}), and {source} cannot tell whether their boxes are those of the turned "
-            f"picture or of the stored pixels. They are taken to be those {frame}. If they are "
-            "not, remove the orientation from the pictures or turn the boxes."
+            f"{several} ({names}{more}), and {source} cannot tell whether the boxes are those of the "
+            f"turned picture or of the stored pixels. They are taken to be those {frame}. If they are "
+            "not, remove the orientation or turn the boxes."
         )
     return {key for key, answer in answers.items() if (usual if answer is None else answer)}
 

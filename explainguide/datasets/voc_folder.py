@@ -125,7 +125,8 @@ def read_record(path: Path, class_index: dict[str, int]) -> VOCRecord:
     root = read_xml(path)
     if root.tag != "annotation":
         raise DataError(
-            f"'{path}' is not a VOC annotation (its root is <{root.tag}>, not <annotation>)."
+            f"'{path}' is not a VOC annotation (its root is <{root.tag}>, not <annotation>). Convert "
+            "it to VOC's form. A file whose root is <annotation> is allowed."
         )
     tree = VOCDetection.parse_voc_xml(root)["annotation"]
     size = _read_size(tree)
@@ -176,8 +177,8 @@ def _read_difficult(path: Path, item: Any) -> bool:
     flag = str(item.get("difficult") or "0").strip().lower()
     if flag not in _DIFFICULT:
         raise DataError(
-            f"'{path}' has an object with difficult {flag!r}. Write 0 or 1. Allowed: "
-            f"{', '.join(_DIFFICULT)}."
+            f"'{path}' has an object with difficult {flag!r}. Write 0 or 1. "
+            f"{', '.join(_DIFFICULT)} are allowed."
         )
     return _DIFFICULT[flag]
 

@@ -123,7 +123,7 @@ def localize(
         if options.score == "logit" and ends_in_log_softmax(logits):
             warn(
                 "the model returns log-probabilities, so score='logit' explains log p of "
-                "class k. score='log_prob' says so."
+                "class k. Pass score='log_prob' to say so."
             )
     return total, detached
 

@@ -239,13 +239,15 @@ def _fit(
         if extra > 0 and joined is not None:
             return Tokens(False, grid, joined)
         if 0 < extra <= min(_MOST_PREFIX, count // 2):
-            several = f"the first {extra} tokens" if extra > 1 else "the first token"
+            first, belong, do = f"the first {extra} tokens", "belong", "do"
+            if extra == 1:
+                first, belong, do = "the first token", "belongs", "does"
             return Tokens(
                 False,
                 grid,
                 tuple(range(extra)),
-                f"{several} of {count} belong to no place. Say prefix_tokens= (a "
-                "number or positions) where they do",
+                f"{first} of {count} {belong} to no place. Say prefix_tokens= (a number or "
+                f"positions) where {'they' if extra > 1 else 'it'} {do}",
             )
     return None
 

@@ -227,7 +227,7 @@ def _unwrapped(
             continue
         if rest:
             warn(
-                f"'{source}' holds the model as {prefix[:-1]!r}, and beside it "
+                f"'{source}' holds the model as {prefix[:-1]!r}; what stands beside it is "
                 f"{name_some({'left out': rest})}."
             )
         if any(name in own for name in inside):

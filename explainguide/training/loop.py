@@ -36,6 +36,11 @@ from explainguide.training.run_folder import History, RunFolder
 
 __all__ = ["History", "TrainConfig", "train"]
 
+_NOTHING_TO_MEASURE = (
+    "no image of val_data is annotated, so EPG and IoU are not known. Give boxes (--val-boxes for "
+    "--data folder) to measure them."
+)
+
 
 @operation("train")
 def train(
@@ -178,10 +183,7 @@ def _check_annotated(config: TrainConfig, train_data: Any, val_data: Any) -> Tra
         )
     lam = config.lam if config.lam is not None else 0.0 if nothing else 1.0
     if lam and count_annotated(val_data) == 0:
-        _warn(
-            "no image of val_data is annotated, so EPG and IoU are not known. Give boxes "
-            "(--val-boxes for --data folder) to measure them."
-        )
+        _warn(_NOTHING_TO_MEASURE)
     return replace(config, lam=lam)
 
 
@@ -193,7 +195,7 @@ def _say_what_is_missing(losses: dict[str, float], scores: dict[str, float], val
             "annotations, or set lam=0."
         )
     if not scores["pairs"] and count_annotated(val_data) is None:
-        _warn("no image of val_data is annotated, so EPG and IoU are not known.")
+        _warn(_NOTHING_TO_MEASURE)
 
 
 def _warn(text: str) -> None:

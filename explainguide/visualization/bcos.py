@@ -62,7 +62,9 @@ def bcos_panel(
         raise OptionError(f"percentile is {percentile}. Use 99.5. It must be in [50, 100].")
     count = len(images)
     if count == 0:
-        raise ShapeError("got 0 images. Pass at least one.")
+        raise ShapeError(
+            "got 0 images. Pass at least one. (N, 3, H, W), or a list of (3, H, W), is allowed."
+        )
     given = {"explanations": explanations, "contributions": contributions, "boxes": boxes}
     check_count(count, {**given, "titles": titles, "captions": captions})
     pictures = [checked_image(f"images[{i}]", image) for i, image in enumerate(images)]

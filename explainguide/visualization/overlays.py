@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.errors import AnnotationError, OptionError, ShapeError, did_you_mean, operation
+from explainguide.errors import AnnotationError, OptionError, ShapeError, check_option, operation
 
 __all__ = [
     "Box",
@@ -86,11 +86,7 @@ class Look(NamedTuple):
 
     def checked(self) -> Look:
         """Itself, if each option has an allowed value."""
-        if self.sign not in _COLOUR_MAPS:
-            raise OptionError(
-                f"unknown sign {self.sign!r}.{did_you_mean(str(self.sign), _COLOUR_MAPS)}"
-                " Allowed are 'positive' and 'signed'."
-            )
+        check_option("sign", self.sign, _COLOUR_MAPS)
         if not 0 <= self.alpha <= 1:
             raise OptionError(f"alpha is {self.alpha}. It must be in [0, 1].")
         if not 50 <= self.percentile <= 100:

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from explainguide.errors import OptionError, ShapeError, did_you_mean, operation
+from explainguide.errors import OptionError, ShapeError, check_option, did_you_mean, operation
 
 __all__ = ["curves", "pareto_plot", "plain_text"]
 
@@ -50,11 +50,7 @@ def pareto_plot(
         ShapeError: If there is no run, or a point does not have three scores.
     """
     for name in (x, y):
-        if name not in _SCORES:
-            raise OptionError(
-                f"unknown score {name!r}.{did_you_mean(name, _SCORES)} "
-                "Allowed are 'f1', 'epg' and 'iou'."
-            )
+        check_option("score", name, _SCORES)
     if not points:
         raise ShapeError("points is empty. Pass at least one run.")
     for run, models in points.items():

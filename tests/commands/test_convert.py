@@ -155,8 +155,8 @@ def vit(num_classes: int) -> nn.Module:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--bcos, --xdnn: give one of the two."),
-        (["--bcos", "--xdnn"], "--bcos, --xdnn: give one of the two."),
+        ([], "--bcos, --xdnn: give one of the two. Either is allowed: "),
+        (["--bcos", "--xdnn"], "--bcos, --xdnn: give one of the two. Either is allowed: "),
         (["--xdnn", "--b", "1"], "--b: it goes with --bcos. Leave it out."),
         (["--xdnn", "--max-out", "2"], "--max-out: it goes with --bcos."),
         (["--xdnn", "--fresh"], "--fresh: it goes with --bcos."),
@@ -176,7 +176,7 @@ def vit(num_classes: int) -> nn.Module:
         (["--bcos", "--pretrained"], f"build_model: pretrained=True, but '{TINY}' is a function."),
         (["--bcos", "--size", "0"], "--size: 0 is no size."),
         (["--bcos", "--num-classes", "0"], "build_model: num_classes is 0."),
-        (["--xdnn"], "remove_bias: Sequential has modules that do not give a f(x) for a x"),
+        (["--xdnn"], "remove_bias: Sequential has modules that do not give a * f(x) for a * x"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_writes_nothing(

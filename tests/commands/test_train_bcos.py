@@ -236,7 +236,7 @@ def test_decoys_keep_their_size(command: list[str]) -> None:
         (["--checkpoint", "bcos.pt", "--weights", "w"], "--weights: it goes with --model."),
         (["--checkpoint", "bcos.pt", "--mean", "1", "1", "1"], "--mean, --std: a B-cos network takes"),
         (["--checkpoint", "three.pt"], "--checkpoint: 'three.pt' has 3 classes and the data 2."),
-        (["--model", NETWORK, "--b", "2"], "--b: it goes with --bcos."),
+        (["--model", NETWORK, "--b", "2"], "--b: it goes with --bcos. Add --bcos, or leave it out. It is allowed with --bcos alone."),
         (["--model", NETWORK, "--fresh"], "--fresh: it goes with --bcos."),
         (["--model", NETWORK, "--bcos", "--fresh", "--weights", "w"], "--fresh: it makes new weights."),
         (["--model", NETWORK, "--bcos", "--b", "0"], "bcosify: b is 0.0."),

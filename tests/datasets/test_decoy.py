@@ -172,6 +172,9 @@ def test_transforms_do_not_reach_the_stored_images() -> None:
         ({"size": 48.0}, r"size must be an integer"),
         ({"seed": -1}, r"seed must be an integer from 0 on"),
         ({"annotated": 10}, r"For 10% write annotated=0\.1\."),
+        ({"annotated": 2.5}, r"annotated is 2\.5\. For 2\.5% write annotated=0\.025\."),
+        ({"annotated": 100}, r"For 100% write annotated=1\."),
+        ({"annotated": -3}, r"annotated is -3\. For 10% write annotated=0\.1\."),
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:

@@ -212,7 +212,12 @@ GOOD = {"image_id": 1, "category_id": 7, "bbox": [4, 6, 10, 10]}
         ({**GOOD, "bbox": [4, 6, -1, 10]}, {}, AnnotationError, r"annotation 1: .*inverted"),
         ({**GOOD, "bbox": [0.1, 0.1, 0.5, 0.5]}, {}, AnnotationError, r"annotation 1: .*\[0, 1\]"),
         ({**GOOD, "bbox": [4, 6, 90, 10]}, {}, AnnotationError, r"annotation 1: .*outside"),
-        ({**GOOD, "image_id": 5}, {}, DataError, r"annotation 1: image_id 5 is not in the file"),
+        (
+            {**GOOD, "image_id": 5},
+            {},
+            DataError,
+            r"annotation 1: image_id 5 is not in the file\. Correct it, or add it",
+        ),
         ({**GOOD, "category_id": 5}, {}, DataError, r"annotation 1: category_id 5 is not in"),
         (GOOD, {"categories": [{"id": 7, "name": "cats"}]}, DataError, r"'cats'\. Did you mean"),
         (

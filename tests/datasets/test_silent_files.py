@@ -121,7 +121,7 @@ def test_boxes_and_masks_stay_on_what_they_show(
     if known:
         data = ImageFolder(root, root / "boxes.json", masks=True)
     else:
-        with pytest.warns(ExplainGuideWarning, match="turned by their EXIF orientation"):
+        with pytest.warns(ExplainGuideWarning, match="turned by its EXIF orientation"):
             data = ImageFolder(root, root / "boxes.json", masks=True)
     image, _, annotation = data[0]
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), upright / 255, atol=1e-6)

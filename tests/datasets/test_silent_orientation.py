@@ -145,7 +145,7 @@ def csv(root: Path, **boxes: Any) -> Path:
 
 
 SAID = (
-    r"^ImageFolder: 1 annotated pictures are turned by their EXIF orientation \('.*a\.jpg'\), and "
+    r"^ImageFolder: 1 annotated picture is turned by its EXIF orientation \('.*a\.jpg'\), and "
     r".* cannot tell whether .* They are taken to be those of the turned picture, as viewers"
 )
 
@@ -244,7 +244,7 @@ def test_the_size_in_voc_tells_the_frame(voc: VOCFolder, orientation: int, frame
 def test_voc_without_a_size_says_it_once(voc: VOCFolder, orientation: int) -> None:
     expected = upright_box(orientation)
     turned_voc(voc, orientation, None, expected)
-    said = r"^VOC: 1 annotated pictures are turned .*1\.jpg'\), and the XML files cannot tell"
+    said = r"^VOC: 1 annotated picture is turned .*1\.jpg'\), and the XML files cannot tell"
     with pytest.warns(ExplainGuideWarning, match=said) as caught:
         data = VOC(voc.folder, "train")
     assert [w.filename for w in caught] == [__file__]
@@ -266,7 +266,7 @@ def test_explain_turns_as_the_data_sets_and_says_whose_boxes(root: Path) -> None
     explained = np.asarray(read_picture(str(path), told=set()))
     image = ImageFolder(root)[0][0]
     assert np.array_equal((image * 255).round().permute(1, 2, 0).numpy(), explained)
-    said = r"^'.*a\.jpg' \(30 x 40\) turned upright by the EXIF .*; --boxes are taken"
+    said = r"^'.*a\.jpg' \(40 x 30, height x width\) is turned upright by the EXIF .*; --boxes are taken"
     with pytest.warns(ExplainGuideWarning, match=said):
         tell_turned([str(path)], [torch.ones(1, 4)])
     tell_turned([str(path)], [torch.ones(0, 4)])

@@ -167,7 +167,7 @@ def test_a_data_set_that_does_not_say_it_is_told_after_the_first_epoch(digits: A
     with pytest.warns(ExplainGuideWarning, match=expected) as caught:
         train(Plain(), Bare(digits[0]), digits[1], config, progress=False)
     assert len(caught) == 1
-    expected = "train: no image of val_data is annotated, so EPG and IoU are not known"
+    expected = "train: no image of val_data is annotated, so EPG and IoU are not known. Give boxes"
     for unannotated in (Bare(digits[1]), Subset(DecoyDigits("test", size=24, annotated=0), [0, 1])):
         with pytest.warns(ExplainGuideWarning, match=expected) as caught:
             train(Plain(), digits[0], unannotated, config, progress=False)

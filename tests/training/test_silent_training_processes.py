@@ -217,7 +217,7 @@ def test_the_guidance_matters_in_these_cases() -> None:
 @pytest.mark.slow
 def test_an_error_in_one_process_stops_them_all(both: list[dict[str, Any]]) -> None:
     first, second = both
-    other = "train: 1 of the 2 processes stopped with an error of their own, so this one stops too."
+    other = "train: 1 of the 2 processes stopped with an error of its own, so this one stops too."
     for name, kind in (("inverted", AnnotationError), ("infinite", GuidanceError)):
         assert first[name][0] == GuidanceError.__name__
         assert first[name][1].startswith(other)
