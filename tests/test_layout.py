@@ -398,3 +398,45 @@ def test_a_layout_of_tokens_says_nothing_of_four_dimensions() -> None:
             values.append(guide.loss_loc(masks, torch.tensor([0, 1])).detach())
             assert guide.attributions["0"].shape == (2, 8, 8)
     assert all(torch.equal(value, values[0]) for value in values)
+
+
+class Turned(nn.Module):
+    """(N, C, h, w) to (N, h, w, C), or the mean over places of that."""
+
+    def __init__(self, mean: bool) -> None:
+        super().__init__()
+        self.mean = mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square().mean((1, 2)) if self.mean else x.movedim(1, 3)
+
+
+def test_an_image_is_channels_first_whatever_its_layers_are() -> None:
+    """With layout="NHWC" for a layer that needs it, the map of the image is its size."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 4, stride=4), Turned(False), nn.LayerNorm(8), Turned(True), nn.Linear(8, 2)
+    ).double()
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    masks = torch.zeros(2, 32, 32).bool()
+    masks[:, 4:20, 8:30] = True
+
+    def loss(layer: str | list[str], **options: str) -> float:
+        with ExplanationGuidance(model, layer, reduction="sum", **options) as guide:
+            model(images)
+            return guide.loss_loc(masks, target=0).item()
+
+    assert loss("input", layout="NHWC") == loss("input")
+    apart = loss("input") + loss("2", layout="NHWC")
+    assert loss(["input", "2"], layout="NHWC") == pytest.approx(apart, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((2, 512, 2, 2), "NHWC"), ((2, 7, 7, 512), "NCHW"), ((2, 3, 8, 8), "NHWC")],
+)
+def test_a_layout_that_the_shape_contradicts_is_refused(shape: tuple, layout: str) -> None:
+    reading = check_reading(layout=layout)
+    with pytest.raises(LayerError, match=f"layout='{layout}' makes .* Leave layout= out"):
+        infer_layout(
+            "x", torch.zeros(shape), (64, 64), model=Vit(), module=Vit(), batch=2, reading=reading
+        )

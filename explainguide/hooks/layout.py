@@ -60,8 +60,10 @@ def infer_layout(
         )
     readings: list[Layout] = []
     asked = kind_called(reading.layout)
-    if asked not in ("", "tokens", "channels") and KINDS[asked].ndim == feature.ndim:
-        readings = [_as_asked(name, feature, asked, reading)]
+    image = module is None and feature.ndim == 4
+    fits = asked not in ("", "tokens", "channels") and KINDS[asked].ndim == feature.ndim
+    if fits and not image:  # an image is (N, C, H, W), whatever its layers are
+        readings = [_as_asked(name, feature, asked, reading, image_size)]
     elif feature.ndim == 3:
         readings = _token_readings(name, feature, image_size, model, module, reading, steps)
     elif feature.ndim == 4:
@@ -87,11 +89,22 @@ def infer_layout(
     return readings[0]
 
 
-def _as_asked(name: str, feature: Tensor, kind: str, reading: Reading) -> Layout:
+def _as_asked(
+    name: str, feature: Tensor, kind: str, reading: Reading, image_size: tuple[int, int]
+) -> Layout:
     """A kind that is asked for: its shape tells the grid, or, of tokens, the user does."""
     entry, prefix = KINDS[kind], reading.prefix_tokens
     if entry.grid is not None:
-        return Layout(kind, entry.of(tuple(feature.shape)))
+        layout = Layout(kind, entry.of(tuple(feature.shape)))
+        even = _same_stride(layout.grid, image_size, slack=_slack(image_size))
+        if feature.ndim == 4 and not even:
+            raise LayerError(
+                f"the output of layer {name!r} has shape {tuple(feature.shape)}, of which "
+                f"layout={entry.called!r} makes {layout.grid[0]} x {layout.grid[1]} places for an "
+                f"image of {image_size[0]} x {image_size[1]}. Leave layout= out, or guide a layer "
+                "that has this layout. Places that cover the image evenly are allowed."
+            )
+        return layout
     if reading.grid is None:
         raise LayerError(
             f"layer {name!r} is read as {entry.called!r}, tokens whose grid no shape tells. Say "
@@ -267,9 +280,13 @@ def _image_readings(
         # Nothing here works on the last dimension: these are convolutions, and channels are second.
         # Those without padding lose as many cells of the height as of the width, so that the grid of
         # a long image is a little longer than the image. (A map of attention is far from its shape.)
-        slack = 0.25 * (1 - min(image_size) / max(image_size))
-        return [first] if _same_stride(first.grid, image_size, slack=slack) else []
+        return [first] if _same_stride(first.grid, image_size, slack=_slack(image_size)) else []
     return readings
+
+
+def _slack(image_size: tuple[int, int]) -> float:
+    """How much longer than a long image a grid may be, for `_same_stride`."""
+    return 0.25 * (1 - min(image_size) / max(image_size))
 
 
 def _same_stride(grid: tuple[int, int], image_size: tuple[int, int], *, slack: float = 0.0) -> bool:
