@@ -26,6 +26,7 @@ __all__ = [
     "LayerError",
     "OptionError",
     "ShapeError",
+    "check_flag",
     "check_option",
     "constructor",
     "did_you_mean",
@@ -145,6 +146,27 @@ def check_option(option: str, value: object, allowed: Iterable[object], *, also:
         raise OptionError(
             f"unknown {option} {value!r}.{did_you_mean(str(value), words)} "
             f"{', '.join(map(repr, choices))}{f', or {also},' if also else ''} are allowed."
+        )
+
+
+def check_flag(option: str, value: object) -> None:
+    """Refuse what is neither True nor False: the word "no" would be read as True.
+
+    Args:
+        option: Its name, for the message.
+        value: What was given.
+
+    Raises:
+        OptionError: If it is anything else.
+
+    Example:
+        >>> check_flag("sync_dist", "no")
+        Traceback (most recent call last):
+        explainguide.errors.OptionError: sync_dist is 'no'. Write sync_dist=True or sync_dist=False. ...
+    """
+    if not isinstance(value, bool):
+        raise OptionError(
+            f"{option} is {value!r}. Write {option}=True or {option}=False. True and False are allowed."
         )
 
 

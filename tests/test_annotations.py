@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
@@ -211,3 +212,41 @@ def test_no_value_is_read_on_a_device() -> None:
     for mode in ("sample", "all", "predicted"):
         choice = choose_classes(mode, regions, logits, None, negatives=0.0, generator=None)
         assert regions.region(choice.regions, (12, 12)).shape[1:] == (3, 12, 12)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (
+            [(torch.rand(3, 4, 4), "cat", None)],
+            r"item 0 .* labels that make no tensor: 'cat'. Give the",
+        ),
+        (
+            [(torch.rand(3, 4, 4), 1)],
+            "item 0 of a batch is a tuple of 2. Return image, labels, annotat",
+        ),
+        ([{"image": torch.rand(3, 4, 4)}], "item 0 of a batch is a dict. Return image, labels"),
+        (
+            [(torch.rand(3, 4, 4), 1, None), (torch.rand(3, 4, 6), 1, None)],
+            r"the images of a batch have shapes \(3, 4, 4\) and \(3, 4, 6\). Resize them",
+        ),
+        ([(Image.new("RGB", (4, 4)), 1, None)], "images that make no tensor: a Image. Resize them"),
+        (
+            [
+                (torch.rand(3, 4, 4), torch.ones(2), None),
+                (torch.rand(3, 4, 4), torch.ones(3), None),
+            ],
+            r"the labels of a batch have shapes \(2,\) and \(3,\). Give",
+        ),
+    ],
+)
+def test_what_makes_no_batch(items: list, message: str) -> None:
+    with pytest.raises(AnnotationError, match=f"collate: .*{message}"):
+        collate(items)
+
+
+@pytest.mark.parametrize("fraction", ["a", None, True, float("nan"), -0.5])
+def test_boxes_grow_by_a_number(fraction: object) -> None:
+    batch = Annotations.from_targets(TARGETS)
+    with pytest.raises(OptionError, match=r"Annotations.dilate: fraction is .*Use 0.25"):
+        batch.dilate(fraction)

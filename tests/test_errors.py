@@ -433,7 +433,7 @@ CALLS: list[tuple[type, str, Callable[[], Any], list[str]]] = [
     (OptionError, "TrainConfig", lambda: TrainConfig(loss="rrr", loss_options={"normalise": False}), ["no option 'normalise'", "Did you mean 'normalize'"]),
     (OptionError, "TrainConfig", lambda: TrainConfig(loss="gradmask", loss_options={"eps": 1}), ["'gradmask' has no option 'eps'", "It has none"]),
     (OptionError, "TrainConfig", lambda: TrainConfig(loss="reff", loss_options={"variant": "l3"}), ["refuses its options", "unknown variant 'l3'"]),
-    (OptionError, "TrainConfig", lambda: TrainConfig(loss="relevance", loss_options={"background": "2"}), ["refuses its options {'background': '2'}"]),
+    (OptionError, "TrainConfig", lambda: TrainConfig(loss="relevance", loss_options={"background": "2"}), ["background of the loss 'relevance' is '2'. Did you mean 2? A number is allowed."]),
     (OptionError, "TrainConfig", lambda: TrainConfig(loss_options={"eps": torch.tensor(1.0)}), ["loss_options is {'eps': tensor(1.)}", "numbers and words"]),
     (OptionError, "TrainConfig", lambda: TrainConfig(loss_options=["eps"]), ["loss_options is ['eps']", "{'normalize': False}"]),
     (DataError, "train", operation("train")(lambda: check_labels(LOGITS, LOGITS, class_loss="confidence-boosting")), ["labels are multi-hot (2, 3)", "class_loss='task'"]),

@@ -270,3 +270,16 @@ def test_safetensors_of_a_hub_load(tmp_path: Path) -> None:
     model = small_cnn(4)
     assert load_weights(model, tmp_path / "model.safetensors") == ""
     assert _loaded_as(model, state)
+
+
+def test_a_function_of_the_user_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(num_classes: int = 3) -> nn.Module:
+        raise KeyError("width")
+
+    monkeypatch.setattr(torch.nn.functional, "build", build, raising=False)
+    with pytest.raises(
+        OptionError, match=r"\(num_classes=4\), raises KeyError: 'width'. The error is in"
+    ):
+        build_model("torch.nn.functional:build", num_classes=4)
+    with pytest.raises(OptionError, match=r"\(\), raises KeyError: 'width'. The error is in"):
+        build_model("torch.nn.functional:build")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from explainguide import ExplanationGuidance, GuideOptions, recipe
-from explainguide.attr import AttentionRelevance, GradCam, IntegratedGradients
+from explainguide.attr import (
+    ATTRIBUTIONS,
+    AttentionRelevance,
+    GradCam,
+    InputXGradient,
+    IntegratedGradients,
+)
 from explainguide.checkpoints import load_checkpoint, load_model
 from explainguide.cli import main
-from explainguide.errors import OptionError
+from explainguide.cli.settings import _pairs
+from explainguide.errors import GuidanceError, OptionError
 from explainguide.guidance.options import EXPLAINING, explaining
 from explainguide.losses import LOSSES, l1_loss
+from explainguide.named import find_named
 from explainguide.training import TrainConfig
 
 from .networks import SmallCnn, batch
@@ -116,6 +126,37 @@ def test_a_guide_says_what_it_was_built_with() -> None:
         (
             {"attribution": "explainguide.losses:energy_loss"},
             "is no attribution. Derive it from LayerMap",
+        ),
+        ({"sync_dist": "no"}, "sync_dist is 'no'. Write sync_dist=True or sync_dist=False."),
+        ({"layer_weights": "12"}, "layer_weights is '12'. Give one number a layer"),
+        ({"layer_weights": [float("nan")]}, "layer_weights is [nan]. Give one number a layer"),
+        (
+            {"attribution": "intgrad", "attribution_options": {"baselines": "black"}},
+            "baselines of the attribution 'intgrad' is 'black'. Leave it out for the default. A number",
+        ),
+        (
+            {"attribution": "intgrad", "attribution_options": {"n_steps": "8"}},
+            "n_steps of the attribution 'intgrad' is '8'. Did you mean 8? A whole number is allowed.",
+        ),
+        (
+            {"attribution": "intgrad", "attribution_options": {"n_steps": 0}},
+            "n_steps is 0. Use 50, Captum's default",
+        ),
+        (
+            {"attribution": "relevance", "attribution_options": {"last_blocks": 0}},
+            "last_blocks is 0. Use 3 for a cheap map",
+        ),
+        (
+            {"attribution": "relevance", "attribution_options": {"detach_gradient": "false"}},
+            "detach_gradient of the attribution 'relevance' is 'false'. Did you mean False? True or Fal",
+        ),
+        (
+            {"loss": "torch:sum", "loss_options": {"dim": 1}},
+            "'torch:sum' does not say what it takes",
+        ),
+        (
+            {"loss": "explainguide.losses:energy_loss", "loss_options": {"floor": 3}},
+            "floor of the loss 'explainguide.losses:energy_loss' is 3. Leave it out for the default.",
         ),
         ({"target": "al"}, "unknown target 'al'. Did you mean 'all'"),
         ({"negatives": 0.5, "target": "all"}, "negatives is 0.5 with target='all'"),
@@ -304,3 +345,143 @@ def test_evaluate_takes_no_option_that_does_nothing(capsys: pytest.CaptureFixtur
     for option in ("--loss", "--score", "--target", "--negatives", "--reduction"):
         assert main(["evaluate", "last.pt", option, "x"]) == 2
         assert f"unknown option '{option}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [GuideOptions, TrainConfig, partial(replace, recipe("rrr"))])
+def test_every_setting_that_is_true_or_false_is_checked(settings: Callable[..., Any]) -> None:
+    kind = type(settings())
+    flags = [
+        f.name for f in fields(kind) if "shown" in f.metadata and f.metadata["shown"].kind is bool
+    ]
+    assert flags
+    for name in flags:
+        with pytest.raises(OptionError, match=f"{name} is 'no'"):
+            settings(**{name: "no"})
+
+
+@pytest.mark.parametrize("word", ["false", "FALSE", "False"])
+def test_true_and_false_of_the_command_line_in_any_case(word: str) -> None:
+    found = _pairs("loss_options", [f"a={word}", "b=true", "c=falsehood", "d=2"])
+    assert found == {"a": False, "b": True, "c": "falsehood", "d": 2}
+
+
+def test_objects_check_the_values_of_their_options() -> None:
+    model = SmallCnn()
+    with pytest.raises(OptionError, match=r"IntegratedGradients: baselines is 'black'. Use 0, or"):
+        IntegratedGradients(model, baselines="black")
+    with pytest.raises(OptionError, match=r"IntegratedGradients.attribute: baselines is nan"):
+        IntegratedGradients(model).attribute(torch.rand(1, 3, 16, 16), baselines=float("nan"))
+    with pytest.raises(OptionError, match="AttentionRelevance: detach_gradient is 'false'"):
+        AttentionRelevance(small_vit(), detach_gradient="false")
+    with pytest.raises(
+        OptionError, match=r"ExplanationGuidance: generator is 3. Use torch.Generator"
+    ):
+        ExplanationGuidance(model, generator=3)
+
+
+def test_an_attribution_object_says_itself_how_the_model_is_read() -> None:
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), torch.nn.GELU())
+    model = torch.nn.Sequential(*body, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model.num_classes = 0  # as timm says of a model without its classifier
+    head = torch.nn.Linear(8, 4)
+    with pytest.raises(GuidanceError, match="num_classes is 0"):
+        ExplanationGuidance(model, "0")
+    product = InputXGradient(model, "0", output=head)
+    with ExplanationGuidance(model, attribution=product) as guide:
+        model(torch.rand(2, 3, 16, 16))
+        mask = torch.zeros(2, 16, 16)
+        mask[:, :8] = 1
+        assert guide.loss_loc(mask, target=1) > 0
+
+
+class Strict(InputXGradient):
+    """Takes nothing of how a model is read."""
+
+    def __init__(self, model: Any, layer: Any = None, *, strength: float = 1.0) -> None:
+        super().__init__(model, layer)
+        self.strength = strength
+
+
+class Needing(Strict):
+    def __init__(self, model: Any, layer: Any = None, *, power: int) -> None:
+        super().__init__(model, layer, strength=power)
+
+
+def test_an_attribution_of_ones_own_gets_what_its_constructor_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ATTRIBUTIONS, "strict", Strict)
+    monkeypatch.setitem(ATTRIBUTIONS, "needing", Needing)
+    options = {"attribution": "strict", "attribution_options": {"strength": 2}}
+    with ExplanationGuidance(SmallCnn(), attribution="strict") as guide:
+        assert type(guide._settings.attribution) is Strict
+    guide = GuideOptions(**options).build(SmallCnn())
+    assert guide._settings.attribution.strength == 2
+    guide.remove()
+    with pytest.raises(
+        OptionError, match="layout is 'NCHW', which the constructor of Strict does not"
+    ):
+        GuideOptions(**options, layout="NCHW").build(SmallCnn())
+    with pytest.raises(OptionError, match=r"the attribution 'needing' needs 'power'. Say it with"):
+        GuideOptions(attribution="needing")
+
+
+def test_a_loss_of_ones_own_with_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pooled(attribution: Any, mask: Any, *, size: int = 5, power: float = 1.0) -> Any:
+        if power < 0:
+            raise ValueError("power must not be negative")
+        return (avg_pool2d(attribution, size) ** power).mean((1, 2))
+
+    def refusing(attribution: Any, mask: Any, *, power: float = 1.0) -> Any:
+        raise ValueError("maps of another size")
+
+    def by_position(attribution: Any, mask: Any, power: int = 1) -> Any:
+        return attribution.mean((1, 2)) ** power
+
+    for loss in (pooled, refusing, by_position):
+        monkeypatch.setitem(LOSSES, loss.__name__, loss)
+    assert GuideOptions(loss="pooled", loss_options={"power": 2.0}).loss_options == {"power": 2.0}
+    assert GuideOptions(loss="pooled", loss_options={"size": 99})  # maps may be as large
+    assert GuideOptions(loss="refusing", loss_options={"power": 2})  # not for its options
+    with pytest.raises(
+        OptionError, match=r"refuses its options .*: power must not be negative. Change"
+    ):
+        GuideOptions(loss="pooled", loss_options={"power": -1})
+    with pytest.raises(
+        OptionError, match=r"takes 'power' by position too. Write \(attribution, mask, \*"
+    ):
+        GuideOptions(loss="by_position", loss_options={"power": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./mine:f", "'./mine:f' has no module of Python before the colon. Did you mean 'mine:f'?"),
+        ("../a/mine.py:f", "has no module of Python before the colon. Did you mean 'a.mine:f'?"),
+        ("mine-2:f", "has no module of Python before the colon. Name the module as"),
+        (":f", "has no module of Python before the colon. Name the module as"),
+        ("good_module.py:f", "Did you mean 'good_module:f'? Leave out '.py'."),
+        ("bad_syntax:f", "(SyntaxError: invalid syntax"),
+        (
+            "bad_name:f",
+            "(NameError: name 'undefined' is not defined). The error is in 'bad_name' itself",
+        ),
+        ("bad_import:f", "(No module named 'absent_package'). The error is in 'bad_import' itself"),
+        (
+            "absent_package.part:f",
+            "(No module named 'absent_package'). Is its folder on PYTHONPATH?",
+        ),
+    ],
+)
+def test_names_that_are_no_module(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good_module.py").write_text("def f(): ...")
+    (tmp_path / "bad_syntax.py").write_text("def f(:")
+    (tmp_path / "bad_name.py").write_text("undefined")
+    (tmp_path / "bad_import.py").write_text("import absent_package")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(OptionError) as wrong:
+        find_named(name)
+    assert message in str(wrong.value)
+    assert str(wrong.value).endswith("'package.module:function' is allowed.")

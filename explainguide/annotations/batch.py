@@ -173,10 +173,11 @@ class Annotations:
             [[18.0, 25.0, 32.0, 55.0]]
         """
         check_option("per", per, ("side", "box"))
-        if not 0 <= fraction < float("inf"):  # NaN neither
+        number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+        if not number or not 0 <= fraction < float("inf"):  # NaN neither
             raise OptionError(
-                f"fraction is {fraction}. Use 0 or more; 0.25 adds a quarter "
-                "of the side on each side."
+                f"fraction is {fraction!r}. Use 0.25 for a quarter of the side on each side. A number "
+                "from 0 on is allowed."
             )
         if self.masks is not None:
             raise AnnotationError(
@@ -228,6 +229,25 @@ def _pad_masks(
     return padded
 
 
+def _stack(parts: Sequence[Any], name: str, remedy: str) -> Tensor:
+    """One tensor of what the items of a batch hold."""
+    tensors = []
+    for index, part in enumerate(parts):
+        try:
+            tensors.append(torch.as_tensor(part))
+        except (TypeError, ValueError, RuntimeError) as error:
+            shown = f"{part!r}" if isinstance(part, str) else f"a {type(part).__name__}"
+            raise AnnotationError(
+                f"item {index} of a batch has {name} that make no tensor: {shown}. {remedy}"
+            ) from error
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    if len(shapes) > 1:
+        raise AnnotationError(
+            f"the {name} of a batch have shapes {' and '.join(map(str, shapes[:3]))}. {remedy}"
+        )
+    return torch.stack(tensors)
+
+
 @operation("collate")
 def collate(
     batch: Sequence[Any], *, first_label: FirstLabel = 0
@@ -245,7 +265,8 @@ def collate(
         Images ``(N, 3, H, W)``, labels ``(N,)`` int64 or ``(N, K)`` float32, `Annotations`.
 
     Raises:
-        AnnotationError: If no item is left, or for an annotation that cannot be meant.
+        AnnotationError: If no item is left, if items are no triples, if images or labels make no batch,
+            or for an annotation that cannot be meant.
 
     Warns:
         ExplainGuideWarning: If boxes in two images or more all have a label one higher than the image.
@@ -256,9 +277,26 @@ def collate(
             f"none of the {len(batch)} images of a batch could be read. See the warnings "
             "for their names. At least one must be readable."
         )
+    for index, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) != 3:
+            length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+            raise AnnotationError(
+                f"item {index} of a batch is a {type(item).__name__}{length}. Return image, labels, "
+                "annotation; None for an image without annotation. Three things an item are allowed."
+            )
     images, labels, targets = zip(*items, strict=True)
-    stacked = torch.stack([torch.as_tensor(image) for image in images])
-    of_images = torch.stack([torch.as_tensor(label) for label in labels])
+    stacked = _stack(
+        images,
+        "images",
+        "Resize them to one size, and make tensors of pictures, in the data set's transforms. Tensors "
+        "(3, H, W) of one size are allowed.",
+    )
+    of_images = _stack(
+        labels,
+        "labels",
+        "Give the index of a class, as classes.index(name), or a row of 0 and 1. An int, or floats "
+        "(K,) of one length, are allowed.",
+    )
     canvas = (stacked.shape[-2], stacked.shape[-1])
     annotations = Annotations.from_targets(targets, canvas=canvas, first_label=first_label)
     warn_if_strangers(annotations.labels, of_images, sure=True)

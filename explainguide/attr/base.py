@@ -131,6 +131,14 @@ class LayerMap(Attribution):
         self.layer = None if layer is None else next(iter(self._modules))
         self._check()
 
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Refuse values of the constructor's own options, as far as no model is needed to tell.
+
+        A guide calls it where its options are given, before there is a model. Kinds of plain values,
+        as the constructor annotates them, are checked already.
+        """
+
     def _check(self) -> None:
         """Refuse a model that the attribution cannot explain, before any forward pass."""
 

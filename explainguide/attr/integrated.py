@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -53,7 +54,7 @@ class IntegratedGradients(LayerMap):
         output, layout, grid, prefix_tokens, image_argument, image_size: As `InputXGradient`.
 
     Raises:
-        OptionError: If n_steps is not a positive integer.
+        OptionError: If n_steps is not a positive integer, or the baseline no number or tensor.
         LayerError: If the model has no such layer.
 
     References:
@@ -87,11 +88,7 @@ class IntegratedGradients(LayerMap):
             image_argument=image_argument,
             image_size=image_size,
         )
-        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-            raise OptionError(
-                f"n_steps is {n_steps!r}. Use 50, Captum's default, or about 8 "
-                "in training. A positive integer is allowed."
-            )
+        self.check_options(n_steps=n_steps)
         self.n_steps = n_steps
         self._begin_at(baselines)
         # Layer to whether its map takes one backward pass: a property of the architecture, not of
@@ -100,7 +97,27 @@ class IntegratedGradients(LayerMap):
         self._at_once: dict[str, bool] = {}
         self._product = InputXGradient(model, layer)
 
+    @classmethod
+    def check_options(cls, *, n_steps: Any = 1, baselines: Any = 0.0, **others: Any) -> None:
+        """See `LayerMap.check_options`.
+
+        Raises:
+            OptionError: If n_steps is not a positive integer, or the baseline no number or tensor.
+        """
+        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
+            raise OptionError(
+                f"n_steps is {n_steps!r}. Use 50, Captum's default, or about 8 "
+                "in training. A positive integer is allowed."
+            )
+        number = isinstance(baselines, int | float) and math.isfinite(baselines)
+        if isinstance(baselines, bool) or not (number or isinstance(baselines, Tensor)):
+            raise OptionError(
+                f"baselines is {baselines!r}. Use 0, or the value of black after normalisation. A "
+                "finite number, or a tensor that broadcasts with the images, is allowed."
+            )
+
     def _begin_at(self, baselines: float | Tensor) -> None:
+        self.check_options(baselines=baselines)
         from explainguide.xdnn import (
             is_homogeneous,  # here: it brings timm and torchvision's models
         )

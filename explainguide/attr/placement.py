@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -14,7 +14,7 @@ from explainguide.errors import OptionError, did_you_mean
 from explainguide.hooks.layers import resolve_layers
 from explainguide.hooks.probe import automatic_layer, find_layer, probe_layers
 from explainguide.hooks.reading import AS_FOUND, Reading
-from explainguide.named import look_up
+from explainguide.named import check_values, look_up
 
 __all__ = ["Layers", "Placed", "check_attribution", "place_attribution"]
 
@@ -67,7 +67,7 @@ def place_attribution(
             method = _moved(method, layer)
     else:
         kind = check_attribution(attribution, options or {})
-        method = _moved(kind(model, **(options or {}), **vars(reading)), layer)
+        method = _moved(kind(model, **(options or {}), **_taken(kind, reading)), layer)
     own = method.layer
     if layer is None:
         layer = own
@@ -82,7 +82,8 @@ def check_attribution(attribution: Any, options: Mapping[str, Any]) -> type[Laye
     """The class of a name; its options are among those that it has.
 
     Raises:
-        OptionError: For an unknown name or option, or a class in place of an object.
+        OptionError: For an unknown name or option, a value that the option cannot have, an option that
+            is missing, or a class in place of an object.
     """
     if isinstance(attribution, type) and issubclass(attribution, LayerMap):
         name = attribution.__name__
@@ -95,15 +96,51 @@ def check_attribution(attribution: Any, options: Mapping[str, Any]) -> type[Laye
             f"attribution {attribution!r} is no attribution. Derive it from LayerMap of "
             "explainguide.attr. A class with a method `maps` is allowed."
         )
-    common = signature(LayerMap).parameters
-    allowed = [name for name in signature(kind).parameters if name not in common]
+    own = [p for p in _keywords(kind) if p.name not in signature(LayerMap).parameters]
+    allowed = [parameter.name for parameter in own]
     for name in options:
         if name not in allowed:
             raise OptionError(
                 f"the attribution {attribution!r} has no option {name!r}."
                 f"{did_you_mean(name, allowed)} It has {', '.join(map(repr, allowed)) or 'none'}."
             )
+    for parameter in own:
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise OptionError(
+                f"the attribution {attribution!r} needs {parameter.name!r}. Say it with "
+                f"attribution_options={{{parameter.name!r}: ...}}, or give it a default. "
+                f"{', '.join(map(repr, allowed))} {'are' if len(allowed) > 1 else 'is'} allowed."
+            )
+    check_values(f"the attribution {attribution!r}", kind, options)
+    kind.check_options(**options)
     return kind
+
+
+def _keywords(kind: type[LayerMap]) -> list[Parameter]:
+    """The parameters of a constructor that have names, but for the model."""
+    others = list(signature(kind).parameters.values())[1:]
+    several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return [p for p in others if p.kind not in several]
+
+
+def _taken(kind: type[LayerMap], reading: Reading) -> dict[str, Any]:
+    """What a constructor takes of how the model is read; the whole of it where it takes anything.
+
+    Raises:
+        OptionError: If something is said of the model that the constructor does not take.
+    """
+    parameters = signature(kind).parameters.values()
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+        return vars(reading)
+    names = {parameter.name for parameter in parameters}
+    for name, value in vars(reading).items():
+        if value is not None and name not in names:
+            raise OptionError(
+                f"{name} is {value!r}, which the constructor of {kind.__name__} does not take. Let it "
+                f"take {name}=None, or **reading, and give it to super().__init__. What the "
+                "constructor takes is allowed."
+            )
+    return {name: value for name, value in vars(reading).items() if name in names}
 
 
 def _of_this_model(attribution: LayerMap, model: nn.Module, reading: Reading) -> LayerMap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from explainguide.attr.base import LayerMap, attribution
 from explainguide.attr.evidence import Evidence
 from explainguide.attr.gradients import dead_layer, layer_gradients
 from explainguide.attr.rollout import mixing_matrix, roll_out
-from explainguide.errors import LayerError, OptionError, constructor, did_you_mean
+from explainguide.errors import LayerError, OptionError, check_flag, constructor, did_you_mean
 from explainguide.hooks.dynamic import wide
 from explainguide.hooks.layers import resolve_layers
 from explainguide.hooks.layout import places_alone
@@ -107,6 +108,7 @@ class AttentionRelevance(LayerMap):
                 f"layer is {layer!r} and last_blocks is {last_blocks}. Leave out one of the "
                 "two. Both say where the roll-out starts."
             )
+        check_flag("detach_gradient", detach_gradient)
         self.detach_gradient = detach_gradient
         self._all_blocks, self._readout = find_attention(self.model, reading=self.reading)
         count = len(self._all_blocks)
@@ -118,6 +120,19 @@ class AttentionRelevance(LayerMap):
                 f"for all. The model has {count} attention modules, so 1 to {count} are allowed."
             )
         self._start(self._all_blocks[-last_blocks].name if layer is None else layer)
+
+    @classmethod
+    def check_options(cls, *, last_blocks: Any = None, **others: Any) -> None:
+        """See `LayerMap.check_options`; how many blocks there are, the model tells.
+
+        Raises:
+            OptionError: If `last_blocks` is no positive whole number.
+        """
+        if last_blocks is not None and (type(last_blocks) is not int or last_blocks < 1):
+            raise OptionError(
+                f"last_blocks is {last_blocks!r}. Use 3 for a cheap map, or leave it out for all. A "
+                "positive whole number is allowed."
+            )
 
     @constructor
     def at(self, layer: str | nn.Module) -> AttentionRelevance:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from explainguide.cli.settings import Later
 from explainguide.cli.usage import UsageError
 from explainguide.errors import OptionError, check_option, operation
-from explainguide.named import find_named
+from explainguide.named import call_own, find_named
 
 if TYPE_CHECKING:
     from explainguide.datasets import DataSource
@@ -147,10 +147,10 @@ def find_source(kind: str) -> DataSource:
 def _own_source(kind: str) -> DataSource:
     from explainguide.datasets.table import DataSource, needed_by, taken
 
-    function = find_named(kind, allowed=f"'{_OWN}' is allowed.")
-    source = DataSource("a user's own", function)
+    find_named(kind, allowed=f"'{_OWN}' is allowed.")
+    source = DataSource("a user's own", kind)
     takes = taken(source)
-    strange = [name for name in needed_by(function) if name not in takes]
+    strange = [name for name in needed_by(source) if name not in takes]
     if strange:
         raise OptionError(
             f"{kind!r} needs {strange[0]!r}, for which there is no option. Give it a default. "
@@ -270,7 +270,11 @@ def _open(kind: str, source: DataSource, asked: Mapping[str, Any], *, prefix: st
         option = f"{prefix}{name}"
         remedy = _REMEDIES.get(option, "--data {kind} needs it. `--help` says what it is.")
         raise UsageError(f"{_flag(option)}: missing. {remedy.format(kind=kind)}")
-    data = source.factory(**options)
+    if ":" in kind:
+        with operation("--data"):
+            data = call_own(kind, source.factory, **options)
+    else:
+        data = source.factory(**options)
     with operation("--data"):
         check_data_set(data, kind)
         if ":" in kind:

@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from explainguide.datasets.batches import check_data
 from explainguide.errors import OptionError
 from explainguide.evaluation.classification import is_multilabel
+from explainguide.named import call_own
 
 __all__ = ["check_data_set", "check_items"]
 
@@ -56,7 +57,7 @@ def check_items(data: Any, kind: str) -> None:
         OptionError: With what to change.
     """
     for index in range(min(len(data), _LOOKED_AT)):
-        item, seen = _read(data, index)
+        item, seen = _read(data, index, kind)
         if item is None:
             continue
         if not isinstance(item, tuple | list) or len(item) != 3:
@@ -71,7 +72,7 @@ def check_items(data: Any, kind: str) -> None:
             return
 
 
-def _read(data: Any, index: int) -> tuple[Any, list[tuple[Any, ...]]]:
+def _read(data: Any, index: int, kind: str) -> tuple[Any, list[tuple[Any, ...]]]:
     """An item, and what its transforms were called with."""
     seen: list[tuple[Any, ...]] = []
 
@@ -81,13 +82,20 @@ def _read(data: Any, index: int) -> tuple[Any, list[tuple[Any, ...]]]:
 
     before, data.transforms = data.transforms, keep
     try:
-        return data[index], seen
+        return call_own(f"{kind} [item]", data.__getitem__, index), seen
     finally:
         data.transforms = before
 
 
 def _check_labels(labels: Any, data: Any, kind: str) -> None:
-    label = torch.as_tensor(labels)
+    try:
+        label = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(
+            f"the labels of {kind!r} make no tensor: {labels!r}. Give the index of a class, as "
+            "self.classes.index(name). An int, or floats (K,), 1 for each class that shows, are "
+            "allowed."
+        ) from error
     several = is_multilabel(label[None]) and (label.numel() > 1 or len(data.classes) == 1)
     says = getattr(data, "multilabel", False)
     if several != says or (not several and label.numel() > 1):

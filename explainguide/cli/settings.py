@@ -108,8 +108,9 @@ def _pairs(name: str, pairs: list[str]) -> dict[str, Any]:
                 f"--{name.replace('_', '-')}: {pair!r} is no option. Write it as "
                 "normalize=False. NAME=VALUE is allowed."
             )
+        spelt = value.capitalize()  # true and FALSE, as other programs write them
         try:
-            arguments[key] = ast.literal_eval(value)
+            arguments[key] = ast.literal_eval(spelt if spelt in ("True", "False") else value)
         except (ValueError, SyntaxError):
             arguments[key] = value
     return arguments

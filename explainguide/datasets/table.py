@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from explainguide.named import find_named
+from explainguide.named import find_named, parameters_of
 
 __all__ = ["DATASETS", "DataSource", "needed_by", "taken"]
 
@@ -87,17 +87,22 @@ def taken(source: DataSource) -> dict[str, bool]:
         >>> taken(DataSource("photos", photos))
         {'root': True, 'masks': False}
     """
-    parameters = inspect.signature(source.factory).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = parameters_of(source.factory, _name_of(source))
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in given)
+    parameters = {parameter.name for parameter in given}
     drawn = () if source.image_size is None else ("size",)
     names = (*_SHARED, *drawn, *source.options)
     names = tuple(name for name in names if takes_all or name in parameters)
-    needed = [*needed_by(source.factory), *(["root"] if "image_set" not in names else [])]
+    needed = [*needed_by(source), *(["root"] if "image_set" not in names else [])]
     return {name: name in needed for name in names}
 
 
-def needed_by(function: Callable[..., Any]) -> list[str]:
-    """The parameters of a function that have no default."""
-    parameters = inspect.signature(function).parameters.values()
+def needed_by(source: DataSource) -> list[str]:
+    """The parameters of its function that have no default."""
+    parameters = parameters_of(source.factory, _name_of(source))
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in several]
+
+
+def _name_of(source: DataSource) -> str:
+    return source.open if isinstance(source.open, str) else source.open.__name__

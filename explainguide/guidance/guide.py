@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from explainguide.annotations.labels import FirstLabel
 from explainguide.attr import LayerMap
 from explainguide.attr.evidence import buffers_aside, passing
-from explainguide.errors import check_option, operation
+from explainguide.errors import OptionError, check_option, operation
 from explainguide.guidance.objective import Objective, localize
 from explainguide.guidance.options import GuideOptions
 from explainguide.guidance.refusals import check_model, check_weights
@@ -140,7 +140,14 @@ class ExplanationGuidance:
         self._outer = model
         self._model = unwrap(model)
         check_model(self._model)
-        check_classifier(self._model, options.reading)
+        given = options.attribution
+        named = not isinstance(given, LayerMap)  # an object says itself how the model is read
+        check_classifier(self._model, options.reading if named else given.reading)
+        if not isinstance(generator, torch.Generator | None):
+            raise OptionError(
+                f"generator is {generator!r}. Use torch.Generator().manual_seed(3). A torch.Generator, "
+                "or None for torch's own numbers, is allowed."
+            )
         placed = options.place(self._model, trained=True)
         self._settings = Objective(
             options=options,

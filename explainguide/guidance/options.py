@@ -5,6 +5,7 @@ Importing this module imports no torch: the command line reads the fields to say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -12,7 +13,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from explainguide.errors import OptionError, check_option, did_you_mean, operation
-from explainguide.guidance.settings import Shown, setting
+from explainguide.guidance.settings import Shown, check_flags, setting
 from explainguide.hooks.reading import Reading, check_reading
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class GuideOptions:
         if isinstance(self.layer, list):
             object.__setattr__(self, "layer", tuple(self.layer))
         object.__setattr__(self, "layer_weights", _weights(self.layer_weights))
+        check_flags(self)
         check_option("target", self.target, TARGETS)
         check_option("score", self.score, SCORES)
         check_option("reduction", self.reduction, REDUCTIONS)
@@ -292,11 +294,15 @@ def _weights(weights: Any) -> tuple[float, ...] | None:
     if weights is None:
         return None
     try:
-        return tuple(float(weight) for weight in weights)
+        numbers = () if isinstance(weights, str) else tuple(float(weight) for weight in weights)
     except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)):
         raise OptionError(
-            f"layer_weights is {weights!r}. Give one number a layer. A sequence is allowed."
-        ) from None
+            f"layer_weights is {weights!r}. Give one number a layer, as [1.0, 0.5]. A sequence of "
+            "finite numbers is allowed."
+        )
+    return numbers
 
 
 def _check_plain_options(name: str, options: Any) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from explainguide.errors import OptionError
+from explainguide.errors import OptionError, check_flag
 
-__all__ = ["Shown", "check_numbers", "setting"]
+__all__ = ["Shown", "check_flags", "check_numbers", "setting"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,17 @@ def setting(default: Any, shown: Shown | None = None) -> Any:
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def check_flags(settings: Any) -> None:
+    """Each field of a class of settings that is True or False.
+
+    Raises:
+        OptionError: For the first that is anything else.
+    """
+    for option in fields(settings):
+        if option.metadata.get("shown", Shown()).kind is bool:
+            check_flag(option.name, getattr(settings, option.name))
 
 
 def check_numbers(settings: Any) -> None:

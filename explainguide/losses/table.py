@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError, did_you_mean, named
-from explainguide.named import look_up
+from explainguide.errors import OptionError, did_you_mean, first_line, named
+from explainguide.named import check_values, look_up, parameters_of
 
 __all__ = ["LOSSES", "Loss", "StagedLoss", "localization_loss", "resolve_loss", "with_options"]
 
@@ -99,10 +99,18 @@ def resolve_loss(loss: str | Loss) -> StagedLoss:
     stages: _Stages | None = getattr(function, "_stages", None)
     if stages is None:
         return StagedLoss(lambda maps: maps, loss)
-    taken = {n: v for n, v in options.items() if n in signature(stages.prepare).parameters}
+    taken = {n: v for n, v in options.items() if n in _named_by(stages.prepare)}
     return StagedLoss(
         partial(stages.prepare, **taken), partial(function, **{**options, **stages.prepared})
     )
+
+
+def _named_by(prepare: Callable[..., Any]) -> set[str]:
+    """What a function names of its options; one written in C may name none."""
+    try:
+        return set(signature(prepare).parameters)
+    except ValueError:
+        return set()
 
 
 def with_options(loss: str, options: Mapping[str, Any]) -> str | Loss:
@@ -118,22 +126,41 @@ def with_options(loss: str, options: Mapping[str, Any]) -> str | Loss:
     if not options:
         return loss
     function = look_up("loss", loss, LOSSES)
-    parameters = signature(function).parameters.values()
+    parameters = parameters_of(function, loss)
     allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][2:]
     for name in options:
+        if name in positional:
+            raise OptionError(
+                f"the loss {loss!r} takes {name!r} by position too. Write (attribution, mask, *, "
+                f"{name}=...): options stand after the star. Keyword-only parameters are allowed."
+            )
         if name not in allowed:
             raise OptionError(
                 f"the loss {loss!r} has no option {name!r}.{did_you_mean(name, allowed)} "
                 f"It has {', '.join(map(repr, allowed)) or 'none'}."
             )
+    check_values(f"the loss {loss!r}", function, options)
     chosen = partial(function, **options)
-    if function not in LOSSES.values():
-        return chosen  # what another's loss needs of its maps is not known
-    ones = torch.ones(1, 2, 2)
-    try:
-        chosen(ones, ones)  # now rather than in the first step
-    except (OptionError, TypeError) as error:
+    refusal = _refusal(chosen) if function in LOSSES.values() else None
+    # What else is wrong with these maps, which are not the loss's own, its options have no part in.
+    if isinstance(refusal, OptionError) or (refusal is not None and _refusal(function) is None):
+        why = f"{first_line(refusal)}. Change them, or leave them out. What the loss takes is allowed."
+        if isinstance(refusal, OptionError):
+            why = str(refusal)
         raise OptionError(
-            f"the loss {loss!r} refuses its options {dict(options)}: {error}"
-        ) from error
+            f"the loss {loss!r} refuses its options {dict(options)}: {why}"
+        ) from refusal
     return chosen
+
+
+def _refusal(loss: Loss) -> Exception | None:
+    """What a loss says of its options, now rather than in the first step; None where it runs."""
+    ones = torch.ones(1, 64, 64)
+    try:
+        loss(ones, ones)
+    except (TypeError, ValueError) as error:
+        return error
+    except Exception:  # such as an operation that wants larger maps
+        return None
+    return None

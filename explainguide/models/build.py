@@ -14,7 +14,7 @@ from torch import nn
 
 from explainguide.errors import DataError, OptionError, did_you_mean, operation
 from explainguide.models.weights import fit_weights, load_weights, short_reason
-from explainguide.named import find_named
+from explainguide.named import call_own, find_named
 
 __all__ = ["build_model", "load_weights", "needs_num_classes", "set_image_size", "small_cnn"]
 
@@ -150,13 +150,14 @@ def _from_function(
             "give a file. Names of timm and torchvision can be pretrained."
         )
     if num_classes is not None:
-        return factory(num_classes=num_classes) if _takes_classes(factory) else factory()
+        takes = {"num_classes": num_classes} if _takes_classes(factory) else {}
+        return call_own(name, factory, **takes)
     if _must_know_classes(factory):
         raise OptionError(
             f"{name!r} needs to know the number of classes, and num_classes is None. "
             "Name it (--num-classes on the command line). A positive integer is allowed."
         )
-    return factory()
+    return call_own(name, factory)
 
 
 def needs_num_classes(name: str) -> bool:

@@ -98,6 +98,14 @@ def train(
             checkpoints stay as they are.
         LayerError, AnnotationError, ShapeError: As `ExplanationGuidance`.
     """
+    if not isinstance(config, TrainConfig | None):
+        fix = (
+            "TrainConfig.from_dict(config)" if isinstance(config, dict) else "TrainConfig(epochs=3)"
+        )
+        raise OptionError(
+            f"config is a {type(config).__name__}. Use {fix}. A TrainConfig is allowed, or None "
+            "for its defaults."
+        )
     config = config or TrainConfig()
     count = check_data(train_data, name="train_data")
     check_data(val_data, name="val_data")

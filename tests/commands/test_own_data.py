@@ -371,3 +371,56 @@ def test_a_file_of_boxes_without_masks_is_asked_for_none(tmp_path: Path) -> None
     (tmp_path / "b.csv").write_text("image,xmin,ymin,xmax,ymax\na.png,0,0,4,4\n")
     found = DATASETS["folder"].factory(str(tmp_path), boxes=str(tmp_path / "b.csv"), masks=True)
     assert isinstance(found, ImageFolder) and not found.with_masks
+
+
+def test_functions_of_the_user_that_raise(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Named(Dataset):
+        classes, multilabel, transforms = ["a", "b"], False, None
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            if self.classes is not Named.classes:
+                raise KeyError("a file")
+            return torch.rand(3, 4, 4), "a", None
+
+    def broken(image_set: str) -> Any:
+        return {}["data"]
+
+    def items(image_set: str) -> Any:
+        data = Named()
+        data.classes = ["a", "c"]
+        return data
+
+    photos = type(sys)("photos")
+    for name, made in {
+        "broken": broken,
+        "names": lambda image_set: Named(),
+        "items": items,
+    }.items():
+        setattr(photos, name, made)
+    monkeypatch.setitem(sys.modules, "photos", photos)
+    for name, message in (
+        (
+            "photos:broken",
+            "'photos:broken', called with (image_set='train'), raises KeyError: 'data'. T",
+        ),
+        (
+            "photos:names",
+            "the labels of 'photos:names' make no tensor: 'a'. Give the index of a class",
+        ),
+        (
+            "photos:items",
+            "'photos:items [item]', called with (0), raises KeyError: 'a file'. The error",
+        ),
+        ("builtins:dict", "'builtins:dict' does not say what it takes"),
+        (
+            "./photos.py:broken",
+            "'./photos.py:broken' has no module of Python before the colon. Did you",
+        ),
+    ):
+        assert main([*command, name]) == 2
+        assert told(capsys).startswith(f"--data: {message}")

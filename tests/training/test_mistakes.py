@@ -157,3 +157,9 @@ def test_a_training_without_a_readable_image_saves_nothing(digits: Any, tmp_path
             progress=False,
         )
     assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("config", [{"epochs": 1}, 3])
+def test_a_config_is_a_train_config(digits: Any, config: Any) -> None:
+    with pytest.raises(OptionError, match=r"train: config is a \w+\. Use TrainConfig.* is allowed"):
+        train(tiny(), *digits, config, progress=False)
