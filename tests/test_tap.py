@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 
 from explainguide import ExplanationGuidance
 from explainguide.attr import ATTRIBUTIONS, IntegratedGradients
+from explainguide.errors import GuidanceError
 
 from .networks import batch
 
@@ -162,3 +165,60 @@ def test_silent_reruns_compute_in_the_type_of_the_forward_pass() -> None:
     guide.loss_loc(torch.ones(3, 12, 12), target=CLASSES)
     assert len(seen) > 3
     assert set(seen) == {torch.bfloat16}
+
+
+class Interrupted(nn.Module):
+    """A network that Ctrl-C stops after its first layer, within an operation or between two."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.layer, self.head, self.where = nn.Conv2d(3, 5, 3), nn.Linear(5, 4), where
+
+    def forward(self, images: Tensor) -> Tensor:
+        feature = self.layer(images)
+        if self.where == "within":
+            feature.detach().clone().apply_(self.stop)
+        if self.where == "between":
+            self.stop()
+        return self.head(feature.tanh().mean((2, 3)))
+
+    def stop(self, *_: float) -> float:
+        raise KeyboardInterrupt
+
+
+def modes() -> list[object]:
+    count = torch._C._len_torch_function_stack()
+    return [torch._C._get_function_stack_at(i) for i in range(count)]
+
+
+@pytest.mark.parametrize("where", ["within", "between"])
+@pytest.mark.parametrize("by", ["loss_loc", "remove", "check", "forward"])
+def test_an_interrupted_pass_leaves_no_mode_behind(where: str, by: str) -> None:
+    model, (images, targets) = (
+        Interrupted(where),
+        (torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16)),
+    )
+    targets[:, :8] = 1
+    guides = [ExplanationGuidance(model, "layer"), ExplanationGuidance(model, "input")]
+    with pytest.raises(KeyboardInterrupt):
+        model(images)
+    with BaseTorchFunctionMode() as other:  # what was entered since stays
+        if where == "within":  # what the modes have seen interrupted they do not go on with
+            seen = [copy.deepcopy(guide._tap._mode.steps) for guide in guides]
+            nn.Linear(3, 3)(torch.rand(2, 3)).reshape(3, 2)
+            assert [guide._tap._mode.steps for guide in guides] == seen
+        for guide in guides:
+            if by == "loss_loc":
+                with pytest.raises(GuidanceError, match="no forward pass is waiting"):
+                    guide.loss_loc(targets, target=1)
+            elif by == "remove":
+                guide.remove()
+            elif by == "check":
+                model.where = ""
+                guide.check(images, targets, target=1)
+        model.where = ""
+        model(images)
+        assert modes() == [other]
+    assert modes() == []
+    if by != "remove":
+        assert all(guide.loss_loc(targets, target=1) > 0 for guide in guides)

@@ -29,6 +29,8 @@ def take_pass(tap: Tap) -> ForwardPass:
         )
     passed = tap.last
     tap.forget()
+    if passed is not None and passed.recorded and passed.output is None:
+        passed = None  # interrupted, by Ctrl-C, before the model returned
     if not torch.is_grad_enabled() or (passed is not None and not passed.recorded):
         off = "gradients are off"
         what = "the last forward pass ran without gradients" if torch.is_grad_enabled() else off
@@ -46,7 +48,7 @@ def take_pass(tap: Tap) -> ForwardPass:
     if passed is None:
         raise GuidanceError(
             "no forward pass is waiting. Call the model first. Each forward pass serves one "
-            "loss_loc, and a pass that raised serves none."
+            "loss_loc, and one that raised or was interrupted serves none."
         )
     return passed
 

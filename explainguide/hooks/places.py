@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from explainguide.hooks.pass_mode import PassMode
 
 __all__ = ["Arrangement", "PlaceTracer"]
 
@@ -125,7 +126,7 @@ def _levels(axis: Tensor) -> list[int]:
     return levels
 
 
-class PlaceTracer(TorchFunctionMode):
+class PlaceTracer(PassMode):
     """Context of one forward pass in which traces follow what is computed from the image.
 
     It costs time, and the memory of copies of what is moved about, on the host; so it is for the first
@@ -161,14 +162,11 @@ class PlaceTracer(TorchFunctionMode):
         arrangements = self._rows.get(count, set())
         return next(iter(arrangements)) if len(arrangements) == 1 else None
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def run(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        """Run an operation, and follow where it puts the places."""
+        kwargs = dict(kwargs)
         output = func(*args, **kwargs)
         if torch.compiler.is_compiling():
             return output

@@ -9,7 +9,7 @@ form that has one, with equal values. Outside, the fast form runs as before.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,10 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from explainguide.errors import GuidanceError, operation
 from explainguide.hooks.attention import SHOWN, Weights, as_fused
+from explainguide.hooks.pass_mode import PassMode
 from explainguide.hooks.token_grid import Steps
 
 __all__ = ["TwiceDifferentiable"]
@@ -70,7 +70,7 @@ def _refuse_checkpointing(name: str) -> None:
             )
 
 
-class TwiceDifferentiable(TorchFunctionMode):
+class TwiceDifferentiable(PassMode):
     """Context of one forward pass; passive until `activate` is called within it.
 
     It is entered before the model runs and left after, so that modes stay properly nested; it is
@@ -94,14 +94,10 @@ class TwiceDifferentiable(TorchFunctionMode):
         """From here to the end of the context, replace what has no second derivative."""
         self._active = True
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def run(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
+        """Run an operation, in another form where it has no second derivative."""
         if self._active and self.record is not None and func in SHOWN:
             return self._show(self.record, func, args, kwargs)
         if not self._active or not (func in _ATTENTION or func in _REPLACEMENTS):

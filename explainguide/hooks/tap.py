@@ -186,8 +186,13 @@ class Tap:
         self.forget()
 
     def forget(self) -> None:
-        """Let the last pass and its graph go."""
+        """Let the last pass and its graph go, and leave it where it was interrupted."""
+        self._leave()
         self.last, self.dropped = None, 0
+
+    def _leave(self) -> None:
+        self._context.close()
+        self._mode = self._tracer = None
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -230,6 +235,7 @@ class Tap:
             with self.alone():
                 yield self._watched
         finally:
+            self._leave()
             self._substitute, self._watched = None, {}
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -336,8 +342,7 @@ class Tap:
             self.last.replaced |= self._mode.replaced
         if self._tracer is not None and output is not None:  # the other layers did not run
             self._known |= {n: ((), None) for n in self.layers if n not in self._known}
-        self._context.close()
-        self._mode = self._tracer = None
+        self._leave()
         if self._substitute is not None or self.last is None:
             return
         if self._recomputing:

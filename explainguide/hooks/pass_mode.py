@@ -1,0 +1,59 @@
+"""What a function mode of one forward pass must do where the pass is interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch._C import (
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["PassMode"]
+
+
+class PassMode(TorchFunctionMode):
+    """A function mode of one forward pass.
+
+    Hooks end a pass that raises an exception; Ctrl-C they do not see, so that the mode stays among
+    those of the thread until whoever reads the pass takes it off, from between others. Until then it
+    does nothing, if it was an operation that was interrupted.
+    """
+
+    _over = False
+
+    def run(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Run an operation of the pass."""
+        raise NotImplementedError
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if self._over:
+            return func(*args, **(kwargs or {}))
+        try:
+            return self.run(func, args, kwargs or {})
+        except Exception:
+            raise
+        except BaseException:  # KeyboardInterrupt
+            self._over = True
+            raise
+
+    def __exit__(self, *exc_info: Any) -> None:
+        above = []
+        while _len_torch_function_stack():
+            mode = _pop_torch_function_stack()
+            if mode is self:
+                break
+            above.append(mode)
+        for mode in reversed(above):
+            _push_on_torch_function_stack(mode)
