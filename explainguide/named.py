@@ -86,18 +86,24 @@ def _remedy(error: Exception, module: str, function: str) -> str:
     return " Is its folder on PYTHONPATH?"
 
 
-def call_own(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def call_own(
+    name: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
     """Call a user's function, and say that it is the user's where it raises.
 
     Args:
         name: How it was named, for the message.
         function: What `find_named` found, or a method of what it made.
         arguments: As it takes them.
-        **options: As it takes them.
+        options: Its keyword arguments.
 
     Raises:
         OptionError: If it raises; the original follows as the cause.
     """
+    options = options or {}
     try:
         return function(*arguments, **options)
     except ExplainGuideError:

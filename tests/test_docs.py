@@ -351,7 +351,7 @@ def test_every_name_that_is_listed_as_foreign_is_met() -> None:
 @pytest.mark.parametrize(
     "planted",
     [
-        "explainguide.losses.maps",
+        "explainguide.losses.masks",
         "explainguide.attr.GradCamPlus",
         "EnergyPointingGames",
         "Annotations.dilute(0.5)",

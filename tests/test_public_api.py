@@ -170,6 +170,10 @@ PATHS = [
     *("explainguide.tables:format_table", "explainguide.dynamic:explanation_mode"),
     *("explainguide.selfcheck:Report", "explainguide.recipes:Recipe", "explainguide.bcos.maps"),
     *("explainguide.metrics.functional:energy_pointing_game", "explainguide.bcos.norms"),
+    *("explainguide.training_config:TrainConfig", "explainguide.weights:load_weights"),
+    *("explainguide.classification:ClassificationScores", "explainguide.losses.maps:check_maps"),
+    *("explainguide.losses.norms:reff_loss", "explainguide.metrics.localization:PointingGame"),
+    *("explainguide.metrics.localization:LocalizationIoU", "explainguide.bcos.base:BcosUnit"),
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -132,7 +132,7 @@ class LayerMap(Attribution):
         self._check()
 
     @classmethod
-    def check_options(cls, **options: Any) -> None:
+    def check_options(cls, options: Mapping[str, Any]) -> None:
         """Refuse values of the constructor's own options, as far as no model is needed to tell.
 
         A guide calls it where its options are given, before there is a model. Kinds of plain values,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -88,7 +88,7 @@ class IntegratedGradients(LayerMap):
             image_argument=image_argument,
             image_size=image_size,
         )
-        self.check_options(n_steps=n_steps)
+        self.check_options({"n_steps": n_steps})
         self.n_steps = n_steps
         self._begin_at(baselines)
         # Layer to whether its map takes one backward pass: a property of the architecture, not of
@@ -98,12 +98,13 @@ class IntegratedGradients(LayerMap):
         self._product = InputXGradient(model, layer)
 
     @classmethod
-    def check_options(cls, *, n_steps: Any = 1, baselines: Any = 0.0, **others: Any) -> None:
+    def check_options(cls, options: Mapping[str, Any]) -> None:
         """See `LayerMap.check_options`.
 
         Raises:
             OptionError: If n_steps is not a positive integer, or the baseline no number or tensor.
         """
+        n_steps, baselines = options.get("n_steps", 1), options.get("baselines", 0)
         if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
             raise OptionError(
                 f"n_steps is {n_steps!r}. Use 50, Captum's default, or about 8 "
@@ -117,7 +118,7 @@ class IntegratedGradients(LayerMap):
             )
 
     def _begin_at(self, baselines: float | Tensor) -> None:
-        self.check_options(baselines=baselines)
+        self.check_options({"baselines": baselines})
         from explainguide.xdnn import (
             is_homogeneous,  # here: it brings timm and torchvision's models
         )

@@ -112,7 +112,7 @@ def check_attribution(attribution: Any, options: Mapping[str, Any]) -> type[Laye
                 f"{', '.join(map(repr, allowed))} {'are' if len(allowed) > 1 else 'is'} allowed."
             )
     check_values(f"the attribution {attribution!r}", kind, options)
-    kind.check_options(**options)
+    kind.check_options(options)
     return kind
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,12 +122,13 @@ class AttentionRelevance(LayerMap):
         self._start(self._all_blocks[-last_blocks].name if layer is None else layer)
 
     @classmethod
-    def check_options(cls, *, last_blocks: Any = None, **others: Any) -> None:
+    def check_options(cls, options: Mapping[str, Any]) -> None:
         """See `LayerMap.check_options`; how many blocks there are, the model tells.
 
         Raises:
             OptionError: If `last_blocks` is no positive whole number.
         """
+        last_blocks = options.get("last_blocks")
         if last_blocks is not None and (type(last_blocks) is not int or last_blocks < 1):
             raise OptionError(
                 f"last_blocks is {last_blocks!r}. Use 3 for a cheap map, or leave it out for all. A "

@@ -272,7 +272,7 @@ def _open(kind: str, source: DataSource, asked: Mapping[str, Any], *, prefix: st
         raise UsageError(f"{_flag(option)}: missing. {remedy.format(kind=kind)}")
     if ":" in kind:
         with operation("--data"):
-            data = call_own(kind, source.factory, **options)
+            data = call_own(kind, source.factory, options=options)
     else:
         data = source.factory(**options)
     with operation("--data"):

@@ -151,7 +151,7 @@ def _from_function(
         )
     if num_classes is not None:
         takes = {"num_classes": num_classes} if _takes_classes(factory) else {}
-        return call_own(name, factory, **takes)
+        return call_own(name, factory, options=takes)
     if _must_know_classes(factory):
         raise OptionError(
             f"{name!r} needs to know the number of classes, and num_classes is None. "

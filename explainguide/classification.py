@@ -1,0 +1,10 @@
+"""Labels and scores of :mod:`explainguide.evaluation.classification`, under their first name."""
+
+from explainguide.evaluation.classification import (
+    ClassificationScores,
+    check_labels,
+    classification_loss,
+    is_multilabel,
+)
+
+__all__ = ["ClassificationScores", "check_labels", "classification_loss", "is_multilabel"]
