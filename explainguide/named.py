@@ -1,4 +1,4 @@
-"""A user's own function or class, by its name: ``package.module:function``."""
+"""What a name stands for: in a package's table, or anywhere as ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from explainguide.errors import OptionError, check_option, did_you_mean
 
-__all__ = ["find_named", "look_up"]
+__all__ = ["find_named", "look_up", "on_demand"]
 
 
 def find_named(name: str, *, allowed: str = "'package.module:function' is allowed.") -> Any:
@@ -57,3 +57,25 @@ def look_up(
         return entry
     check_option(option, name, table, also=also)
     return table[name]
+
+
+def on_demand(
+    package: str, homes: Mapping[str, str | None]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562), for names imported when asked for.
+
+    A type checker does not follow them: import the names under ``TYPE_CHECKING`` as well.
+
+    Args:
+        package: Its ``__name__``.
+        homes: Each name's module, relative to the package; None where the name is that module.
+    """
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home = homes[name]
+        module = importlib.import_module(f"{package}.{home or name}")
+        return module if home is None else getattr(module, name)
+
+    return find, lambda: sorted(homes)
