@@ -15,6 +15,7 @@ from explainguide import Annotations, ExplanationGuidance
 from explainguide.bcos import AddInverse, bcosify
 from explainguide.checkpoints import load_checkpoint
 from explainguide.errors import GuidanceError
+from explainguide.host import host_array
 from explainguide.models import small_cnn
 from explainguide.training import TrainConfig, train
 from explainguide.training.epochs import TrainingRun
@@ -165,6 +166,29 @@ def test_what_is_read_is_counted() -> None:
             read()
         assert len(counter.reads) == 1
     assert "tolist" not in vars(Tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64])
+def test_values_on_the_host_are_read_without_an_operation(dtype: torch.dtype) -> None:
+    values = torch.tensor([1, 0, 2]).to(dtype)
+    values = values.requires_grad_() if dtype.is_floating_point else values
+    with Counted() as counter:
+        found = host_array(values)
+    assert counter.reads == []
+    assert found.tolist() == [1, 0, 2]
+    with torch.inference_mode():
+        assert host_array(values.detach() > 1).any()
+
+
+def test_values_are_read_within_a_transform_of_torch_func() -> None:
+    seen = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(host_array(x > 0))
+        return x.sum()
+
+    torch.func.grad(function)(torch.tensor([[1.0, -1.0]]))
+    assert seen[0].tolist() == [[True, False]]
 
 
 class BreaksAt(Plain):
