@@ -111,6 +111,7 @@ class TrainingRun:
             device=device,
         )
         bar = tqdm(total=self.batches, desc=f"epoch {epoch}/{config.epochs}", disable=not progress)
+        epg = history.rows[-1]["epg"] if history.rows else math.nan
         means = EpochMeans()
         self.inner.train()
         with bar, self.guide(epoch) as guide:
@@ -118,9 +119,9 @@ class TrainingRun:
                 count = min(config.grad_accumulation, self.batches - first)
                 self._step(source, count, guide, means, f"epoch {epoch}, step {step}")
                 bar.update(count)
-                epg = history.rows[-1]["epg"] if history.rows else math.nan
                 bar.set_postfix(means.shown(epg), refresh=False)
             means.read()
+            bar.set_postfix(means.shown(epg), refresh=False)
         means.reduce(device)
         send_buffers(self.inner)
         return {**means.compute(), "lr": float(self.scheduler.get_last_lr()[0])}
