@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from explainguide.lazy import on_demand
+from explainguide.named import on_demand
 
 if TYPE_CHECKING:
     from explainguide import (

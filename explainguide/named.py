@@ -1,4 +1,4 @@
-"""A user's own function or class, by its name: ``package.module:function``."""
+"""What a name stands for: in a package's table, or anywhere as ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from explainguide.errors import (
     first_line,
 )
 
-__all__ = ["call_own", "check_values", "find_named", "look_up", "parameters_of"]
+__all__ = ["call_own", "check_values", "find_named", "look_up", "on_demand", "parameters_of"]
 
 _PLAIN = {
     bool: "True or False",
@@ -224,3 +224,25 @@ def look_up(
         return entry
     check_option(option, name, table, also=also)
     return table[name]
+
+
+def on_demand(
+    package: str, homes: Mapping[str, str | None]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562), for names imported when asked for.
+
+    A type checker does not follow them: import the names under ``TYPE_CHECKING`` as well.
+
+    Args:
+        package: Its ``__name__``.
+        homes: Each name's module, relative to the package; None where the name is that module.
+    """
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home = homes[name]
+        module = importlib.import_module(f"{package}.{home or name}")
+        return module if home is None else getattr(module, name)
+
+    return find, lambda: sorted(homes)

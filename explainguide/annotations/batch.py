@@ -14,6 +14,7 @@ from explainguide.annotations.boxes import box_masks, rasterize_boxes
 from explainguide.annotations.checks import check_target
 from explainguide.annotations.labels import FirstLabel, check_first_label, warn_if_strangers
 from explainguide.errors import AnnotationError, OptionError, check_option, operation
+from explainguide.host import host_array, send
 
 __all__ = ["Annotations", "collate"]
 
@@ -115,14 +116,14 @@ class Annotations:
             [label.to(device) for label in labels], batch_first=True, padding_value=-1
         )
         on_host = device.type == "cpu"
-        most = max((int(label.unique().numel()) for label in labels), default=0) if on_host else 0
+        distinct = (len(set(host_array(label).tolist())) for label in labels) if on_host else ()
         return cls(
             padded.reshape(len(boxes), -1, 4),
             padded_labels,
             _pad_masks(masks, padded, canvas),
             canvas,
-            most if on_host else padded_labels.shape[1],
-            int(padded_labels.max()) if on_host and padded_labels.numel() else None,
+            max(distinct, default=0) if on_host else padded_labels.shape[1],
+            int(host_array(padded_labels).max()) if on_host and padded_labels.numel() else None,
             first_label,
         )
 
@@ -130,8 +131,8 @@ class Annotations:
         return len(self.labels)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Annotations:
-        """The same annotations on another device."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        """The same annotations on another device; with `non_blocking` the host does not wait for it."""
+        return self._map(lambda t: send(t, device) if non_blocking else t.to(device))
 
     def pin_memory(self) -> Annotations:
         """The same annotations in pinned memory; a DataLoader with ``pin_memory=True`` calls it."""

@@ -10,6 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
 from explainguide.errors import AnnotationError, warn
+from explainguide.host import host_array
 
 __all__ = ["as_xyxy", "box_masks", "check_values", "named_size", "rasterize_boxes"]
 
@@ -114,21 +115,21 @@ def _from_format(boxes: tv_tensors.BoundingBoxes) -> Tensor:
 
 def check_values(boxes: Tensor, where: str, canvas: Size | None) -> None:
     """Refuse what cannot be ``(M, 4)`` xyxy in pixels of the canvas; warn of boxes that are cut."""
-    if not bool(boxes.isfinite().all()):
+    if not host_array(boxes.isfinite()).all():
         raise AnnotationError(
             f"{where} has a box that is not finite: {_first(boxes, ~boxes.isfinite().all(1))}. "
             "Look for a division by zero in the transforms. Boxes are finite."
         )
     x1, y1, x2, y2 = boxes.unbind(1)
     inverted = (x2 < x1) | (y2 < y1)
-    if bool(inverted.any()):
+    if host_array(inverted).any():
         raise AnnotationError(
             f"{where} has an inverted box {_first(boxes, inverted)}. If it is (x, y, width, "
             "height), wrap it in tv_tensors.BoundingBoxes(format='XYWH'). Boxes are (x1, y1, x2, "
             "y2) with x1 < x2 and y1 < y2."
         )
     small = canvas is not None and min(canvas) <= 2
-    if not small and bool(((boxes >= 0) & (boxes <= 1)).all()):
+    if not small and host_array((boxes >= 0) & (boxes <= 1)).all():
         by = "(W, H, W, H)"
         if canvas is not None:
             by += f" = ({canvas[1]}, {canvas[0]}, {canvas[1]}, {canvas[0]})"
@@ -137,14 +138,14 @@ def check_values(boxes: Tensor, where: str, canvas: Size | None) -> None:
             f"by {by}. Boxes are in pixels."
         )
     empty = (x2 <= x1) | (y2 <= y1)
-    if bool(empty.any()):
+    if host_array(empty).any():
         raise AnnotationError(
             f"{where} has an empty box {_first(boxes, empty)}. Drop it, as "
             "transforms.v2.SanitizeBoundingBoxes does. Boxes have a positive width and height."
         )
     if canvas is not None:
         outside = (x2 <= 0) | (y2 <= 0) | (x1 >= canvas[1]) | (y1 >= canvas[0])
-        if bool(outside.any()):
+        if host_array(outside).any():
             raise AnnotationError(
                 f"{where} has a box {_first(boxes, outside)} outside the image of {canvas[0]} x "
                 f"{canvas[1]}. Were the boxes resized with the image? They are clipped to the "
@@ -152,7 +153,7 @@ def check_values(boxes: Tensor, where: str, canvas: Size | None) -> None:
             )
         limit = boxes.new_tensor([canvas[1], canvas[0]])
         inside = (torch.minimum(boxes[:, 2:], limit) - boxes[:, :2].clamp(min=0)).prod(1)
-        if bool((inside < 0.5 * (x2 - x1) * (y2 - y1)).any()):
+        if host_array(inside < 0.5 * (x2 - x1) * (y2 - y1)).any():
             warn(
                 "a box lies more outside the image than in it; it is clipped. Were the "
                 "boxes resized with the image? Boxes are in pixels of the model's input."

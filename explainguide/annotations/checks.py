@@ -21,6 +21,7 @@ from explainguide.annotations.labels import FirstLabel, to_logits
 from explainguide.annotations.masks import as_masks, with_pixels
 from explainguide.annotations.segmentation import as_outlines, check_beside_boxes, draw_outlines
 from explainguide.errors import AnnotationError
+from explainguide.host import host_array
 
 __all__ = ["Objects", "check_target"]
 
@@ -122,7 +123,7 @@ def _check_labels(target: Mapping[str, Any], count: int, many: str, where: str) 
             f"{labels.dtype}. Give one class index each. (M,) int64 is allowed."
         )
     labels = labels.long()
-    if labels.device.type == "cpu" and bool((labels < 0).any()):
+    if labels.device.type == "cpu" and host_array(labels < 0).any():
         raise AnnotationError(
             f"{where} has label {int(labels.min())}. Leave out objects without a class. Labels "
             "count from 0."

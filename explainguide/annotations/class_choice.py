@@ -9,6 +9,7 @@ from torch import Tensor
 
 from explainguide.annotations.forms import Regions
 from explainguide.errors import OptionError
+from explainguide.host import send
 
 __all__ = ["Choice", "choose_classes"]
 
@@ -96,7 +97,7 @@ def _uniform(
     """On the generator's device, so that one seed means one sequence of draws everywhere."""
     source = device if generator is None else generator.device
     draws = torch.rand(rows, count, generator=generator, device=source)
-    return draws.to(device, non_blocking=True)
+    return send(draws, device)
 
 
 def _rank(present: Tensor, uniform: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from explainguide.annotations.batch import Annotations
 from explainguide.annotations.labels import FirstLabel, outside_hint, to_logits, warn_if_strangers
 from explainguide.annotations.masks import check_mask
 from explainguide.errors import AnnotationError, ExplainGuideError, OptionError, ShapeError
+from explainguide.host import host_array, send
 
 __all__ = ["FORMS", "Batch", "Form", "Regions", "as_regions", "form"]
 
@@ -195,7 +196,7 @@ def _counted(annotations: Annotations, first_label: FirstLabel) -> Annotations:
         )
     labels = to_logits(annotations.labels, first_label, where="an object")
     on_host = annotations.largest_label is not None
-    largest = int(labels.max()) if on_host and labels.numel() else None
+    largest = int(host_array(labels).max()) if on_host and labels.numel() else None
     return replace(annotations, labels=labels, largest_label=largest, first_label=first_label)
 
 
@@ -262,7 +263,7 @@ def _check_hard(masks: Tensor) -> None:
         return
     highest = masks.flatten(2).amax(2)
     faint = (highest > 0) & (highest < _PRESENT)
-    if bool(faint.any()):
+    if host_array(faint).any():
         image, label = faint.nonzero()[0].tolist()
         raise AnnotationError(
             f"the mask of class {label} of image {image} reaches only "
@@ -282,7 +283,7 @@ def _read_masks(masks: Tensor, batch: Batch) -> Tensor:
             f"{batch.size[1]}. Resize them with mode='nearest'. Masks have the size of the model's "
             "input."
         )
-    return masks.as_subclass(Tensor).to(batch.logits.device, non_blocking=True).float()
+    return send(masks.as_subclass(Tensor), batch.logits.device).float()
 
 
 def _check_count(number: int, batch: Batch) -> None:

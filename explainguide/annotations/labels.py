@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from explainguide.errors import AnnotationError, OptionError, ShapeError, first_line, warn
+from explainguide.host import host_array, send
 
 __all__ = [
     "FirstLabel",
@@ -76,12 +77,12 @@ def to_logits(labels: Tensor, first_label: FirstLabel, *, where: str) -> Tensor:
     if isinstance(first_label, int):
         indices = torch.where(labels < first_label, -1, labels - first_label)
     else:
-        rows = torch.tensor(sorted(first_label.items())).to(labels.device, non_blocking=True)
+        rows = send(torch.tensor(sorted(first_label.items())), labels.device)
         ids, logits = rows.T.contiguous()
         place = torch.searchsorted(ids, labels.contiguous()).clamp(max=len(ids) - 1)
         indices = torch.where(ids[place] == labels, logits[place], -1)
     unknown = (labels >= 0) & (indices < 0)
-    if labels.device.type == "cpu" and bool(unknown.any()):
+    if labels.device.type == "cpu" and host_array(unknown).any():
         label = int(labels[unknown][0])
         if isinstance(first_label, int):
             what = "the background" if label == 0 else f"labels below {first_label}"
@@ -152,7 +153,7 @@ def check_multi_hot(target: Tensor, shape: tuple[int, int]) -> None:
     if target.device.type != "cpu":
         return
     neither = _neither(target)
-    if not bool(neither.any()):
+    if not host_array(neither).any():
         return
     value = float(target[neither][0])
     if 0 < value < 1:
@@ -195,11 +196,11 @@ def warn_if_strangers(labels: Tensor, target: Any, *, sure: bool = False) -> Non
     if labels.device.type != "cpu" or target.device.type != "cpu":
         return  # a value costs a synchronisation
     objects = labels >= 0
-    annotated = objects.any(1)
-    if not annotated.any() or _among(labels, target).any():
+    annotated = host_array(objects.any(1))
+    if not annotated.any() or host_array(_among(labels, target)).any():
         return
-    shifted = bool(_among(labels - 1, target).any(1)[annotated].all())
-    if sure and not (shifted and int(annotated.sum()) > 1):
+    shifted = bool(host_array(_among(labels - 1, target).any(1))[annotated].all())
+    if sure and not (shifted and annotated.sum() > 1):
         return
     what = (
         "Each counts one higher: where the data set's labels count from 1, pass first_label=1."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from explainguide.errors import AnnotationError, ShapeError, warn
+from explainguide.host import host_array
 
 __all__ = ["as_masks", "check_mask", "check_mask_dtype", "with_pixels"]
 
@@ -27,7 +29,7 @@ def check_mask(mask: Tensor, *, what: str = "the mask") -> None:
     if mask.dtype == torch.bool or mask.device.type != "cpu":
         return
     outside = ~((mask >= 0) & (mask <= 1))  # NaN is outside, too
-    if bool(outside.any()):
+    if host_array(outside).any():
         raise AnnotationError(
             f"{what} holds {float(mask[outside][0]):g}. Use `mask > 0`, or divide by the "
             "largest value that it may have. bool, or floating point in [0, 1], is allowed."
@@ -62,12 +64,13 @@ def with_pixels(
     boxes = _around(masks) if boxes is None else boxes
     if masks.device.type != "cpu":
         return boxes, labels, masks
-    kept = masks.flatten(1).any(1)
-    if not bool(kept.all()):
+    pixels = host_array(masks.flatten(1).any(1))
+    if not pixels.all():
         warn(
             "the mask of an object has no pixel, and the object is left out. Drop such "
             "objects, as a crop leaves them: `masks.flatten(1).any(1)` are those to keep."
         )
+    kept = torch.from_numpy(np.flatnonzero(pixels))
     return boxes[kept.to(boxes.device)], labels[kept.to(labels.device)], masks[kept]
 
 

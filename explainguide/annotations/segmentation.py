@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from explainguide.errors import AnnotationError, first_line
+from explainguide.host import host_array
 
 __all__ = [
     "as_outlines",
@@ -246,7 +247,7 @@ def check_beside_boxes(boxes: Tensor, outlines: list[Any], where: str, canvas: S
     )
     apart = area(shared) < 0.5 * (area(inside) + area(drawn) - area(shared))
     apart &= (inside - drawn).abs().amax(1) > 2  # pixels: small objects may be drawn roughly
-    if bool(apart.any()):
+    if host_array(apart).any():
         box, span = (
             [round(v, 3) for v in corners[apart][0].tolist()] for corners in (boxes, spans)
         )

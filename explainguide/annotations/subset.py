@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from explainguide.errors import OptionError, operation
+from explainguide.host import host_array
 
 __all__ = ["LimitedAnnotations", "draw_annotated"]
 
@@ -78,7 +79,7 @@ class LimitedAnnotations(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         item = self.dataset[index]
-        if item is None or self.kept[index]:
+        if item is None or host_array(self.kept)[index]:
             return item
         image, labels, _ = item
         return image, labels, None

@@ -20,6 +20,7 @@ from explainguide.attr.evidence import Evidence
 from explainguide.errors import GuidanceError, LayerError
 from explainguide.hooks.dynamic import wide
 from explainguide.hooks.layout import Layout, to_nchw
+from explainguide.host import host_array
 
 __all__ = ["GradCam", "Gradient", "InputXGradient", "LayerCam", "layer_gradients"]
 
@@ -144,9 +145,11 @@ def _only_prefix(gradient: Tensor, layout: Layout) -> bool:
 
     Behind a head of zeros no token has any, which passes.
     """
-    if not layout.prefix or gradient.device.type != "cpu" or not gradient.any():
+    if not layout.prefix or gradient.device.type != "cpu":
         return False
-    return not to_nchw(gradient, layout).any()
+    if not host_array(gradient != 0).any():
+        return False
+    return not host_array(to_nchw(gradient, layout) != 0).any()
 
 
 def dead_places(name: str) -> LayerError:

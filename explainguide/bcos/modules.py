@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from explainguide.errors import OptionError, ShapeError, check_option, constructor, named
 from explainguide.hooks.dynamic import DynamicLinear, hold
+from explainguide.host import host_array
 
 __all__ = [
     "AddInverse",
@@ -80,7 +81,7 @@ def _check_image(inpt: Any) -> Tensor:
         )
     # Values are read where nothing has to wait for them. Resizing can overshoot a little.
     if image.device.type == "cpu" and image.numel():
-        low, high = (float(value) for value in image.detach().aminmax())
+        low, high = (float(host_array(value)) for value in image.detach().aminmax())
         if not (low >= -0.1 and high <= 1.1):
             raise OptionError(
                 f"the image has values from {low:.3g} to {high:.3g}, so 1 - x is no "

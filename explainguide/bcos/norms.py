@@ -176,9 +176,9 @@ class BatchNormUncentered2d(DynamicLinear, nn.BatchNorm2d):
             return
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        share = self.momentum
+        share: float | Tensor | None = self.momentum
         if share is None:
-            share = 1.0 / float(self.num_batches_tracked)
+            share = self.num_batches_tracked.to(self.running_var.dtype).reciprocal()
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
         if self.centering is not None and self.running_mean is not None:
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)

@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from explainguide.annotations import Annotations, LimitedAnnotations, collate
 from explainguide.errors import DataError, OptionError
+from explainguide.host import host_array, send
 from explainguide.processes import process
 
 __all__ = [
@@ -53,8 +54,8 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         return self._replace(
-            images=self.images.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
+            images=send(self.images, device),
+            labels=send(self.labels, device),
             annotations=self.annotations.to(device, non_blocking=True),
         )
 
@@ -69,7 +70,7 @@ def _collate(items: Sequence[Any]) -> Batch:
     segmented = [annotation is not None and "masks" in annotation for _, _, annotation in readable]
     images, labels, annotations = collate(readable)
     size = (int(images.shape[-2]), int(images.shape[-1]))
-    annotated = int(_covering(annotations, size).any(1).sum())
+    annotated = int(host_array(_covering(annotations, size)).any(1).sum())
     return Batch(images, labels, annotations, torch.tensor(segmented), annotated, skipped)
 
 

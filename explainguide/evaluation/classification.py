@@ -19,6 +19,7 @@ from torchmetrics.classification import (
 )
 
 from explainguide.errors import DataError, ShapeError
+from explainguide.host import host_array
 from explainguide.losses import classification_loss
 
 __all__ = ["ClassificationScores", "check_labels", "classification_loss", "is_multilabel"]
@@ -67,7 +68,7 @@ def check_labels(labels: Tensor, logits: Tensor, *, class_loss: str = "task") ->
             f"{count} images. One class index an image, or multi-hot floats (N, {classes}), are "
             "allowed."
         )
-    if labels.device.type == "cpu" and bool(((labels < 0) | (labels >= classes)).any()):
+    if labels.device.type == "cpu" and host_array((labels < 0) | (labels >= classes)).any():
         bad = int(labels[(labels < 0) | (labels >= classes)][0])
         raise DataError(
             f"an image has class {bad}, but the model has {classes} logits. Build it "
@@ -83,7 +84,7 @@ def _check_binary(labels: Tensor, count: int) -> None:
             "images and a model with one logit. Give 0 or 1 an image, or build the model with as many "
             "logits as there are classes. (N,) and (N, 1) are allowed."
         )
-    if labels.device.type == "cpu" and bool(((labels < 0) | (labels > 1)).any()):
+    if labels.device.type == "cpu" and host_array((labels < 0) | (labels > 1)).any():
         bad = labels[(labels < 0) | (labels > 1)].flatten()[0].item()
         raise DataError(
             f"an image has class {bad:g}, but the model has one logit, which tells two "

@@ -18,11 +18,11 @@ from explainguide.errors import OptionError, ShapeError, warn
 from explainguide.guidance.options import GuideOptions
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.logits import (
-    as_targets,
     class_scores,
     count_classes,
     ends_in_log_softmax,
     log_probabilities,
+    target_tensor,
 )
 from explainguide.hooks.tap import ForwardPass, Tap
 from explainguide.losses.table import StagedLoss
@@ -80,7 +80,7 @@ def localize(
     logits = method.logits(passed)
     scores = class_scores(logits)
     labels = _labels(target, logits)
-    targets = _target_tensor(labels, logits)
+    targets = target_tensor(labels, logits)
     regions = as_regions(
         annotations,
         scores,
@@ -187,10 +187,3 @@ def _labels(target: Any, logits: Tensor) -> Tensor | None:
     if labels.ndim == 2:
         check_multi_hot(labels, (len(logits), count_classes(logits)))
     return labels
-
-
-def _target_tensor(labels: Tensor | None, logits: Tensor) -> Tensor | None:
-    """The labels on the logits' device."""
-    if labels is None or labels.ndim == 2:
-        return None if labels is None else labels.to(logits.device, non_blocking=True)
-    return as_targets(labels, logits)

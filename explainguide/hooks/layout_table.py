@@ -9,6 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from explainguide.host import send
+
 __all__ = ["KINDS", "Layout", "LayoutKind", "kind_called", "layout_kind", "places_alone", "to_nchw"]
 
 
@@ -166,8 +168,8 @@ def places_alone(feature: Tensor, layout: Layout, *, dim: int = -2) -> Tensor:
     """The tokens that belong to places, row by row."""
     count = layout.grid[0] * layout.grid[1]
     if layout.order:
-        return feature.index_select(dim, torch.tensor(layout.order, device=feature.device))
+        return feature.index_select(dim, send(torch.tensor(layout.order), feature.device))
     if not layout.others:
         return feature.narrow(dim, layout.prefix, count)
     kept = [i for i in range(count + layout.prefix) if i not in layout.others]
-    return feature.index_select(dim, torch.tensor(kept, device=feature.device))
+    return feature.index_select(dim, send(torch.tensor(kept), feature.device))

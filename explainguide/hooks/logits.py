@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from explainguide.errors import GuidanceError, OptionError, ShapeError, first_line
 from explainguide.hooks.reading import AS_FOUND, Output, Reading
+from explainguide.host import host_array, send
 
 __all__ = [
     "PREDICTED",
@@ -22,6 +23,7 @@ __all__ = [
     "ends_in_log_softmax",
     "find_logits",
     "log_probabilities",
+    "target_tensor",
 ]
 
 PREDICTED = "predicted"
@@ -191,7 +193,8 @@ def _refuse_probabilities(logits: Tensor) -> None:
     if not softmax and logits.device.type == "cpu" and logits.shape[1] > 1 and len(logits):
         values = logits.detach().double()
         slack = 0.02 if logits.dtype in (torch.float16, torch.bfloat16) else 1e-4
-        softmax = bool((values >= 0).all() and ((values.sum(1) - 1).abs() < slack).all())
+        sums = (values.sum(1) - 1).abs() < slack
+        softmax = bool(host_array(values >= 0).all() and host_array(sums).all())
     if softmax or name.startswith("Sigmoid"):
         rows = "softmax, rows that sum to 1" if softmax else "sigmoid"
         inverse = "log" if softmax else "logit"
@@ -309,7 +312,7 @@ def as_targets(target: Any, output: Tensor) -> Tensor:
             f"target has {len(indices)} {plural} for {images} images. Give one an image. "
             "(N,) is allowed."
         )
-    if indices.device.type == "cpu" and bool(((indices < 0) | (indices >= count)).any()):
+    if indices.device.type == "cpu" and host_array((indices < 0) | (indices >= count)).any():
         bad = indices[(indices < 0) | (indices >= count)].flatten()[0]
         fix = "Check the label map." if kind == "class" else "Count the layer's channels."
         raise OptionError(
@@ -317,4 +320,11 @@ def as_targets(target: Any, output: Tensor) -> Tensor:
             f"{count - 1} are allowed."
         )
     indices = indices.clone() if indices.is_inference() else indices
-    return indices.to(output.device, torch.int64, non_blocking=True).expand(images)
+    return send(indices.to(torch.int64), output.device).expand(images)
+
+
+def target_tensor(labels: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Class indices ``(N,)`` or multi-hot labels ``(N, K)`` on the logits' device; None stays None."""
+    if labels is None or labels.ndim == 2:
+        return None if labels is None else send(labels, logits.device)
+    return as_targets(labels, logits)

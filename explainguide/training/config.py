@@ -16,7 +16,7 @@ __all__ = ["TrainConfig"]
 
 # What may change when a training goes on: how it runs, not what it computes. Not the workers:
 # random transforms draw from each process's own numbers.
-_FREE = ("output_dir", "device", "tensorboard")
+_FREE = ("output_dir", "device", "tensorboard", "log_interval")
 
 
 _shown = partial(Shown, group="guidance")
@@ -56,6 +56,10 @@ class TrainConfig(GuideOptions):
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
         grad_accumulation: Batches whose gradients make one step; equal to one large batch, up to
             BatchNorm.
+        log_interval: Steps between two readings of the losses, for the progress bar and for the check
+            that they are finite, each of which waits for the device. Before that check a step that is
+            not finite has no gradient; but momentum, weight decay and the steps after it move the
+            weights. 1 checks each step before it moves anything.
         workers: Processes that load images.
         output_dir: Folder of checkpoints and logs; None writes nothing.
         tensorboard: Whether to log for TensorBoard too.
@@ -104,6 +108,7 @@ class TrainConfig(GuideOptions):
     seed: int = setting(0, Shown("of everything random", least=0))
     mixed_precision: str = setting("no", Shown(choices=("no", "fp16", "bf16")))
     grad_accumulation: int = setting(1, Shown("batches a step", least=1))
+    log_interval: int = setting(50, Shown("steps between two readings of the losses", least=1))
     workers: int = setting(0, Shown("processes that load images", least=0))
     output_dir: str | None = setting(None)
     tensorboard: bool = setting(False, Shown("log for TensorBoard too"))

@@ -1,31 +1,105 @@
-"""The losses of an epoch, as numbers."""
+"""The losses of an epoch: kept on the device, read together, averaged."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from explainguide.datasets.batches import Batch
+from explainguide.errors import GuidanceError
 from explainguide.processes import add_up, process
 
-__all__ = ["EpochMeans"]
+__all__ = ["EpochMeans", "not_finite"]
+
+_WORDS = {"loss": "the class loss", "loss_loc": "loss_loc"}
+
+
+class _Kept(NamedTuple):
+    """Values that nobody has read yet.
+
+    Attributes:
+        where: Epoch and step.
+        images: For each loss among the values how many images it is of; empty for a gradient.
+        maps: The layers whose maps are or are not finite, which the values after the losses say.
+        values: ``(len(images) + len(maps),)`` float32 on the device, or ``(1,)``, a gradient's norm.
+    """
+
+    where: str
+    images: dict[str, int]
+    maps: tuple[str, ...]
+    values: Tensor
 
 
 class EpochMeans:
-    """Losses of an epoch, averaged over the images that they belong to."""
+    """Losses of an epoch, averaged over the images that they belong to.
+
+    Nothing of a step is read from the device before `read`.
+    """
 
     def __init__(self) -> None:
         self.skipped = 0
+        self.steps = 0  # that nobody has read yet
+        self._kept: list[_Kept] = []
+        self._bad: list[Tensor] = []  # of this step, which values are not finite
         self._sums = {"loss": 0.0, "loss_loc": 0.0}
         self._counts = {"loss": 0, "loss_loc": 0}
 
-    def add(self, values: dict[str, float], batch: Batch) -> None:
-        """Add the losses of a batch."""
-        for name, value in values.items():
-            count = len(batch.images) if name == "loss" else batch.annotated
-            self._sums[name] += value * count
-            self._counts[name] += count
+    def add(
+        self, where: str, losses: Mapping[str, Tensor], batch: Batch, maps: Mapping[str, Tensor]
+    ) -> None:
+        """Keep the losses of a batch.
+
+        Args:
+            where: Epoch and step, for an error.
+            losses: Scalars: "loss", and "loss_loc" where it is guided.
+            batch: What they are of.
+            maps: Those of the guided layers.
+        """
+        images = {name: len(batch.images) if name == "loss" else batch.annotated for name in losses}
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        self._bad.append(~values.isfinite())
+        finite = [layer_map.isfinite().all().float() for layer_map in maps.values()]
+        values = torch.cat([values, torch.stack(finite)]) if finite else values
+        self._kept.append(_Kept(where, images, tuple(maps), values))
+
+    def end_step(self, where: str, norm: Tensor | None) -> Tensor:
+        """Whether the step must not reach the weights, a scalar bool on the device.
+
+        Args:
+            where: Epoch and step.
+            norm: Of its gradient, ``(1,)``; None where that may be anything.
+        """
+        if norm is not None:
+            self._kept.append(_Kept(where, {}, (), norm))
+            self._bad.append(~norm.isfinite())
+        self.steps += 1
+        bad = torch.cat(self._bad).any()
+        self._bad = []
+        return bad
+
+    def read(self) -> None:
+        """Read whatever was kept: one wait for the device.
+
+        Raises:
+            GuidanceError: If it is not finite; of the first such step.
+        """
+        kept, self._kept, self._bad, self.steps = self._kept, [], [], 0
+        if not kept:
+            return
+        numbers = iter(torch.cat([entry.values for entry in kept]).tolist())
+        for where, images, maps, _ in kept:
+            if not images and not math.isfinite(size := next(numbers)):
+                raise not_finite(where, f"the losses are finite, but their gradient is {size}")
+            losses = {name: next(numbers) for name in images}
+            broken = [name for name in maps if not next(numbers)]
+            _check(where, losses, broken)
+            for name, value in losses.items():
+                self._sums[name] += value * images[name]
+                self._counts[name] += images[name]
 
     def reduce(self, device: torch.device) -> None:
         """Add up what the processes of a distributed run have seen."""
@@ -38,7 +112,7 @@ class EpochMeans:
         self.skipped = round(both[4])
 
     def compute(self) -> dict[str, float]:
-        """The means; NaN for a loss that never occurred."""
+        """The means of what was read; NaN for a loss that never occurred."""
         means = {
             k: s / self._counts[k] if self._counts[k] else math.nan for k, s in self._sums.items()
         }
@@ -49,3 +123,23 @@ class EpochMeans:
         values = {**self.compute(), "EPG": epg}
         del values["skipped"]
         return {k: f"{v:.3f}" for k, v in values.items() if not math.isnan(v)}
+
+
+def _check(where: str, losses: dict[str, float], broken: list[str]) -> None:
+    """Refuse losses that are not finite, with the layers whose maps are not either."""
+    bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+    if not bad:
+        return
+    problem = " and ".join(f"{_WORDS[name]} is {value}" for name, value in bad.items())
+    if "loss_loc" in bad and broken:
+        problem += f" (the map of layer {', '.join(map(repr, broken))} is not finite)"
+    raise not_finite(where, problem)
+
+
+def not_finite(where: str, problem: str) -> GuidanceError:
+    """What stops a training: something of a step is NaN or infinite."""
+    return GuidanceError(
+        f"{where}: {problem}. Lower lr or lam, set clip_grad_norm, or use "
+        "mixed_precision='no'. The gradient of this step did not reach the weights; checkpoints of "
+        "earlier epochs are unchanged."
+    )

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from explainguide.annotations import Annotations, LimitedAnnotations
 from explainguide.datasets.batches import Batch, batches, epoch_order, seed_all, stream_seed
-from explainguide.errors import GuidanceError
 from explainguide.evaluation.classification import check_labels
 from explainguide.guidance.guide import ExplanationGuidance
 from explainguide.hooks.layers import unwrap
@@ -29,7 +28,7 @@ from explainguide.processes import (
     send_buffers,
 )
 from explainguide.training.config import TrainConfig
-from explainguide.training.epoch_means import EpochMeans
+from explainguide.training.epoch_means import EpochMeans, not_finite
 from explainguide.training.lone_images import LoneImages
 from explainguide.training.run_folder import History
 from explainguide.training.schedules import build_optimizer, build_scheduler
@@ -42,6 +41,9 @@ class TrainingRun:
 
     Several processes add up their gradients here rather than in DistributedDataParallel, which
     averages over processes, not over images, and waits for one that has nothing to do.
+
+    One process reads nothing from the device in a step, but for every `log_interval`-th. Several wait
+    once in each: they learn there whether one of them has failed.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class TrainingRun:
             device=device,
         )
         bar = tqdm(total=self.batches, desc=f"epoch {epoch}/{config.epochs}", disable=not progress)
+        epg = history.rows[-1]["epg"] if history.rows else math.nan
         means = EpochMeans()
         self.inner.train()
         with bar, self.guide(epoch) as guide:
@@ -116,8 +119,9 @@ class TrainingRun:
                 count = min(config.grad_accumulation, self.batches - first)
                 self._step(source, count, guide, means, f"epoch {epoch}, step {step}")
                 bar.update(count)
-                epg = history.rows[-1]["epg"] if history.rows else math.nan
                 bar.set_postfix(means.shown(epg), refresh=False)
+            means.read()
+            bar.set_postfix(means.shown(epg), refresh=False)
         means.reduce(device)
         send_buffers(self.inner)
         return {**means.compute(), "lr": float(self.scheduler.get_last_lr()[0])}
@@ -155,15 +159,17 @@ class TrainingRun:
         except Exception as caught:
             error = self._alone(caught)
         own = [sum(len(b.images) for b in group), sum(b.annotated for b in group)]
-        totals = add_up([0, 0] if error else own, self.accelerator.device)
+        several = process()[1] > 1
+        totals = own if not several else add_up([0, 0] if error else own, self.accelerator.device)
         try:
             for index, batch in enumerate([] if error else group):
                 self._backward(batch, totals, guide, means, where, first=index == 0)
+            if several:
+                means.read()
         except Exception as caught:
             error = self._alone(caught)
-        if not group and process()[1] == 1:
-            return
-        self._update(totals, error, where)
+        if group or several:
+            self._update(totals, error, means, where)
 
     def _alone(self, error: Exception) -> Exception:
         """An error to raise when the others know of it; at once where there are none."""
@@ -174,7 +180,7 @@ class TrainingRun:
     def _backward(
         self,
         batch: Batch,
-        totals: Tensor,
+        totals: Tensor | list[int],
         guide: ExplanationGuidance | None,
         means: EpochMeans,
         where: str,
@@ -197,30 +203,41 @@ class TrainingRun:
         class_loss = classification_loss(
             logits, batch.labels, class_loss=config.class_loss, temperature=config.temperature
         )
-        totals = totals.to(class_loss.dtype)
+        if isinstance(totals, Tensor):
+            totals = totals.to(class_loss.dtype)
         loss = config.class_weight * class_loss * (len(batch.images) / totals[0])
-        loss_loc = None
+        losses, maps = {"loss": class_loss}, {}
         if guide is not None and batch.annotated:
             total = guide.loss_loc(self._regions(batch.annotations))
             mean = config.reduction == "mean"
             loss = loss + config.lam * total / (totals[1] if mean else 1)  # type: ignore[operator]
-            loss_loc = total / batch.annotated if mean else total
-        means.add(self._finite(class_loss, loss_loc, guide, where), batch)
+            losses["loss_loc"] = total / batch.annotated if mean else total
+            maps = guide.attributions
+        means.add(where, losses, batch, maps)
         self.accelerator.backward(loss)
 
-    def _update(self, totals: Tensor, error: Exception | None, where: str) -> None:
-        """Move the weights by the gradients of all processes; stop where one of them failed."""
+    def _update(
+        self, totals: Tensor | list[int], error: Exception | None, means: EpochMeans, where: str
+    ) -> None:
+        """Move the weights by the gradients of all processes; stop where one of them failed.
+
+        The gradient of a step is zeroed where the step is not finite, which is read later: until then
+        momentum and weight decay move the weights, and so do the steps that follow. A GradScaler
+        leaves out a step whose gradient is not finite, and lowers its scale; it reads one value for
+        that.
+        """
         scaler, several = self.accelerator.scaler, process()[1] > 1
         counts = None
         if several:
             counts = add_up_gradients(self.parameters, failed=error is not None)
         limit = self.config.clip_grad_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
-        norm = totals.new_zeros(1) if norm is None else norm.detach().float().reshape(1)
+        norm = None if norm is None else norm.detach().float().reshape(1)
         if counts is not None:
-            failed, images, *used, size = torch.cat(
-                [counts[:1], totals[:1], counts[1:], norm]
-            ).tolist()
+            assert isinstance(totals, Tensor)
+            norm = totals.new_zeros(1) if norm is None else norm
+            told = torch.cat([counts[:1], totals[:1], counts[1:], norm])
+            failed, images, *used, size = told.tolist()
             if error is not None:
                 raise error
             if failed:
@@ -232,11 +249,15 @@ class TrainingRun:
                 if scaler is not None:
                     scaler.update()
                 return
-        # Under fp16 the scaler skips such a step and lowers its scale.
-        elif scaler is None:
-            size = float(norm)
-        if scaler is None and not math.isfinite(size):
-            raise _not_finite(where, f"the losses are finite, but their gradient is {size}")
+            if scaler is None and not math.isfinite(size):
+                raise not_finite(where, f"the losses are finite, but their gradient is {size}")
+        else:
+            bad = means.end_step(where, norm if scaler is None else None)
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(bad, 0)
+            if means.steps >= self.config.log_interval:
+                means.read()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not self.optimizer.step_was_skipped:
@@ -246,35 +267,3 @@ class TrainingRun:
         if self.config.region == "boxes":
             annotations = annotations.without_masks()
         return annotations.dilate(self.config.dilate) if self.config.dilate else annotations
-
-    def _finite(
-        self,
-        class_loss: Tensor,
-        loss_loc: Tensor | None,
-        guide: ExplanationGuidance | None,
-        where: str,
-    ) -> dict[str, float]:
-        """The losses as numbers; stops before one that is not finite reaches the weights."""
-        parts = {"loss": class_loss}
-        if loss_loc is not None:
-            parts["loss_loc"] = loss_loc
-        numbers = torch.stack([v.detach().float() for v in parts.values()]).tolist()
-        values = dict(zip(parts, numbers, strict=True))
-        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-        if not bad:
-            return values
-        names = {"loss": "the class loss", "loss_loc": "loss_loc"}
-        problem = " and ".join(f"{names[name]} is {value}" for name, value in bad.items())
-        if "loss_loc" in bad and guide is not None:
-            maps = [n for n, m in guide.attributions.items() if not bool(m.isfinite().all())]
-            if maps:
-                problem += f" (the map of layer {', '.join(map(repr, maps))} is not finite)"
-        raise _not_finite(where, problem)
-
-
-def _not_finite(where: str, problem: str) -> GuidanceError:
-    return GuidanceError(
-        f"{where}: {problem}. Lower lr or lam, set clip_grad_norm, or use "
-        "mixed_precision='no'. The training stopped before this step; checkpoints of earlier "
-        "epochs are unchanged."
-    )

@@ -130,7 +130,7 @@ def train(
         for epoch in range(len(history.rows) + 1, config.epochs + 1):
             began = time.perf_counter()
             losses = run.epoch(epoch, history, progress=progress and main)
-            if math.isnan(losses["loss"]):  # a loss that is not finite stops its own step
+            if math.isnan(losses["loss"]):  # one that is not finite has stopped the epoch
                 raise DataError(
                     f"none of the {len(train_data)} training images could be read. See the "
                     "warnings for their names. At least one must be readable."

@@ -146,8 +146,8 @@ class RunFolder:
         if changes:
             raise OptionError(
                 f"'{last}' is of a training with other settings: {'; '.join(changes)}. "
-                "Use the same settings, or another output_dir. device and tensorboard may "
-                "differ."
+                "Use the same settings, or another output_dir. device, log_interval and tensorboard "
+                "may differ."
             )
 
     def finish_epoch(self, row: dict[str, float], state: dict[str, Any]) -> None:

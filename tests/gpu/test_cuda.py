@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import pytest
 import timm
@@ -112,6 +113,35 @@ def test_loss_loc_does_not_synchronise(name: str, target: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert loss_loc.isfinite()
+
+
+@pytest.mark.parametrize("interval", [1, 50])
+def test_a_step_of_a_training_does_not_synchronise(interval: int) -> None:
+    """A training of twice the steps waits as often, but for the steps that are told to."""
+    pytest.importorskip("accelerate")
+    pytest.importorskip("torchmetrics")
+    from explainguide.training import TrainConfig, train
+
+    images, targets = batch(96, count=32)
+    items = [
+        (image, i % 5, target)
+        for i, (image, target) in enumerate(zip(images, targets, strict=True))
+    ]
+    config = TrainConfig(
+        epochs=1, batch_size=4, layer="layer2", clip_grad_norm=1.0, log_interval=interval
+    )
+    waits = {}
+    for steps in (2, 4, 8):  # the first for whatever is initialised lazily
+        model = build("resnet18")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                train(model, items[: 4 * steps], items[:4], config, progress=False)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits[steps] = sum("synchronizing CUDA operation" in str(w.message) for w in caught)
+    assert waits[8] - waits[4] == (4 if interval == 1 else 0)
 
 
 @pytest.mark.parametrize("name", MODELS)

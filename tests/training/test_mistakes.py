@@ -57,8 +57,9 @@ def test_a_gradient_that_is_not_finite_stops_too(digits: Any, tmp_path: Path) ->
 
     model = Breaking()
     before = [p.clone() for p in model.parameters()]
+    config = replace(QUICK, layer="conv", lam=0.0, log_interval=1)
     with pytest.raises(GuidanceError, match=r"epoch 1, step 1: the losses are finite, but their"):
-        train(model, *digits, replace(QUICK, layer="conv", lam=0.0), progress=False)
+        train(model, *digits, config, progress=False)
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
@@ -123,6 +124,7 @@ def test_an_unknown_layer_is_told_before_anything_is_written(digits: Any, tmp_pa
         ({"seed": -1}, r"seed is -1\. A whole number from 0 on is allowed"),
         ({"batch_size": 0}, r"batch_size is 0\. A whole number from 1 on is allowed"),
         ({"grad_accumulation": 0}, r"grad_accumulation is 0\. A whole number from 1 on is"),
+        ({"log_interval": 0}, r"log_interval is 0\. A whole number from 1 on is"),
         ({"clip_grad_norm": 0.0}, r"clip_grad_norm is 0\.0\. A number above 0 is allowed"),
         ({"negatives": 1.5}, r"negatives is 1\.5\. .*A number from 0 to 1 is"),
         ({"threshold": -0.1}, r"threshold is -0\.1\. A number from 0 to 1 is"),
