@@ -98,11 +98,7 @@ class Recipe(GuideOptions):
                 )
         if "layer" not in overrides:
             self.check_layers(model)
-        # What is given is meant as it stands, without the recipe's options of its namesake.
-        own: dict[str, Any] = {
-            f"{name}_options": {} for name in ("loss", "attribution") if name in overrides
-        }
-        options = replace(self.options, **{**own, **overrides})
+        options = replace(self.options, **{**self._own_options(overrides), **overrides})
         return options.build(model, generator=generator)
 
     def config(self, **overrides: Any) -> TrainConfig:

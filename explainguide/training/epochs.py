@@ -157,8 +157,8 @@ class TrainingRun:
         own = [sum(len(b.images) for b in group), sum(b.annotated for b in group)]
         totals = add_up([0, 0] if error else own, self.accelerator.device)
         try:
-            for index, batch in enumerate([] if error else group):
-                self._backward(batch, totals, guide, means, where, first=index == 0)
+            for batch in [] if error else group:
+                self._backward(batch, totals, guide, means, where)
         except Exception as caught:
             error = self._alone(caught)
         if not group and process()[1] == 1:
@@ -178,8 +178,6 @@ class TrainingRun:
         guide: ExplanationGuidance | None,
         means: EpochMeans,
         where: str,
-        *,
-        first: bool,
     ) -> None:
         """The gradients of one batch: its share of the means over all images of the step."""
         config = self.config
@@ -192,8 +190,7 @@ class TrainingRun:
             reading=config.reading,
             images=len(batch.images),
         )
-        if first:
-            check_labels(batch.labels, logits, class_loss=config.class_loss)
+        check_labels(batch.labels, logits, class_loss=config.class_loss)
         class_loss = classification_loss(
             logits, batch.labels, class_loss=config.class_loss, temperature=config.temperature
         )
