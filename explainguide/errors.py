@@ -8,6 +8,7 @@ expect, so that ``except ValueError`` keeps working.
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ __all__ = [
     "LayerError",
     "OptionError",
     "ShapeError",
+    "check_number",
     "check_option",
     "constructor",
     "did_you_mean",
@@ -146,6 +148,45 @@ def check_option(option: str, value: object, allowed: Iterable[object], *, also:
             f"unknown {option} {value!r}.{did_you_mean(str(value), words)} "
             f"{', '.join(map(repr, choices))}{f', or {also},' if also else ''} are allowed."
         )
+
+
+def check_number(
+    option: str,
+    value: object,
+    *,
+    least: float,
+    most: float = math.inf,
+    above: bool = False,
+    whole: bool = False,
+) -> None:
+    """Refuse what is no number, or one outside of what is allowed.
+
+    Args:
+        option: Its name, for the message.
+        value: What was given.
+        least: The smallest number that is allowed.
+        most: The largest.
+        above: Whether the smallest itself is not allowed.
+        whole: Whether it must be a whole number.
+
+    Raises:
+        OptionError: If it is not allowed.
+
+    Example:
+        >>> check_number("batch_size", 0, least=1, whole=True)
+        Traceback (most recent call last):
+        explainguide.errors.OptionError: batch_size is 0. A whole number from 1 on is allowed.
+    """
+    if isinstance(value, int if whole else (int, float)) and not isinstance(value, bool):
+        if math.isfinite(value) and least <= value <= most and not (above and value == least):
+            return
+        hint = f" Did you mean {value / 100:g}?" if most == 1 and 1 < value <= 100 else ""
+    else:
+        hint = ""
+    limit = f"from {least:g} {'on' if most > 1 else f'to {most:g}'}"
+    limit = f"above {least:g}" if above else limit
+    form = f"{'A whole' if whole else 'A'} number"
+    raise OptionError(f"{option} is {value!r}.{hint} {form} {limit} is allowed.")
 
 
 @contextmanager

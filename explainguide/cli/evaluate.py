@@ -51,11 +51,6 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate every checkpoint, and print a table."""
     with operation("--device"):
         check_option("device", args.device, ("auto", "cpu"))
-    if args.batch_size < 1 or args.workers < 0:
-        raise UsageError(
-            f"--batch-size, --workers: {args.batch_size} and {args.workers}. "
-            "A batch holds at least one image; 0 workers load in this process."
-        )
     from explainguide.cli.data import allow_local_modules
 
     allow_local_modules()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -23,10 +23,12 @@ def check_metrics(metrics: Sequence[str] | None) -> list[str]:
         default = [key for key, entry in MAP_METRICS.items() if entry.default]
         # Those that not every data set has come last.
         return sorted(default, key=lambda key: "segmentation" in MAP_METRICS[key].needs)
-    if isinstance(metrics, str):
+    if isinstance(metrics, str) or not isinstance(metrics, Iterable):
+        use = [metrics if isinstance(metrics, str) else "epg"]
         raise OptionError(
-            f"metrics is {metrics!r}. Use [{metrics!r}]. A list or tuple of names is allowed."
+            f"metrics is {metrics!r}. Use {use!r}. A list or tuple of names is allowed."
         )
+    metrics = list(metrics)
     for key in metrics:
         check_option("metric", key, MAP_METRICS)
     return list(dict.fromkeys(metrics))
