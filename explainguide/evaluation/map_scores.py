@@ -13,6 +13,7 @@ from torch import Tensor
 
 from explainguide.errors import OptionError, check_option
 from explainguide.metrics import MAP_METRICS
+from explainguide.metrics.table import side_by_side
 
 __all__ = ["MapScores", "check_metrics", "over_layers"]
 
@@ -80,7 +81,8 @@ class MapScores:
                 else {key: float(result)}
             )
             optional = "segmentation" in MAP_METRICS[key].needs
-            scores |= {k: v for k, v in named.items() if not (optional and math.isnan(v))}
+            named = {k: v for k, v in named.items() if not (optional and math.isnan(v))}
+            scores = side_by_side(scores, named)
         return scores
 
     def undefined(self) -> dict[str, int]:
@@ -112,10 +114,10 @@ def over_layers(maps: Mapping[str, MapScores]) -> dict[str, float]:
         key: sum(each.get(key, math.nan) for each in scores.values()) / len(maps)
         for key in dict.fromkeys(chain.from_iterable(scores.values()))
     }
-    numbers |= {key: sum(each[key] for each in undefined.values()) for key in undefined[first]}
-    numbers |= maps[first].fitted()
+    counts = {key: sum(each[key] for each in undefined.values()) for key in undefined[first]}
+    parts: list[dict[str, float]] = [numbers, {**counts}, maps[first].fitted()]
     if len(maps) > 1:
         for layer in maps:
-            own = {**scores[layer], **undefined[layer]}
-            numbers |= {f"{key} {layer}": value for key, value in own.items()}
-    return numbers
+            own = side_by_side(scores[layer], {**undefined[layer]})
+            parts.append({f"{key} {layer}": value for key, value in own.items()})
+    return side_by_side(*parts)

@@ -25,6 +25,7 @@ from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits, class_scores
 from explainguide.hooks.reading import Output, check_reading
 from explainguide.hooks.tap import Tap
+from explainguide.metrics.table import side_by_side
 from explainguide.processes import add_up, process, together
 
 __all__ = ["evaluate"]
@@ -138,7 +139,7 @@ def evaluate(
         )
     shared = [int(total) for total in add_up(totals, device).tolist()]
     counts = dict(zip(("images", "pairs", "skipped"), shared, strict=True))
-    return {**scores.compute(), **over_layers(maps), **counts}
+    return side_by_side(scores.compute(), over_layers(maps), counts)
 
 
 def _of_all(

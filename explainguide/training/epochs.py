@@ -57,8 +57,13 @@ class TrainingRun:
         if config.annotated < 1:
             self.data = LimitedAnnotations(data, config.annotated, seed=config.seed)
         self.inner = unwrap(model)
-        self.plain_optimizer = build_optimizer(self.inner, config)
         self.forward = vars(self.inner).get("forward")
+        self.modes = {module: module.training for module in self.inner.modules()}
+
+    def prepare(self) -> None:
+        """Make the optimizer, and the model ready for it; `close` takes back what that changes."""
+        config, accelerator = self.config, self.accelerator
+        self.plain_optimizer = build_optimizer(self.inner, config)
         accelerator.prepare_model(self.inner, evaluation_mode=True)  # its device and precision
         self.optimizer = accelerator.prepare(self.plain_optimizer)
         self.parameters = [p for p in self.inner.parameters() if p.requires_grad]
@@ -72,7 +77,12 @@ class TrainingRun:
         )
 
     def close(self) -> None:
-        """Give the model back as it came: mixed precision sets a forward on the instance."""
+        """Give the model back as it came: mixed precision sets a forward on the instance.
+
+        Each module is in the mode that it was in, training or evaluation.
+        """
+        for module, training in self.modes.items():
+            module.training = training
         attributes = vars(self.inner)
         attributes.pop("_original_forward", None)
         attributes.pop("forward", None)
