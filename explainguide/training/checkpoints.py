@@ -119,7 +119,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: A ``.pt`` file, or the ``weights.safetensors`` of a training, which holds less:
-            ``"model"``, ``"info"``, ``"config"``, ``"epoch"``, and no ``"metrics"``.
+            ``"model"``, ``"info"``, ``"config"``, ``"epoch"``, and no ``"metrics"``; but
+            ``"guided_layer"``, also where the config leaves it to be found.
 
     Returns:
         What was saved, on the CPU.

@@ -192,14 +192,16 @@ class RunFolder:
 
         Args:
             weights: A state dict.
-            layer: What was guided, also where the settings leave it to be found.
+            layer: What was guided, also where the settings leave it to be found. It is kept beside
+                the settings: another attribution may be at another layer.
         """
         if self._writes:
             assert self._path is not None
             config = self._config.to_dict()
             about = {
                 "info": {key: self._info[key] for key in _DESCRIBES if key in self._info},
-                "config": {key: config[key] for key in _MEASURED} | {"layer": layer},
+                "config": {key: config[key] for key in _MEASURED},
+                "guided_layer": layer,
                 "epoch": len(self.history.rows),
             }
             save_weights(self._path / "weights.safetensors", weights, about=about)
