@@ -8,7 +8,7 @@ from typing import Literal, TypeVar, get_args
 
 from torchmetrics import Metric
 
-from explainguide.errors import OptionError, did_you_mean, operation
+from explainguide.errors import OptionError, Table, did_you_mean, operation
 
 __all__ = ["MAP_METRICS", "MapMetric", "Need", "Option", "map_metric", "side_by_side"]
 
@@ -44,7 +44,7 @@ class MapMetric:
         return self.kind.higher_is_better
 
 
-MAP_METRICS: dict[str, MapMetric] = {}
+MAP_METRICS: Table[str, MapMetric] = Table("MAP_METRICS", origin=lambda entry: entry.kind)
 """The metrics that `evaluate` can report, by their keys."""
 
 
@@ -114,21 +114,12 @@ def map_metric(
 
 
 def _check_key(key: str, kind: type[Metric]) -> None:
-    """Refuse a key that `evaluate` cannot report, or that another class has."""
+    """Refuse a key that `evaluate` cannot report."""
     if not key.isidentifier() or key in _RESERVED or key.endswith(_ENDINGS):
         raise OptionError(
             f"{kind.__name__} has the key {key!r}. Use {kind.__name__.lower()!r}. Identifiers that do "
             f"not end in {' or '.join(_ENDINGS)} and are none of {', '.join(_RESERVED)} are allowed."
         )
-    if key in MAP_METRICS and _name(MAP_METRICS[key].kind) != _name(kind):
-        raise OptionError(
-            f"the key {key!r} of {_name(kind)} is that of {_name(MAP_METRICS[key].kind)}. Use "
-            f"{kind.__name__.lower()!r}. All but {', '.join(map(repr, MAP_METRICS))} are allowed."
-        )
-
-
-def _name(kind: type[Metric]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def side_by_side(*parts: Mapping[str, Number]) -> dict[str, Number]:
