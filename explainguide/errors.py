@@ -1,4 +1,4 @@
-"""The exceptions, the warning, and the search for the name that was meant.
+"""The exceptions, the warning, the search for the name that was meant, and tables of names.
 
 Every message reads ``<public callable>: <what is wrong, with the value>. <nearest fix>. <what is
 allowed>.`` The public callable is named once, where it is entered (`operation`, `method`); what it
@@ -8,9 +8,10 @@ expect, so that ``except ValueError`` keeps working.
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
@@ -26,7 +27,10 @@ __all__ = [
     "LayerError",
     "OptionError",
     "ShapeError",
+    "Table",
     "check_flag",
+    "check_free",
+    "check_number",
     "check_option",
     "constructor",
     "did_you_mean",
@@ -38,6 +42,8 @@ __all__ = [
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Key = TypeVar("Key")
+Entry = TypeVar("Entry")
 # Of this thread or task alone; without one, messages go unnamed.
 _operation: ContextVar[str] = ContextVar("operation", default="")
 
@@ -170,6 +176,45 @@ def check_flag(option: str, value: object) -> None:
         )
 
 
+def check_number(
+    option: str,
+    value: object,
+    *,
+    least: float,
+    most: float = math.inf,
+    above: bool = False,
+    whole: bool = False,
+) -> None:
+    """Refuse what is no number, or one outside of what is allowed.
+
+    Args:
+        option: Its name, for the message.
+        value: What was given.
+        least: The smallest number that is allowed.
+        most: The largest.
+        above: Whether the smallest itself is not allowed.
+        whole: Whether it must be a whole number.
+
+    Raises:
+        OptionError: If it is not allowed.
+
+    Example:
+        >>> check_number("batch_size", 0, least=1, whole=True)
+        Traceback (most recent call last):
+        explainguide.errors.OptionError: batch_size is 0. A whole number from 1 on is allowed.
+    """
+    if isinstance(value, int if whole else (int, float)) and not isinstance(value, bool):
+        if math.isfinite(value) and least <= value <= most and not (above and value == least):
+            return
+        hint = f" Did you mean {value / 100:g}?" if most == 1 and 1 < value <= 100 else ""
+    else:
+        hint = ""
+    limit = f"from {least:g} {'on' if most > 1 else f'to {most:g}'}"
+    limit = f"above {least:g}" if above else limit
+    form = f"{'A whole' if whole else 'A'} number"
+    raise OptionError(f"{option} is {value!r}.{hint} {form} {limit} is allowed.")
+
+
 @contextmanager
 def operation(name: str, *, default: bool = False) -> Iterator[None]:
     """Within this context, errors and warnings of the package begin with a public callable's name.
@@ -253,3 +298,84 @@ def warn(text: str) -> None:
 def _is_between(module: str) -> bool:
     """Whether a frame is this package's, or one through which it calls itself."""
     return module.partition(".")[0] in ("explainguide", "captum", "contextlib", "torch", "tqdm")
+
+
+class Table(dict[Key, Entry]):
+    """A table of the package: an entry does not take the place of another without a word.
+
+    What is defined again, as in a notebook, or in a module that is loaded again, takes its own place.
+
+    Args:
+        name: Of the table, for messages.
+        entries: The first ones.
+        origin: What an entry was made of: a function or class, or its name; by default it itself.
+
+    Example:
+        >>> table = Table("ANIMALS", {"cat": str.lower})
+        >>> table["cat"] = str.upper
+        Traceback (most recent call last):
+        explainguide.errors.OptionError: ANIMALS: the key 'cat' of builtins.str.upper is that of ...
+    """
+
+    def __init__(
+        self,
+        name: str,
+        entries: Mapping[Key, Entry] | None = None,
+        *,
+        origin: Callable[[Entry], Any] = lambda entry: entry,
+    ) -> None:
+        super().__init__(entries or {})
+        self._name, self._origin = name, origin
+
+    def __setitem__(self, key: Key, entry: Entry) -> None:
+        if key in self:
+            with operation(self._name, default=True):
+                check_free(
+                    key,
+                    self._origin(entry),
+                    taken_by=self._origin(self[key]),
+                    table=self._name,
+                    keys=self,
+                )
+        super().__setitem__(key, entry)
+
+
+def check_free(key: Any, new: Any, *, taken_by: Any, table: str, keys: Iterable[Any]) -> None:
+    """Refuse a key of a table that is taken, but by what is defined again.
+
+    Args:
+        key: The key.
+        new: What would be entered: a function or class, or its name.
+        taken_by: What is there, likewise.
+        table: The name of the table.
+        keys: All that are taken.
+
+    Raises:
+        OptionError: If they are not the same, by module and name.
+    """
+    new, taken_by = _called(new), _called(taken_by)
+    if new == taken_by:
+        return
+    whose = f"of {new} is that of {taken_by}"
+    if not isinstance(new, str) or not isinstance(taken_by, str):
+        whose = f"of a {type(new).__name__} is that of another"
+    raise OptionError(
+        f"the key {_shown(key)} {whose}. Use another, or take the entry out of {table} first. All but "
+        f"{', '.join(map(_shown, keys))} are allowed."
+    )
+
+
+def _called(made_of: Any) -> Any:
+    """Module and name, by which a function or class that is defined again is known."""
+    if isinstance(made_of, str):
+        return made_of.replace(":", ".")
+    name = getattr(made_of, "__qualname__", None)
+    if name is None:
+        return made_of
+    # A method of a built-in type has no module of its own.
+    home = getattr(made_of, "__module__", None) or "builtins"
+    return f"{home}.{name}"
+
+
+def _shown(key: Any) -> str:
+    return key.__name__ if isinstance(key, type) else repr(key)

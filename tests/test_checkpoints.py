@@ -18,7 +18,7 @@ from explainguide.checkpoints import (
     save_weights,
     write_whole,
 )
-from explainguide.errors import DataError
+from explainguide.errors import DataError, OptionError
 from explainguide.models import small_cnn
 from explainguide.training import checkpoints
 
@@ -135,6 +135,30 @@ def test_a_checkpoint_of_another_model_or_of_no_name(tmp_path: Path) -> None:
         load_model(_save(tmp_path / "a.pt", {"name": "resnet18", "num_classes": 3}))
     with pytest.raises(DataError, match="does not say how its model was built"):
         load_model(_save(tmp_path / "b.pt", {}))
+
+
+@pytest.mark.parametrize("missing", ["info", "model", "config", "epoch", "metrics"])
+def test_a_checkpoint_without_what_a_training_writes_is_named(tmp_path: Path, missing: str) -> None:
+    info = {"name": "explainguide.models:small_cnn", "num_classes": 3}
+    whole = load_checkpoint(_save(tmp_path / "a.pt", info))
+    del whole[missing]
+    path = save_checkpoint(tmp_path / "b.pt", whole)
+    with pytest.raises(DataError, match=rf"^load_model: '.*b\.pt' has no '{missing}'\. Save it"):
+        load_model(path)
+    assert describe_weights(path) == ({} if missing == "info" else info)
+
+
+def test_a_checkpoint_whose_info_is_no_dict_is_named(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "a.pt", {"info": ["resnet18"], "model": {}})
+    with pytest.raises(DataError, match=r"a\.pt' has a list for 'info'\."):
+        load_model(path)
+    assert describe_weights(path) == {}
+
+
+def test_a_device_that_is_not_there_is_told(tmp_path: Path) -> None:
+    path = _save(tmp_path / "a.pt", {"name": "explainguide.models:small_cnn", "num_classes": 3})
+    with pytest.raises(OptionError, match=r"^load_model: device is 'gpu', .*Use 'cpu'\."):
+        load_model(path, device="gpu")
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:

@@ -320,6 +320,27 @@ def test_loading_in_workers_gives_the_same() -> None:
             r"evaluate: unknown metric 'pointing_gme'\. Did you mean 'pointing_game'\?.* are allowed\.",
         ),
         ({"metrics": "epg"}, OptionError, r"evaluate: metrics is 'epg'\. Use \['epg'\]\."),
+        ({"metrics": 5}, OptionError, r"evaluate: metrics is 5\. Use \['epg'\]\. A list"),
+        ({"metrics": [5]}, OptionError, r"evaluate: unknown metric 5\."),
+        (
+            {"batch_size": 0},
+            OptionError,
+            r"evaluate: batch_size is 0\. A whole number from 1 on is allowed\.",
+        ),
+        ({"batch_size": 2.5}, OptionError, r"evaluate: batch_size is 2\.5\. A whole number"),
+        ({"batch_size": True}, OptionError, r"evaluate: batch_size is True\. A whole number"),
+        (
+            {"workers": -1},
+            OptionError,
+            r"evaluate: workers is -1\. A whole number from 0 on is allowed\.",
+        ),
+        (
+            {"device": "gpu"},
+            OptionError,
+            r"evaluate: device is 'gpu', .*Use 'cpu'\. A device of this machine \('cpu'.*\) is",
+        ),
+        ({"device": "cuda:99"}, OptionError, r"evaluate: device is 'cuda:99', .*Use 'cpu'\."),
+        ({"device": 2.5}, OptionError, r"evaluate: device is 2\.5, "),
         (
             {"layer": "stage7"},
             ExplainGuideError,

@@ -228,6 +228,7 @@ def test_silent_tokens_that_fit_a_grid_with_and_without_their_prefix(
 def five_dimensions() -> Iterator[None]:
     """A layout of a user: frames before places, as networks of videos have it, and one frame."""
     with mock.patch.dict(KINDS):
+        KINDS.pop("NLhwC", None)  # that of a page of docs/
 
         @layout_kind("NLhwC", ndim=5, grid=(2, 3))
         def one_frame(feature: Tensor, layout: Layout) -> Tensor:

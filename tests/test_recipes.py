@@ -176,6 +176,16 @@ def test_what_is_given_comes_before_the_recipe() -> None:
         assert guide.layers == ["layer4"]
 
 
+@pytest.mark.parametrize("loss", ["rrr", "energy", "l1"])
+def test_a_guide_and_a_config_have_one_objective(loss: str) -> None:
+    options = recipe("rrr").config(loss=loss).loss_options
+    assert options == ({"normalize": False} if loss == "rrr" else {})
+    with recipe("rrr").guide(Stages(), loss=loss) as guide:
+        assert guide.options.loss_options == options
+    with recipe("rrr").guide(Stages(), loss=loss, loss_options={}) as guide:
+        assert guide.options.loss_options == {}
+
+
 def test_a_guide_names_the_options_of_its_loss() -> None:
     with recipe("rrr").guide(Stages()) as guide:
         assert "loss='rrr(normalize=False)'" in repr(guide)

@@ -17,7 +17,14 @@ from torch import Tensor
 from explainguide.annotations.batch import Annotations
 from explainguide.annotations.labels import FirstLabel, outside_hint, to_logits, warn_if_strangers
 from explainguide.annotations.masks import check_mask
-from explainguide.errors import AnnotationError, ExplainGuideError, OptionError, ShapeError
+from explainguide.errors import (
+    AnnotationError,
+    ExplainGuideError,
+    OptionError,
+    ShapeError,
+    check_free,
+    operation,
+)
 from explainguide.host import host_array, send
 
 __all__ = ["FORMS", "Batch", "Form", "Regions", "as_regions", "form"]
@@ -88,6 +95,9 @@ def form(name: str, fits: Fits) -> Callable[[Read], Read]:
         name: As `Form`, as are the others.
         fits: Whether a value is meant to be of this form.
 
+    Raises:
+        OptionError: Where a function is decorated with a name that another form has.
+
     Example:
         >>> @form("the word 'everywhere'", lambda value, batch: value == "everywhere")
         ... def everywhere(word, batch):
@@ -99,7 +109,12 @@ def form(name: str, fits: Fits) -> Callable[[Read], Read]:
         "the word 'everywhere'"
     """
 
+    @operation("form")
     def enter(read: Read) -> Read:
+        for known in [entry for entry in FORMS if entry.name == name]:
+            names = [entry.name for entry in FORMS]
+            check_free(name, read, taken_by=known.read, table="FORMS", keys=names)
+            FORMS.remove(known)
         FORMS.append(Form(name, fits, read))
         return read
 

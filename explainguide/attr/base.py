@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from explainguide.attr.evidence import Evidence, buffers_aside, explain, passing
 from explainguide.errors import (
     ShapeError,
+    Table,
     constructor,
     method,
+    operation,
     warn,
 )
 from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
@@ -38,11 +40,14 @@ Kind = TypeVar("Kind", bound="type[LayerMap]")
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
 
-ATTRIBUTIONS: dict[str, type[LayerMap]] = {}
+ATTRIBUTIONS: Table[str, type[LayerMap]] = Table("ATTRIBUTIONS")
 
 
 def attribution(name: str) -> Callable[[Kind], Kind]:
     """Enter an attribution in the table, so that its name stands for it.
+
+    Raises:
+        OptionError: Where a class is decorated with a name that another attribution has.
 
     Example:
         >>> from explainguide.attr import InputXGradient
@@ -54,6 +59,7 @@ def attribution(name: str) -> Callable[[Kind], Kind]:
         'AbsoluteProduct'
     """
 
+    @operation("attribution")
     def enter(kind: Kind) -> Kind:
         ATTRIBUTIONS[name] = kind
         return kind

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from explainguide.errors import Table, operation
+
 __all__ = ["NORMS", "NormForm", "find_form", "form_of", "in_place_of", "takes_images"]
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
@@ -38,7 +40,12 @@ class NormForm:
     running: bool
 
 
-NORMS: dict[type[nn.Module], NormForm] = {}
+def _origin(entry: NormForm) -> str:
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in (entry.kind, *entry.plain)]
+    return f"{names[0]} (in place of {', '.join(names[1:])})"
+
+
+NORMS: Table[type[nn.Module], NormForm] = Table("NORMS", origin=_origin)
 
 
 def in_place_of(
@@ -65,6 +72,9 @@ def in_place_of(
         choices: Both, where there is no other form.
         running: For batch norms.
 
+    Raises:
+        OptionError: Where a class is decorated that stands for other norms already.
+
     Example:
         >>> from explainguide.hooks.dynamic import DynamicLinear, hold
         >>> size = "normalized_shape"
@@ -79,6 +89,7 @@ def in_place_of(
         >>> del NORMS[form.kind]
     """
 
+    @operation("in_place_of")
     def enter(kind: Kind) -> Kind:
         NORMS[kind] = NormForm(kind, plain, arguments, channels, channels_last, choices, running)
         return kind

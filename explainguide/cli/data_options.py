@@ -6,7 +6,7 @@ What a data set is called, takes and needs, it says itself: `explainguide.datase
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from explainguide.cli.settings import Later
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_data_arguments",
+    "check_same_classes",
     "describe_data",
     "find_source",
     "open_evaluation",
@@ -213,6 +214,31 @@ def open_evaluation(args: argparse.Namespace, info: Mapping[str, Any]) -> Any:
     given |= _own_options(args, source)
     asked |= {name: value for name, value in given.items() if value is not None}
     return _open(kind, source, {**asked, "masks": True, "size": info["image_size"]})
+
+
+def check_same_classes(
+    classes: Sequence[str], known: Sequence[str], *, of: tuple[str, str], remedy: str
+) -> None:
+    """Refuse classes that are not the same in the same order: labels would mean something else.
+
+    Args:
+        classes: Names.
+        known: Those that they must be.
+        of: Whose they are, for the message: ``("the data", "those of 'last.pt'")``.
+        remedy: What to do, a sentence.
+
+    Raises:
+        OptionError: With the first that differs.
+    """
+    if list(classes) == list(known):
+        return
+    if len(classes) != len(known):
+        count = f"{len(classes)} class{'es' if len(classes) > 1 else ''}"
+        problem = f"{of[0]} have {count} and {of[1]} {len(known)}"
+    else:
+        index = next(i for i in range(len(known)) if classes[i] != known[i])
+        problem = f"class {index} of {of[0]} is {classes[index]!r}, but of {of[1]} {known[index]!r}"
+    raise OptionError(f"{problem}. {remedy} The same names in the same order are allowed.")
 
 
 def describe_data(args: argparse.Namespace, source: DataSource) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from explainguide.cli.data_options import add_data_arguments, open_evaluation
+from explainguide.cli.data_options import add_data_arguments, check_same_classes, open_evaluation
 from explainguide.cli.settings import add_settings, given_settings
 from explainguide.cli.usage import UsageError
 from explainguide.errors import DataError, OptionError, check_option, operation
@@ -51,11 +51,6 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate every checkpoint, and print a table."""
     with operation("--device"):
         check_option("device", args.device, ("auto", "cpu"))
-    if args.batch_size < 1 or args.workers < 0:
-        raise UsageError(
-            f"--batch-size, --workers: {args.batch_size} and {args.workers}. "
-            "A batch holds at least one image; 0 workers load in this process."
-        )
     from explainguide.cli.data import allow_local_modules
 
     allow_local_modules()
@@ -88,6 +83,14 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
         )
     config = info["config"]
     data = open_evaluation(args, info)
+    if info.get("classes"):
+        check_same_classes(
+            data.classes,
+            info["classes"],
+            of=("the data", f"'{Path(path)}'"),
+            remedy="Name the data of the training, or let yours list the classes as "
+            f"{', '.join(map(repr, info['classes']))}.",
+        )
     if not fits_classes(info["num_classes"], len(data.classes)):
         raise OptionError(
             f"the data have {len(data.classes)} classes and '{Path(path)}' "

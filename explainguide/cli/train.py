@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from explainguide.cli.data_options import (
     add_data_arguments,
+    check_same_classes,
     describe_data,
     find_source,
     open_training,
@@ -84,11 +85,12 @@ def run(args: argparse.Namespace) -> int:
     train_data = open_training(args, source, masks=config.region == "masks")
     val_data = open_validation(args, source)
     multilabel = bool(getattr(train_data, "multilabel", False))
-    if list(train_data.classes) != list(val_data.classes):
-        raise OptionError(
-            f"the training images have {len(train_data.classes)} classes and those of "
-            f"evaluation {len(val_data.classes)}, or in another order. The classes must agree."
-        )
+    check_same_classes(
+        train_data.classes,
+        val_data.classes,
+        of=("the training images", "those of evaluation"),
+        remedy="Name the folders alike, or let both data sets list their classes in one order.",
+    )
     if len(train_data.classes) < 2 and not multilabel:
         raise OptionError(
             f"the images are of one class, {train_data.classes[0]!r}, so every answer is right. "

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from explainguide.annotations import Annotations, LimitedAnnotations, collate
-from explainguide.errors import DataError, OptionError
+from explainguide.errors import DataError, OptionError, first_line
 from explainguide.host import host_array, send
 from explainguide.processes import process
 
@@ -20,6 +20,7 @@ __all__ = [
     "Batch",
     "batches",
     "check_data",
+    "check_device",
     "count_annotated",
     "epoch_order",
     "seed_all",
@@ -156,6 +157,24 @@ def check_data(data: Any, *, name: str) -> int:
     if len(data) == 0:
         raise DataError(f"{name} is empty. Check its split. At least one item is needed.")
     return len(data)
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device of a name, where this machine has it.
+
+    Raises:
+        OptionError: If there is no such device.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (AssertionError, AttributeError, ImportError, RuntimeError, TypeError) as error:
+        names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise OptionError(
+            f"device is {device!r}, which cannot be used ({first_line(error)}). Use 'cpu'. A device "
+            f"of this machine ({', '.join(map(repr, names))}) is allowed."
+        ) from error
+    return found
 
 
 def count_annotated(data: Any) -> int | None:

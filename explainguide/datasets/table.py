@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from explainguide.errors import Table
 from explainguide.named import find_named, parameters_of
 
 __all__ = ["DATASETS", "DataSource", "needed_by", "taken"]
@@ -60,7 +61,7 @@ class DataSource:
         return function
 
 
-DATASETS: dict[str, DataSource] = {
+_OWN: dict[str, DataSource] = {
     "decoy": DataSource(
         "embedded digits",
         "explainguide.datasets.decoy:open_data",
@@ -75,6 +76,9 @@ DATASETS: dict[str, DataSource] = {
         "one folder of images a class", "explainguide.datasets.image_folder:open_data"
     ),
 }
+
+
+DATASETS: Table[str, DataSource] = Table("DATASETS", _OWN, origin=lambda entry: entry.open)
 
 
 def taken(source: DataSource) -> dict[str, bool]:

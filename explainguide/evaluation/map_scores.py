@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from explainguide.errors import OptionError, check_option
 from explainguide.metrics import MAP_METRICS
+from explainguide.metrics.table import side_by_side
 
 __all__ = ["MapScores", "check_metrics", "over_layers"]
 
@@ -23,10 +24,12 @@ def check_metrics(metrics: Sequence[str] | None) -> list[str]:
         default = [key for key, entry in MAP_METRICS.items() if entry.default]
         # Those that not every data set has come last.
         return sorted(default, key=lambda key: "segmentation" in MAP_METRICS[key].needs)
-    if isinstance(metrics, str):
+    if isinstance(metrics, str) or not isinstance(metrics, Iterable):
+        use = [metrics if isinstance(metrics, str) else "epg"]
         raise OptionError(
-            f"metrics is {metrics!r}. Use [{metrics!r}]. A list or tuple of names is allowed."
+            f"metrics is {metrics!r}. Use {use!r}. A list or tuple of names is allowed."
         )
+    metrics = list(metrics)
     for key in metrics:
         check_option("metric", key, MAP_METRICS)
     return list(dict.fromkeys(metrics))
@@ -78,7 +81,8 @@ class MapScores:
                 else {key: float(result)}
             )
             optional = "segmentation" in MAP_METRICS[key].needs
-            scores |= {k: v for k, v in named.items() if not (optional and math.isnan(v))}
+            named = {k: v for k, v in named.items() if not (optional and math.isnan(v))}
+            scores = side_by_side(scores, named)
         return scores
 
     def undefined(self) -> dict[str, int]:
@@ -110,10 +114,10 @@ def over_layers(maps: Mapping[str, MapScores]) -> dict[str, float]:
         key: sum(each.get(key, math.nan) for each in scores.values()) / len(maps)
         for key in dict.fromkeys(chain.from_iterable(scores.values()))
     }
-    numbers |= {key: sum(each[key] for each in undefined.values()) for key in undefined[first]}
-    numbers |= maps[first].fitted()
+    counts = {key: sum(each[key] for each in undefined.values()) for key in undefined[first]}
+    parts: list[dict[str, float]] = [numbers, {**counts}, maps[first].fitted()]
     if len(maps) > 1:
         for layer in maps:
-            own = {**scores[layer], **undefined[layer]}
-            numbers |= {f"{key} {layer}": value for key, value in own.items()}
-    return numbers
+            own = side_by_side(scores[layer], {**undefined[layer]})
+            parts.append({f"{key} {layer}": value for key, value in own.items()})
+    return side_by_side(*parts)

@@ -16,8 +16,8 @@ from explainguide.annotations.forms import as_regions
 from explainguide.attr import LayerMap
 from explainguide.attr.evidence import explain, passing
 from explainguide.attr.placement import place_attribution
-from explainguide.datasets.batches import Batch, batches, check_data
-from explainguide.errors import DataError, check_option, operation
+from explainguide.datasets.batches import Batch, batches, check_data, check_device
+from explainguide.errors import DataError, check_number, check_option, operation
 from explainguide.evaluation.classification import ClassificationScores, check_labels, is_multilabel
 from explainguide.evaluation.map_scores import MapScores, check_metrics, over_layers
 from explainguide.hooks.dynamic import evaluating
@@ -25,6 +25,7 @@ from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits, class_scores
 from explainguide.hooks.reading import Output, check_reading
 from explainguide.hooks.tap import Tap
+from explainguide.metrics.table import side_by_side
 from explainguide.processes import add_up, process, together
 
 __all__ = ["evaluate"]
@@ -87,7 +88,10 @@ def evaluate(
         DataError: If no image can be read, or labels and model do not fit.
     """
     check_option("region", region, ("boxes", "masks"))
+    check_number("batch_size", batch_size, least=1, whole=True)
+    check_number("workers", workers, least=0, whole=True)
     chosen = check_metrics(metrics)
+    place = None if device is None else check_device(device)
     inner = unwrap(model)
     method, layers = place_attribution(
         inner,
@@ -97,8 +101,8 @@ def evaluate(
         movable=True,
     )
     count = check_data(data, name="data")
-    if device is not None:
-        inner.to(device)
+    if place is not None:
+        inner.to(place)
     device = _device(inner)
     rank, world = process()
     source = batches(
@@ -135,7 +139,7 @@ def evaluate(
         )
     shared = [int(total) for total in add_up(totals, device).tolist()]
     counts = dict(zip(("images", "pairs", "skipped"), shared, strict=True))
-    return {**scores.compute(), **over_layers(maps), **counts}
+    return side_by_side(scores.compute(), over_layers(maps), counts)
 
 
 def _of_all(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from explainguide.errors import OptionError, check_flag
+from explainguide.errors import check_flag, check_number
 
 __all__ = ["Shown", "check_flags", "check_numbers", "setting"]
 
@@ -81,18 +81,11 @@ def check_numbers(settings: Any) -> None:
     for option in fields(settings):
         value, shown = getattr(settings, option.name), option.metadata.get("shown", Shown())
         if shown.least is not None and (value is not None or option.default is not None):
-            _check_number(option.name, value, shown)
-
-
-def _check_number(name: str, value: Any, shown: Shown) -> None:
-    whole, least, most = shown.kind is int, shown.least, shown.most
-    assert least is not None
-    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    in_range = good and math.isfinite(value) and least <= value <= most
-    if in_range and not (shown.above and value == least):
-        return
-    form = f"{'A whole' if whole else 'A'} number"
-    limit = f"from {least:g} {'on' if most > 1 else f'to {most:g}'}"
-    limit = f"above {least:g}" if shown.above else limit
-    hint = f" Did you mean {value / 100:g}?" if good and most == 1 and 1 < value <= 100 else ""
-    raise OptionError(f"{name} is {value!r}.{hint} {form} {limit} is allowed.")
+            check_number(
+                option.name,
+                value,
+                least=shown.least,
+                most=shown.most,
+                above=shown.above,
+                whole=shown.kind is int,
+            )

@@ -9,7 +9,7 @@ formed, and differentiated as what they are, functions of the parameters, when a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ __all__ = [
     "evaluating",
     "explanation_mode",
     "hold",
+    "in_mode",
     "is_bcos",
     "modes_of",
     "wide",
@@ -96,15 +97,23 @@ def is_bcos(model: nn.Module) -> bool:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode; afterwards each module is in the mode that it was in."""
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """A model in training or evaluation mode; afterwards each module is in the mode that it was in."""
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
+        if training:
+            model.train()
+        else:
+            model.eval()
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, before in modes.items():
+            module.training = before
+
+
+def evaluating(model: nn.Module) -> AbstractContextManager[None]:
+    """A model in evaluation mode; afterwards each module is in the mode that it was in."""
+    return in_mode(model, training=False)
 
 
 def modes_of(model: nn.Module) -> list[Mode]:

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from explainguide.errors import Table, check_free, operation
 from explainguide.host import send
 
 __all__ = ["KINDS", "Layout", "LayoutKind", "kind_called", "layout_kind", "places_alone", "to_nchw"]
@@ -66,7 +67,7 @@ class LayoutKind:
         return shape[self.grid[0]], shape[self.grid[1]]
 
 
-KINDS: dict[str, LayoutKind] = {}
+KINDS: Table[str, LayoutKind] = Table("KINDS", origin=lambda entry: entry.read)
 _Read = Callable[[Tensor, Layout], Tensor]
 
 
@@ -101,6 +102,9 @@ def layout_kind(
         called: The name of the kind, where it has no other.
         show: Name and grid, if nothing else is given.
 
+    Raises:
+        OptionError: Where a function is decorated with a name that another kind has.
+
     Example:
         >>> @layout_kind("NhCw", ndim=4, grid=(1, 3))
         ... def read(feature: Tensor, layout: Layout) -> Tensor:
@@ -110,7 +114,17 @@ def layout_kind(
         >>> del KINDS["NhCw"]
     """
 
+    @operation("layout_kind")
     def enter(read: _Read) -> _Read:
+        for other, entry in KINDS.items():
+            if other != kind and entry.called == (called or kind):
+                check_free(
+                    called or kind,
+                    read,
+                    taken_by=entry.read,
+                    table="KINDS",
+                    keys=[each.called for each in KINDS.values()],
+                )
         KINDS[kind] = LayoutKind(called or kind, ndim, read, grid, show)
         return read
 

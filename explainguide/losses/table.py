@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from explainguide.errors import OptionError, did_you_mean, first_line, named
+from explainguide.errors import OptionError, Table, did_you_mean, first_line, named, operation
 from explainguide.named import check_values, look_up, parameters_of
 
 __all__ = ["LOSSES", "Loss", "StagedLoss", "localization_loss", "resolve_loss", "with_options"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Function = TypeVar("Function", bound=Callable[..., Tensor])
-LOSSES: dict[str, Callable[..., Tensor]] = {}
+LOSSES: Table[str, Callable[..., Tensor]] = Table("LOSSES")
 
 
 class _Stages(NamedTuple):
@@ -46,6 +46,9 @@ def localization_loss(
             that it names. None: the map is upsampled as it is.
         prepared: Options with which the loss takes maps that are prepared already.
 
+    Raises:
+        OptionError: Where a function is decorated whose name another loss has.
+
     Example:
         >>> @localization_loss()
         ... def inside_loss(attribution, mask):
@@ -54,6 +57,7 @@ def localization_loss(
         tensor([-4.])
     """
 
+    @operation("localization_loss")
     def enter(function: Function) -> Function:
         entry = named(function.__name__)(function)
         if prepare is not None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 from torchmetrics import Metric
 
-from explainguide.errors import OptionError, did_you_mean, operation
+from explainguide.errors import OptionError, Table, did_you_mean, operation
 
-__all__ = ["MAP_METRICS", "MapMetric", "Need", "Option", "map_metric"]
+__all__ = ["MAP_METRICS", "MapMetric", "Need", "Option", "map_metric", "side_by_side"]
 
 Need = Literal["region", "boxes", "segmentation"]
 Option = Literal["threshold"]
 Kind = TypeVar("Kind", bound=type[Metric])
+Number = TypeVar("Number")
 
-# What `evaluate` reports beside the metrics of maps.
-_OTHERS = ("accuracy", "worst_class_accuracy", "f1", "map", "images", "pairs", "skipped")
+# What stands beside the metrics of maps: what `evaluate` reports, what `train` adds to an epoch's row,
+# and the columns of the tables that the commands print.
+_RESERVED: tuple[str, ...]
+_RESERVED = ("accuracy", "worst_class_accuracy", "f1", "map", "images", "pairs", "skipped")
+_RESERVED += ("epoch", "loss", "loss_loc", "lr", "seconds")
+_RESERVED += ("checkpoint", "kept", "run", "time")
+_ENDINGS = ("_undefined", "_threshold")  # what is reported of a metric beside its score
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class MapMetric:
         return self.kind.higher_is_better
 
 
-MAP_METRICS: dict[str, MapMetric] = {}
+MAP_METRICS: Table[str, MapMetric] = Table("MAP_METRICS", origin=lambda entry: entry.kind)
 """The metrics that `evaluate` can report, by their keys."""
 
 
@@ -59,7 +65,8 @@ def map_metric(
     run a process may have had nothing to add, so states should be tensors, not lists.
 
     Args:
-        key: What `evaluate` calls it.
+        key: What `evaluate` calls it: an identifier that is no other number's of an evaluation or a
+            training, and that does not end in ``_undefined`` or ``_threshold``.
         title: What a column or an axis calls it.
         needs: What ``update`` takes after the maps, in order: ``"region"``, where the map should
             be (the boxes or the segmentation, as `evaluate` is told), ``"boxes"``,
@@ -107,21 +114,37 @@ def map_metric(
 
 
 def _check_key(key: str, kind: type[Metric]) -> None:
-    """Refuse a key that `evaluate` cannot report, or that another class has."""
-    if not key.isidentifier() or key in _OTHERS:
+    """Refuse a key that `evaluate` cannot report."""
+    if not key.isidentifier() or key in _RESERVED or key.endswith(_ENDINGS):
         raise OptionError(
-            f"{kind.__name__} has the key {key!r}. Use {kind.__name__.lower()!r}. Identifiers that "
-            f"evaluate does not report already ({', '.join(_OTHERS)}) are allowed."
-        )
-    if key in MAP_METRICS and _name(MAP_METRICS[key].kind) != _name(kind):
-        raise OptionError(
-            f"the key {key!r} of {_name(kind)} is that of {_name(MAP_METRICS[key].kind)}. Use "
-            f"{kind.__name__.lower()!r}. All but {', '.join(map(repr, MAP_METRICS))} are allowed."
+            f"{kind.__name__} has the key {key!r}. Use {kind.__name__.lower()!r}. Identifiers that do "
+            f"not end in {' or '.join(_ENDINGS)} and are none of {', '.join(_RESERVED)} are allowed."
         )
 
 
-def _name(kind: type[Metric]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def side_by_side(*parts: Mapping[str, Number]) -> dict[str, Number]:
+    """Numbers of several sources in one row, where none takes the place of another.
+
+    Args:
+        *parts: Name to number.
+
+    Raises:
+        OptionError: If two have one name, as by a metric whose ``compute`` names it.
+
+    Example:
+        >>> side_by_side({"epoch": 1}, {"epg": 0.5})
+        {'epoch': 1, 'epg': 0.5}
+    """
+    row: dict[str, Number] = {}
+    for part in parts:
+        for name, number in part.items():
+            if name in row:
+                raise OptionError(
+                    f"two numbers are called {name!r}. Rename the metric's key, or the name in the "
+                    f"dict that its compute returns. All but {', '.join(map(repr, row))} are allowed."
+                )
+            row[name] = number
+    return row
 
 
 def _check_names(what: str, given: tuple[str, ...], allowed: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.bcos.saved import rebuild
+from explainguide.datasets.batches import check_device
 from explainguide.errors import DataError, operation
 from explainguide.files import replace_file
 from explainguide.models.build import build_model
@@ -22,6 +23,7 @@ from explainguide.models.weights import fit_weights, short_reason
 from explainguide.xdnn import remove_bias
 
 __all__ = [
+    "check_entries",
     "describe_weights",
     "load_checkpoint",
     "load_model",
@@ -117,7 +119,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: A ``.pt`` file, or the ``weights.safetensors`` of a training, which holds less:
-            ``"model"``, ``"info"``, ``"config"``, ``"epoch"``, and no ``"metrics"``.
+            ``"model"``, ``"info"``, ``"config"``, ``"epoch"``, and no ``"metrics"``; but
+            ``"guided_layer"``, also where the config leaves it to be found.
 
     Returns:
         What was saved, on the CPU.
@@ -165,9 +168,32 @@ def describe_weights(path: str | os.PathLike[str] | None) -> dict[str, Any]:
     Empty for plain weights, and for what cannot be read, which `load_weights` tells.
     """
     try:
-        return {} if path is None else dict(load_checkpoint(path)["info"])
+        info = {} if path is None else load_checkpoint(path).get("info")
     except DataError:
         return {}
+    return dict(info) if isinstance(info, Mapping) else {}
+
+
+def check_entries(path: str | os.PathLike[str], payload: Mapping[str, Any], *names: str) -> None:
+    """Refuse a checkpoint that lacks what a training writes, as one that was saved by hand may.
+
+    Args:
+        path: Its file.
+        payload: What `load_checkpoint` gave.
+        *names: What is needed; ``"info"``, ``"config"`` and ``"model"`` are dicts.
+
+    Raises:
+        DataError: With what is missing.
+    """
+    dicts = ("info", "config", "model")
+    for name in names:
+        value = payload.get(name)
+        if value is None or (name in dicts and not isinstance(value, Mapping)):
+            wrong = "has no" if value is None else f"has a {type(value).__name__} for"
+            raise DataError(
+                f"'{os.fspath(path)}' {wrong} {name!r}. Save it with that too, or read it with "
+                f"load_checkpoint. Files that hold {', '.join(map(repr, names))} are allowed."
+            )
 
 
 @operation("save_weights")
@@ -223,8 +249,11 @@ def load_model(
 
     Raises:
         DataError: If the file cannot be read, or does not say how its model was built.
+        OptionError: If there is no such device.
     """
+    place = check_device(device)
     payload = load_checkpoint(path)
+    check_entries(path, payload, "info", "model", "config", "epoch", "metrics")
     info = dict(payload["info"])
     if "name" not in info:
         raise DataError(
@@ -240,4 +269,4 @@ def load_model(
         model = remove_bias(model, **info["xdnn"])
     fit_weights(model, payload["model"], source=os.fspath(path))
     info |= {key: payload[key] for key in ("config", "epoch", "metrics")}
-    return model.to(device).eval(), info
+    return model.to(place).eval(), info

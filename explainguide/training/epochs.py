@@ -59,8 +59,13 @@ class TrainingRun:
         if config.annotated < 1:
             self.data = LimitedAnnotations(data, config.annotated, seed=config.seed)
         self.inner = unwrap(model)
-        self.plain_optimizer = build_optimizer(self.inner, config)
         self.forward = vars(self.inner).get("forward")
+        self.modes = {module: module.training for module in self.inner.modules()}
+
+    def prepare(self) -> None:
+        """Make the optimizer, and the model ready for it; `close` takes back what that changes."""
+        config, accelerator = self.config, self.accelerator
+        self.plain_optimizer = build_optimizer(self.inner, config)
         accelerator.prepare_model(self.inner, evaluation_mode=True)  # its device and precision
         self.optimizer = accelerator.prepare(self.plain_optimizer)
         self.parameters = [p for p in self.inner.parameters() if p.requires_grad]
@@ -74,7 +79,12 @@ class TrainingRun:
         )
 
     def close(self) -> None:
-        """Give the model back as it came: mixed precision sets a forward on the instance."""
+        """Give the model back as it came: mixed precision sets a forward on the instance.
+
+        Each module is in the mode that it was in, training or evaluation.
+        """
+        for module, training in self.modes.items():
+            module.training = training
         attributes = vars(self.inner)
         attributes.pop("_original_forward", None)
         attributes.pop("forward", None)
@@ -162,8 +172,8 @@ class TrainingRun:
         several = process()[1] > 1
         totals = own if not several else add_up([0, 0] if error else own, self.accelerator.device)
         try:
-            for index, batch in enumerate([] if error else group):
-                self._backward(batch, totals, guide, means, where, first=index == 0)
+            for batch in [] if error else group:
+                self._backward(batch, totals, guide, means, where)
             if several:
                 means.read()
         except Exception as caught:
@@ -184,8 +194,6 @@ class TrainingRun:
         guide: ExplanationGuidance | None,
         means: EpochMeans,
         where: str,
-        *,
-        first: bool,
     ) -> None:
         """The gradients of one batch: its share of the means over all images of the step."""
         config = self.config
@@ -198,8 +206,7 @@ class TrainingRun:
             reading=config.reading,
             images=len(batch.images),
         )
-        if first:
-            check_labels(batch.labels, logits, class_loss=config.class_loss)
+        check_labels(batch.labels, logits, class_loss=config.class_loss)
         class_loss = classification_loss(
             logits, batch.labels, class_loss=config.class_loss, temperature=config.temperature
         )

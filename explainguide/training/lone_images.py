@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from explainguide.datasets.batches import Batch, batches
 from explainguide.errors import DataError, OptionError, warn
-from explainguide.hooks.dynamic import evaluating
+from explainguide.hooks.dynamic import evaluating, in_mode
 from explainguide.processes import process
 
 __all__ = ["LoneImages", "norm_without_values"]
@@ -68,9 +68,9 @@ class LoneImages:
             return count
         source = batches(data, range(len(data)), batch_size=1, device=device)
         batch = next((candidate for candidate in source if candidate.readable), None)
-        self._model.train()
         if batch is not None:
-            self._norm = norm_without_values(self._model, batch.images)
+            with in_mode(self._model, training=True):
+                self._norm = norm_without_values(self._model, batch.images)
         if self._norm is None:
             return count
         why = f"BatchNorm {self._norm!r} sees one value a channel of a single image"

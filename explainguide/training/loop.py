@@ -29,6 +29,7 @@ from explainguide.errors import (
 )
 from explainguide.evaluation.measure import evaluate
 from explainguide.hooks.layers import unwrap
+from explainguide.metrics.table import side_by_side
 from explainguide.processes import process, together
 from explainguide.training.config import TrainConfig
 from explainguide.training.epochs import TrainingRun
@@ -66,6 +67,8 @@ def train(
     Where one process stops with an error, all do.
 
     A batch of one image is left out where a BatchNorm would see one value a channel of it.
+
+    Each module is in the mode, training or evaluation, that it was in before; after an error too.
 
     Costs, where an image is annotated, about one more backward pass through the layers above the
     guided one, differentiated once more; next to nothing for batches without annotation.
@@ -121,6 +124,7 @@ def train(
     history = folder.history
     run = TrainingRun(inner, train_data, config, layer, accelerator)
     try:
+        run.prepare()
         with together(accelerator.device):
             with run.guide(epoch=1):  # settings that do not fit the model, before any file
                 pass
@@ -148,8 +152,9 @@ def train(
             if epoch == 1 and config.lam:
                 _say_what_is_missing(losses, scores, val_data)
             skipped = losses.pop("skipped") + scores.pop("skipped")
-            row = {"epoch": epoch, **losses, **scores, "skipped": skipped}
-            row["seconds"] = time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            last = {"skipped": skipped, "seconds": seconds}
+            row = side_by_side({"epoch": epoch}, losses, scores, last)
             with together(accelerator.device):
                 folder.finish_epoch(row, run.state())
             if on_epoch is not None:

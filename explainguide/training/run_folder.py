@@ -17,6 +17,7 @@ from explainguide.errors import OptionError
 from explainguide.guidance.options import EXPLAINING
 from explainguide.metrics import pareto_front
 from explainguide.training.checkpoints import (
+    check_entries,
     load_checkpoint,
     save_checkpoint,
     save_weights,
@@ -32,6 +33,7 @@ _DESCRIBES: tuple[str, ...]
 _DESCRIBES = ("name", "num_classes", "image_size", "mean", "std", "classes", "multilabel")
 _DESCRIBES += ("bcos", "xdnn", "data", "data_options", "val_set")
 _MEASURED = (*EXPLAINING, "region", "threshold")  # how it was evaluated
+_STATE = ("model", "optimizer", "scheduler")  # what a training needs to go on
 _LOCATION = ("root", "val_root", "boxes", "val_boxes", "weights")  # may move between two runs
 
 
@@ -114,6 +116,7 @@ class RunFolder:
             )
         payload = load_checkpoint(last) if last.exists() else None
         if payload is not None:
+            check_entries(last, payload, "info", "config", "images", "history", *_STATE)
             self._check(payload, last)
             self.history.rows = [dict(row) for row in payload["history"]]
         if self._writes:
@@ -189,14 +192,16 @@ class RunFolder:
 
         Args:
             weights: A state dict.
-            layer: What was guided, also where the settings leave it to be found.
+            layer: What was guided, also where the settings leave it to be found. It is kept beside
+                the settings: another attribution may be at another layer.
         """
         if self._writes:
             assert self._path is not None
             config = self._config.to_dict()
             about = {
                 "info": {key: self._info[key] for key in _DESCRIBES if key in self._info},
-                "config": {key: config[key] for key in _MEASURED} | {"layer": layer},
+                "config": {key: config[key] for key in _MEASURED},
+                "guided_layer": layer,
                 "epoch": len(self.history.rows),
             }
             save_weights(self._path / "weights.safetensors", weights, about=about)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from explainguide.checkpoints import load_model
+from explainguide import ExplanationGuidance
+from explainguide.checkpoints import load_checkpoint, load_model, save_weights
 from explainguide.cli import main
 
 SMALL = "explainguide.models:small_cnn"
@@ -184,7 +185,11 @@ def test_a_recipe_gives_the_defaults_and_is_recorded(command: list[str], tmp_pat
     spelled += ["--weight-decay", "0", "--out", str(tmp_path / "spelled")]
     assert main(spelled) == 0
     assert saved(tmp_path / "spelled")[1]["recipe"] is None
-    assert fingerprint(tmp_path / "spelled") == fingerprint(tmp_path / "run")
+    one, other = (load_checkpoint(tmp_path / n / "weights.safetensors") for n in ("run", "spelled"))
+    assert all(tensor.equal(other["model"][name]) for name, tensor in one["model"].items())
+    assert one["guided_layer"] == other["guided_layer"] == "stage3"
+    assert (one["config"].pop("layer"), other["config"].pop("layer")) == (None, "stage3")  # as set
+    assert {**one, "model": 0} == {**other, "model": 0}
 
 
 def test_options_come_before_the_recipe(command: list[str], tmp_path: Path) -> None:
@@ -199,7 +204,10 @@ def test_options_come_before_the_recipe(command: list[str], tmp_path: Path) -> N
 
 
 def test_robustvit_on_a_small_vit(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "tiny_vit.py").write_text(TINY_VIT)
     monkeypatch.syspath_prepend(tmp_path)
@@ -213,8 +221,73 @@ def test_robustvit_on_a_small_vit(
     with (tmp_path / "run" / "log.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert 0 < float(row["loss_loc"]) < 2
-    last = str(tmp_path / "run" / "last.pt")
-    assert main(["evaluate", last, "--quiet", "--device", "cpu"]) == 0
+    # The layer was found for the attribution; another attribution has a layer of its own.
+    files = [str(tmp_path / "run" / name) for name in ("last.pt", "weights.safetensors")]
+    for options in (
+        [],
+        ["--attribution", "ixg"],
+        ["--layer", "input", "--attribution", "gradient"],
+    ):
+        capsys.readouterr()
+        held_out = ["--root", str(tmp_path / "held_out"), "--boxes", f"{tmp_path}/held_out.csv"]
+        assert main(["evaluate", *files, *held_out, *options, "--quiet", "--device", "cpu"]) == 0
+        _, first, second = capsys.readouterr().out.splitlines()
+        assert first.split()[1:] == second.split()[1:]
+    weights = load_checkpoint(files[1])
+    assert weights["config"]["layer"] is None
+    assert weights["guided_layer"] != ExplanationGuidance(load_model(files[0])[0]).layers[0]
+
+
+def test_weights_that_name_the_layer_that_was_found_are_still_evaluated(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they were written once."""
+    run_small(command)
+    payload = load_checkpoint(tmp_path / "run" / "weights.safetensors")
+    about = {key: payload[key] for key in ("info", "config", "epoch")}
+    about["config"] |= {"layer": "stage1"}
+    old = save_weights(tmp_path / "old.safetensors", payload["model"], about=about)
+    capsys.readouterr()
+    last, held_out = str(tmp_path / "run" / "last.pt"), str(tmp_path / "held_out")
+    options = ["--root", held_out, "--boxes", f"{held_out}.csv", "--quiet", "--device", "cpu"]
+    assert main(["evaluate", str(old), *options]) == 0
+    found = capsys.readouterr().out.splitlines()[1].split()[1:]
+    assert main(["evaluate", last, "--layer", "stage1", *options]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1:] == found
+
+
+@pytest.mark.parametrize("file", ["last.pt", "weights.safetensors"])
+def test_evaluate_compares_the_names_of_the_classes(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    run_small(command)
+    path = str(tmp_path / "run" / file)
+    other = tmp_path / "other"
+    (tmp_path / "held_out").rename(other)
+    (other / "left").rename(other / "z")
+    capsys.readouterr()
+    evaluating = ["evaluate", path, "--root", str(other), "--quiet", "--device", "cpu"]
+    assert main(evaluating) == 2
+    assert capsys.readouterr().err == (
+        f"explainguide: evaluate: class 0 of the data is 'right', but of '{path}' 'left'. Name the "
+        "data of the training, or let yours list the classes as 'left', 'right'. The same names in "
+        "the same order are allowed.\n"
+    )
+    (other / "y").mkdir()
+    (other / "z" / "0.png").rename(other / "y" / "0.png")
+    assert main(evaluating) == 2
+    assert f"the data have 3 classes and '{path}' 2. Name" in capsys.readouterr().err
+
+
+def test_train_compares_the_names_of_the_classes(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "held_out" / "left").rename(tmp_path / "held_out" / "z")
+    (tmp_path / "held_out.csv").write_text("image,xmin,ymin,xmax,ymax\nright/0.png,20,8,34,24\n")
+    assert main(command) == 2
+    assert "class 0 of the training images is 'left', but of those of evaluation 'right'. Name" in (
+        capsys.readouterr().err
+    )
 
 
 def test_resume_knows_the_recipe(

@@ -3,12 +3,18 @@
 from collections.abc import Iterator
 
 import pytest
+from torch.utils.data import Subset
 from torchmetrics import MeanMetric, Metric
 
 from explainguide import metrics
+from explainguide.datasets import DecoyDigits
 from explainguide.errors import OptionError
+from explainguide.evaluation import evaluate
 from explainguide.metrics import MAP_METRICS, EnergyPointingGame, map_metric
 from explainguide.metrics.image_mean import ImageMean
+from explainguide.metrics.table import MapMetric
+from explainguide.models import small_cnn
+from explainguide.training import TrainConfig, train
 
 # Without what the pages of docs/ enter.
 OWN = {k: e for k, e in MAP_METRICS.items() if e.kind.__module__.startswith("explainguide.")}
@@ -82,6 +88,23 @@ def test_a_class_that_is_defined_again_takes_its_place(table):
             r"the key 'epg' of torchmetrics\S+ is that of \S+EnergyPointingGame",
         ),
         ("f1", {}, MeanMetric, r"MeanMetric has the key 'f1'\. Use 'meanmetric'\. Identifiers"),
+        *(
+            (key, {}, MeanMetric, rf"MeanMetric has the key '{key}'\. Use 'meanmetric'\. Ident")
+            for key in (
+                "loss",
+                "lr",
+                "epoch",
+                "loss_loc",
+                "seconds",
+                "skipped",
+                "checkpoint",
+                "kept",
+            )
+        ),
+        *(
+            (key, {}, MeanMetric, rf"MeanMetric has the key '{key}'\. .*do not end in _undefined")
+            for key in ("epg_undefined", "iou_threshold", "mine_undefined")
+        ),
         ("my score", {}, MeanMetric, r"MeanMetric has the key 'my score'\."),
         ("mine", {"needs": ("box",)}, MeanMetric, r"unknown need 'box'\. Did you mean 'boxes'\?"),
         (
@@ -99,3 +122,30 @@ def test_mistakes_are_told(table, key, options, kind, message):
     with pytest.raises(OptionError, match=rf"^map_metric: .*{message}"):
         map_metric(key, title="Mine", **options)(kind)
     assert before == MAP_METRICS
+
+
+class Strength(MeanMetric):
+    def update(self, attribution, mask):
+        super().update(attribution.abs().mean((1, 2)))
+
+
+@pytest.mark.parametrize(("key", "part"), [("worst_class", "accuracy"), ("on_object", "epg")])
+def test_a_name_of_compute_takes_no_other_numbers_place(table, key, part):
+    @map_metric(key, title="Mine", default=True)
+    class Named(Strength):
+        def compute(self):
+            return {part: super().compute()}
+
+    data = Subset(DecoyDigits("test", size=24, masks=True), range(4))
+    with pytest.raises(
+        OptionError, match=rf"^evaluate: two numbers are called '{key}_{part}'\. Re"
+    ):
+        evaluate(small_cnn(10), data, layer="stage2")
+
+
+def test_an_entry_without_the_decorator_takes_no_place_in_the_row_of_an_epoch(table):
+    MAP_METRICS["lr"] = MapMetric("lr", Strength, "Mine", default=True)
+    data = Subset(DecoyDigits("test", size=24), range(4))
+    config = TrainConfig(epochs=1, layer="stage2", device="cpu")
+    with pytest.raises(OptionError, match=r"^train: two numbers are called 'lr'\. Rename"):
+        train(small_cnn(10), data, data, config, progress=False)

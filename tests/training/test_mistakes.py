@@ -142,6 +142,27 @@ def test_an_unknown_setting_of_a_file_is_named() -> None:
         TrainConfig.from_dict({"epoch": 3})
 
 
+class Relabelled(torch.utils.data.Dataset):
+    """Images of which one has a class that the model has not."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label, annotation = self.data[index]
+        return image, 99 if index == 0 else label, annotation
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wrong_label_is_told_in_every_batch_of_a_step(digits: Any, seed: int) -> None:
+    config = replace(QUICK, batch_size=2, grad_accumulation=5, lam=0.0, seed=seed)
+    with pytest.raises(DataError, match="train: an image has class 99, but the model has 10"):
+        train(tiny(), Relabelled(digits[0]), digits[1], config, progress=False)
+
+
 def test_a_training_without_a_readable_image_saves_nothing(digits: Any, tmp_path: Path) -> None:
     class Unreadable(torch.utils.data.Dataset):
         def __len__(self) -> int:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 
 from explainguide.checkpoints import save_checkpoint
 from explainguide.datasets.batches import epoch_order, stream_seed
-from explainguide.errors import OptionError
+from explainguide.errors import DataError, OptionError
 from explainguide.models import small_cnn
 from explainguide.training import run_folder, train
 
@@ -91,6 +91,12 @@ def test_resuming_a_finished_run_changes_nothing(digits: Any, tmp_path: Path) ->
     again = train(tiny(), *digits, config, resume=True, progress=False)
     assert fingerprint(tmp_path) == before
     assert again.rows == first.rows
+
+
+def test_a_checkpoint_that_no_training_wrote_is_named(digits: Any, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.pt", {"model": tiny().state_dict(), "info": {}})
+    with pytest.raises(DataError, match=r"^train: '.*last\.pt' has no 'config'\."):
+        train(tiny(), *digits, replace(QUICK, output_dir=tmp_path), resume=True, progress=False)
 
 
 def test_resume_begins_where_there_is_nothing(digits: Any, tmp_path: Path) -> None:

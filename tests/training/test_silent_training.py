@@ -26,6 +26,7 @@ from explainguide.evaluation.classification import (
 )
 from explainguide.losses import confidence_boosting
 from explainguide.training import TrainConfig, train
+from explainguide.training.lone_images import LoneImages
 
 from .small_runs import QUICK, Noisy, Plain
 
@@ -116,6 +117,23 @@ def test_batches_of_one_and_a_data_set_of_one_are_refused_at_the_start(digits: A
     ):
         train(headed(norm_1d()), one, digits[1], ONCE, progress=False)
     train(headed(nn.Identity()), one, one, replace(ONCE, epochs=1, batch_size=1), progress=False)
+
+
+def test_a_refused_training_gives_the_model_back_as_it_came(digits: Any) -> None:
+    model = headed(norm_1d()).eval()
+    config = replace(ONCE, batch_size=1, mixed_precision="bf16", lam=0.0)
+    with pytest.raises(OptionError, match="train: batch_size is 1, but BatchNorm"):
+        train(model, *digits, config, progress=False)
+    assert not {"forward", "_original_forward"} & vars(model).keys()
+    assert not any(module.training for module in model.modules())
+
+
+def test_counting_batches_leaves_the_mode_as_it_is(digits: Any) -> None:
+    model = headed(nn.Identity()).eval()
+    model[0].train()
+    before = [module.training for module in model.modules()]
+    assert LoneImages(model).count_batches(digits[0], 1, torch.device("cpu")) == len(digits[0])
+    assert [module.training for module in model.modules()] == before
 
 
 class Bare(Noisy):

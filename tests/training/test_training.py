@@ -140,6 +140,16 @@ def test_the_model_has_no_hooks_and_its_own_forward_afterwards(digits: Any) -> N
     assert "forward" not in vars(model)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_each_module_is_in_its_own_mode_afterwards(digits: Any, frozen: bool) -> None:
+    model = tiny().train(frozen)
+    if frozen:
+        model[0].eval()
+    before = [module.training for module in model.modules()]
+    train(model, *digits, replace(QUICK, epochs=1), progress=False)
+    assert [module.training for module in model.modules()] == before
+
+
 def test_a_model_with_auxiliary_outputs_trains_by_its_main_logits(digits: Any) -> None:
     class Auxiliary(nn.Module):
         def __init__(self) -> None:
