@@ -117,6 +117,7 @@ class Step:
         return output.clone()
 
     def __call__(self) -> None:
+        """Forward, backward, update."""
         images = self.images
         if self.kind == "loop" and self.layer == "input":
             images = images.clone().requires_grad_()
@@ -183,7 +184,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    """See above."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=(), metavar="MODEL[:LAYER]")

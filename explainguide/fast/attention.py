@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from explainguide.fast.softmax import softmax
 from explainguide.fast.table import Unsuited, fast_form
 
 __all__ = ["scaled_dot_product_attention"]
 
 
-@fast_form(
-    F.scaled_dot_product_attention, name="scaled_dot_product_attention", autocast="half"
-)
+@fast_form(F.scaled_dot_product_attention, name="scaled_dot_product_attention", autocast="half")
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -29,4 +28,4 @@ def scaled_dot_product_attention(
     if dropout_p or enable_gqa:
         raise Unsuited("with dropout" if dropout_p else "with keys that queries share")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return ((query * scale) @ key.mT).softmax(-1) @ value
+    return softmax((query * scale) @ key.mT) @ value

@@ -5,8 +5,8 @@ With :math:`\hat x = r (x - \mu)`, all means over a channel, and :math:`P v = v 
 
 .. math:: g_x = w\, r\, P g_y
 
-For the gradient u of a function of :math:`g_x`, with D the sum of :math:`u\, P g_y` over the channel and n
-its number of elements:
+For the gradient u of a function of :math:`g_x`, with D the sum of :math:`u\, P g_y` over the channel
+and n its number of elements:
 
 .. math::
     \frac{\partial}{\partial g_y} = w\, r\, P u,\quad
@@ -14,7 +14,8 @@ its number of elements:
     \frac{\partial}{\partial x} = -r \Big(\frac{w r D}{n}\, \hat x
         + \overline{g_y \hat x}\; w r P u + \overline{u \hat x}\; w r P g_y\Big)
 
-PyTorch composes the same of single operations (pytorch #3076).
+In evaluation mode :math:`\mu` and r are constants, and :math:`g_x = w\, r\, g_y`. PyTorch composes the
+same of single operations (pytorch #3076), in both modes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.fast.nodes import by_autograd, wanted
+from explainguide.fast.nodes import builds_graph, by_autograd, wanted
 from explainguide.fast.table import Unsuited, fast_form
 
 __all__ = ["batch_norm"]
@@ -45,9 +46,7 @@ def _forward(
     # Running statistics with a momentum of 1 are the batch's own, as PyTorch would add them.
     kind = torch.promote_types(x.dtype, torch.float32)
     mean, variance = (torch.zeros(x.shape[1], dtype=kind, device=x.device) for _ in range(2))
-    output, used, factor = _aten.native_batch_norm(
-        x, weight, bias, mean, variance, True, 1.0, eps
-    )
+    output, used, factor = _aten.native_batch_norm(x, weight, bias, mean, variance, True, 1.0, eps)
     return output, used, factor, variance
 
 
@@ -110,12 +109,15 @@ def _composed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
 def _forward_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, bias, mean, factor = ctx.saved_tensors
     use = wanted(ctx, ctx.places)
-    if not torch.is_grad_enabled():
+    if not builds_graph(grad):
         found = _gradients(grad, x, weight, mean, factor, ctx.eps, use[:3])
         return *(g if u else None for g, u in zip(found, use, strict=False)), None
     if use[1] or use[2]:
         found = by_autograd(
-            lambda *tensors: _composed(*tensors, ctx.eps), (x, weight, bias), grad, use
+            lambda x, weight, bias: _composed(x, weight, bias, ctx.eps),
+            (x, weight, bias),
+            grad,
+            use,
         )
         return *found, None
     return _input(grad, x, weight, mean, factor, ctx.eps)[0], None, None, None
@@ -132,7 +134,7 @@ def _keep_input(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 def _input_backward(ctx: Any, u: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     grad, x, weight, mean, factor, scaled, summed = ctx.saved_tensors
     use = wanted(ctx, ctx.places)
-    if torch.is_grad_enabled():
+    if builds_graph(u):
 
         def gradient(grad: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
             output = _composed(x, weight, None, ctx.eps)
@@ -171,9 +173,7 @@ def second_derivative(
     if sums is None:
         sums = _gradients(grad, x, None, mean, factor, eps, (False, True, True))[1:]
     scaled, summed = sums
-    onward, u_scaled, u_summed = _gradients(
-        u, x, weight, mean, factor, eps, (True, True, True)
-    )
+    onward, u_scaled, u_summed = _gradients(u, x, weight, mean, factor, eps, (True, True, True))
     kind = factor.dtype  # float32 where x is half precision
     count = x.numel() // x.shape[1]
     u, grad = u.to(kind), grad.to(kind)
@@ -216,6 +216,54 @@ _forward.register_autograd(_forward_backward, setup_context=_keep)
 _input.register_autograd(_input_backward, setup_context=_keep_input)
 
 
+@torch.library.custom_op(
+    "explainguide::batch_norm_constant",
+    mutates_args=(),
+    schema="(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> Tensor",
+)
+def _constant(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> Tensor:
+    output: Tensor = _aten.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
+    return output
+
+
+_constant.register_fake(lambda x, *_: torch.empty_like(x))
+
+
+def _keep_constant(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.places = [i for i, tensor in enumerate(tensors) if tensor is not None]
+    ctx.save_for_backward(*tensors)
+
+
+def _constant_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, mean, variance = ctx.saved_tensors
+    use = wanted(ctx, ctx.places)
+    if builds_graph(grad):
+        factor = (variance + ctx.eps).rsqrt()
+        of_x = factor if weight is None else factor * weight
+        others = [0, *range(2, x.ndim)]
+        return (
+            grad * _of_channels(of_x, x).to(grad.dtype),
+            (grad * (x - _of_channels(mean, x))).sum(others) * factor if use[1] else None,
+            grad.sum(others) if use[2] else None,
+            *[None] * 3,
+        )
+    found = _aten.native_batch_norm_backward(
+        grad, x, weight, mean, variance, None, None, False, ctx.eps, use[:3]
+    )
+    return *(g if u else None for g, u in zip(found, use, strict=False)), None, None, None
+
+
+_constant.register_autograd(_constant_backward, setup_context=_keep_constant)
+
+
 @fast_form(F.batch_norm, name="batch_norm", autocast="")
 def batch_norm(
     input: Tensor,
@@ -229,7 +277,9 @@ def batch_norm(
 ) -> Tensor:
     """`F.batch_norm`."""
     if not training:
-        raise Unsuited("evaluation")
+        if running_mean is None or running_var is None:
+            raise Unsuited("in evaluation without running statistics")  # which PyTorch refuses
+        return _constant(input, weight, bias, running_mean, running_var, eps)
     output, mean, _, variance = _forward(input, weight, bias, eps)
     with torch.no_grad():
         for running, own in ((running_mean, mean), (running_var, variance)):

@@ -6,7 +6,8 @@ It is linear in its input x and in its weight w, so that its derivatives are con
 
 and the derivatives of :math:`g_x` and :math:`g_w` are the same three. PyTorch has a kernel for
 :math:`g_w`, and uses it in the first backward pass only: in the second one it computes the same by a
-forward convolution over transposed tensors (pytorch #22577).
+forward convolution over transposed tensors (pytorch #22577). Where that kernel is slow, a matrix
+product takes its place.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.fast.nodes import wanted
+from explainguide.fast.nodes import builds_graph, wanted
 from explainguide.fast.table import Unsuited, fast_form
 
 __all__ = ["conv2d"]
@@ -39,15 +40,47 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window)
 
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, window: Window, mask: Sequence[bool]
-) -> list[Any]:
-    """PyTorch's first derivatives, of x, the weight and the bias; None where the mask is false."""
+) -> list[Tensor | None]:
+    """The first derivatives, of x, the weight and the bias; None where the mask is false."""
+    of_x, of_weight, of_bias = mask
+    folded = of_x and _folding_pays(x, window)
+    unfolded = of_weight and _unfolding_pays(grad, weight, window)
     sizes = window[:2], window[2:4], window[4:6]
-    bias = [weight.shape[0]] if mask[2] else None
-    return list(
-        _aten.convolution_backward(
-            grad, x, weight, bias, *sizes, False, _NO_OUTPUT_PADDING, window[6], mask
+    rest = (of_x and not folded, of_weight and not unfolded, of_bias)
+    bias = [weight.shape[0]] if of_bias else None
+    found: list[Tensor | None] = [None, None, None]
+    if any(rest):
+        found = list(
+            _aten.convolution_backward(
+                grad, x, weight, bias, *sizes, False, _NO_OUTPUT_PADDING, window[6], rest
+            )
         )
-    )
+    stride, padding, dilation = map(tuple, sizes)
+    kernel = tuple(weight.shape[2:])
+    if folded:
+        columns = torch.matmul(weight.flatten(1).mT, grad.flatten(2))
+        found[0] = F.fold(columns, tuple(x.shape[2:]), kernel, dilation, padding, stride)
+    if unfolded:
+        columns = F.unfold(x, kernel, dilation, padding, stride)
+        rows, columns = (t.transpose(0, 1).flatten(1) for t in (grad.flatten(2), columns))
+        found[1] = torch.mm(rows, columns.mT).view(weight.shape)
+    return found
+
+
+# What PyTorch's kernels are slow at, on a CPU; measured by benchmarks/convolution.py.
+
+
+def _folding_pays(x: Tensor, window: Window) -> bool:
+    """Few input channels, as the image has: the kernel for g_x works in blocks of channels."""
+    return x.device.type == "cpu" and x.shape[1] <= 4 and window[6] == 1
+
+
+def _unfolding_pays(grad: Tensor, weight: Tensor, window: Window) -> bool:
+    """Many weights for few places: the kernel for g_w reorders them all."""
+    places = grad.shape[0] * grad.shape[2] * grad.shape[3]
+    columns = places * weight[0].numel()
+    many = weight.numel() >= max(2**19, 3 * columns)
+    return grad.device.type == "cpu" and many and window[6] == 1
 
 
 @torch.library.custom_op(
@@ -65,7 +98,8 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> 
     schema="(Tensor grad, Tensor x, Tensor weight, int[] window) -> Tensor",
 )
 def _input(grad: Tensor, x: Tensor, weight: Tensor, window: Window) -> Tensor:
-    found: Tensor = _gradients(grad, x, weight, window, (True, False, False))[0]
+    (found, _, _) = _gradients(grad, x, weight, window, (True, False, False))
+    assert found is not None
     return found
 
 
@@ -75,7 +109,8 @@ def _input(grad: Tensor, x: Tensor, weight: Tensor, window: Window) -> Tensor:
     schema="(Tensor grad, Tensor x, Tensor weight, int[] window) -> Tensor",
 )
 def _weight(grad: Tensor, x: Tensor, weight: Tensor, window: Window) -> Tensor:
-    found: Tensor = _gradients(grad, x, weight, window, (False, True, False))[1]
+    (_, found, _) = _gradients(grad, x, weight, window, (False, True, False))
+    assert found is not None
     return found
 
 
@@ -92,7 +127,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _forward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     use = wanted(ctx, (0, 1) if bias is None else (0, 1, 2))
-    if not torch.is_grad_enabled():
+    if not builds_graph(grad):
         return *_gradients(grad, x, weight, ctx.window, use[:3]), None
     return (
         _input(grad, x, weight, ctx.window) if use[0] else None,

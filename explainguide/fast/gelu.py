@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.fast.nodes import by_autograd, wanted
+from explainguide.fast.nodes import builds_graph, by_autograd, wanted
 from explainguide.fast.table import Unsuited, fast_form
 
 __all__ = ["gelu"]
 
 _aten = torch.ops.aten
+_DENSITY = 1 / math.sqrt(2 * math.pi)
 
 
 @torch.library.custom_op("explainguide::gelu", mutates_args=(), schema="(Tensor x) -> Tensor")
@@ -29,43 +30,54 @@ def _forward(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(
-    "explainguide::gelu_input", mutates_args=(), schema="(Tensor grad, Tensor x) -> Tensor"
+    "explainguide::gelu_input",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x) -> (Tensor, Tensor)",
 )
-def _input(grad: Tensor, x: Tensor) -> Tensor:
-    found: Tensor = _aten.gelu_backward(grad, x)
-    return found
+def _input(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    slope = _aten.gelu_backward(torch.ones_like(x), x)
+    return grad * slope, slope
 
 
 _forward.register_fake(torch.empty_like)
-_input.register_fake(lambda grad, x: torch.empty_like(x))
+_input.register_fake(lambda grad, x: (torch.empty_like(x), torch.empty_like(x)))
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
+    ctx.slope = None
 
 
 def _forward_backward(ctx: Any, grad: Tensor) -> Tensor:
     (x,) = ctx.saved_tensors
-    return _input(grad, x) if torch.is_grad_enabled() else _aten.gelu_backward(grad, x)
+    if builds_graph(grad):
+        # y' is asked for three times, and costs as much as several passes over the tensor.
+        found, ctx.slope = _input(grad, x)
+        return found
+    return _aten.gelu_backward(grad, x) if ctx.slope is None else grad * ctx.slope
 
 
-def _input_backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
-    grad, x = ctx.saved_tensors
-    if torch.is_grad_enabled():
+def _keep_input(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _input_backward(ctx: Any, u: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    grad, x, slope = ctx.saved_tensors
+    if builds_graph(u):
 
         def gradient(grad: Tensor, x: Tensor) -> Tensor:
             (found,) = torch.autograd.grad(F.gelu(x), x, grad, create_graph=True)
             return found
 
         return tuple(by_autograd(gradient, (grad, x), u, wanted(ctx, (0, 1))))
-    square = x * x
-    of_x = (square * -0.5).exp_()
-    of_x.mul_(square.sub_(2)).mul_(u).mul_(grad).mul_(-1 / math.sqrt(2 * math.pi))
-    return _aten.gelu_backward(u, x), of_x
+    exponent = (x * x).mul_(-0.5)
+    of_x = exponent.exp().mul_(u).mul_(grad)
+    return u * slope, of_x.addcmul_(of_x, exponent).mul_(2 * _DENSITY)
 
 
 _forward.register_autograd(_forward_backward, setup_context=_keep)
-_input.register_autograd(_input_backward, setup_context=_keep)
+_input.register_autograd(_input_backward, setup_context=_keep_input)
 
 
 @fast_form(torch._C._nn.gelu, name="gelu", autocast="")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explainguide.fast.batch_norm import second_derivative
-from explainguide.fast.nodes import by_autograd, wanted
+from explainguide.fast.nodes import builds_graph, by_autograd, wanted
 from explainguide.fast.table import fast_form
 
 __all__ = ["layer_norm"]
@@ -53,9 +53,7 @@ def _input(
 _forward.register_fake(
     lambda x, weight, bias, shape, eps: _aten.native_layer_norm(x, shape, weight, bias, eps)
 )
-_input.register_fake(
-    lambda grad, x, weight, mean, factor, shape, eps: torch.empty_like(x)
-)
+_input.register_fake(lambda grad, x, weight, mean, factor, shape, eps: torch.empty_like(x))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -69,15 +67,17 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _forward_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, bias, mean, factor = ctx.saved_tensors
     use = wanted(ctx, ctx.places)
-    if not torch.is_grad_enabled():
+    if not builds_graph(grad):
         found = _aten.native_layer_norm_backward(
             grad, x, ctx.shape, mean, factor, weight, bias, use[:3]
         )
         return *(g if u else None for g, u in zip(found, use, strict=False)), None, None
     if use[1] or use[2]:
         found = by_autograd(
-            lambda *tensors: F.layer_norm(tensors[0], ctx.shape, *tensors[1:], ctx.eps),
-            (x, weight, bias), grad, use
+            lambda x, weight, bias: F.layer_norm(x, ctx.shape, weight, bias, ctx.eps),
+            (x, weight, bias),
+            grad,
+            use,
         )
         return *found, None, None
     return _input(grad, x, weight, mean, factor, ctx.shape, ctx.eps), None, None, None, None
@@ -92,7 +92,7 @@ def _keep_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _input_backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
     grad, x, weight, mean, factor = ctx.saved_tensors
     use = wanted(ctx, ctx.places)
-    if torch.is_grad_enabled():
+    if builds_graph(u):
 
         def gradient(grad: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
             output = F.layer_norm(x, ctx.shape, weight, None, ctx.eps)
@@ -104,11 +104,16 @@ def _input_backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
     rows = (1, mean.numel(), -1)
     weighted = grad if weight is None else grad * weight
     onward, of_x, _ = second_derivative(
-        u.reshape(rows), weighted.reshape(rows), x.reshape(rows), None,
-        mean.flatten(), factor.flatten(), ctx.eps,
+        u.reshape(rows),
+        weighted.reshape(rows),
+        x.reshape(rows),
+        None,
+        mean.flatten(),
+        factor.flatten(),
+        ctx.eps,
     )
     onward = onward.view_as(x)
-    of_weight = (grad * onward).flatten(0, -len(ctx.shape) - 1).sum(0) if use[2] else None
+    of_weight = (grad * onward).reshape(-1, *ctx.shape).sum(0) if use[2] else None
     return (
         onward if weight is None else onward * weight,
         of_x.view_as(x),

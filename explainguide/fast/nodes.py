@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["by_autograd", "wanted"]
+__all__ = ["builds_graph", "by_autograd", "mark_own", "wanted"]
+
+_OWN = "_explainguide_own"  # attribute of a marked leaf
 
 
 def wanted(ctx: Any, places: Sequence[int]) -> list[bool]:
@@ -30,11 +32,42 @@ def wanted(ctx: Any, places: Sequence[int]) -> list[bool]:
     return used
 
 
+def builds_graph(grad: Tensor) -> bool:
+    """Whether the backward pass that runs will be differentiated itself.
+
+    Raises:
+        RuntimeError: In a backward pass for several gradients at once, as PyTorch's own operations do
+            that cannot take them; `layer_gradients` then takes one after another.
+    """
+    if torch._C._functorch.is_legacy_batchedtensor(grad):
+        raise RuntimeError("a fast form takes one gradient at a time")
+    return torch.is_grad_enabled()
+
+
 def _runs(node: Any) -> bool:
+    leaf = _own_leaf(node)
     try:
-        return bool(torch._C._will_engine_execute_node(node))
+        runs = torch._C._will_engine_execute_node(node if leaf is None else leaf)
     except RuntimeError:  # a leaf whose gradient `autograd.grad` was asked for
         return True
+    return bool(runs) and leaf is None
+
+
+def _own_leaf(node: Any) -> Any:
+    """The node of a leaf marked by `mark_own` that a node leads to at once, or None."""
+    if node.name().startswith("CloneBackward"):
+        node = node.next_functions[0][0]
+    return node if getattr(getattr(node, "variable", None), _OWN, False) else None
+
+
+def mark_own(leaf: Tensor) -> Tensor:
+    """Mark a leaf that nobody sees: its gradient is computed where it is asked for, never stored.
+
+    The image as a layer is such a leaf, and the derivative of a first convolution with respect to it is
+    slow.
+    """
+    setattr(leaf, _OWN, True)
+    return leaf
 
 
 def by_autograd(

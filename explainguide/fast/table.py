@@ -16,7 +16,7 @@ Form = TypeVar("Form", bound=Callable[..., Any])
 Fast = bool | Literal["auto"]
 
 
-class Unsuited(Exception):
+class Unsuited(Exception):  # noqa: N818 - no error: it is always caught
     """Says why PyTorch's own operation runs in place of the fast form; never leaves this package."""
 
 
@@ -52,6 +52,8 @@ class FastForm:
             raise Unsuited(f"not measured on {'/'.join(sorted(kinds))}; fast=True runs it there")
         if any(type(tensor) not in _PLAIN for tensor in tensors):
             raise Unsuited("on tensors of another class")
+        if not all(tensor.numel() for tensor in tensors):
+            raise Unsuited("on an empty batch")
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             raise Unsuited("inside a transform of torch.func or forward-mode differentiation")
         device = tensors[0].device.type

@@ -183,6 +183,8 @@ class ExplanationGuidance:
         options = self.options
         attribution, loss = options.names()
         replaced = f", replaced={sorted(self.replaced)}" if self.replaced else ""
+        replaced += f", fast={sorted(self.fast)}" if self.fast else ""
+        replaced += f", slow={dict(sorted(self.slow.items()))}" if self.slow else ""
         state = "" if self._tap.attached else ", removed"
         return (
             f"ExplanationGuidance(layer={self.layers}, attribution={attribution!r}, loss={loss!r}, "

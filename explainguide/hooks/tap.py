@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.fast import Fast
+from explainguide.fast.nodes import mark_own
 from explainguide.hooks.attention import Weights
 from explainguide.hooks.layers import INPUT, split_index
 from explainguide.hooks.members import find_image, find_member, is_map, with_image, with_member
@@ -379,7 +380,7 @@ class Tap:
                 # A leaf of our own (for the image, or for what a frozen part of the model
                 # computed), so that the caller's tensor stays as it was.
                 output = output.clone() if output.is_inference() else output.detach()
-                output.requires_grad_()
+                mark_own(output.requires_grad_())
             self.last.features[name] = output
             return output.clone()
         self.last.features[name] = output
