@@ -219,7 +219,8 @@ _input.register_autograd(_input_backward, setup_context=_keep_input)
 @torch.library.custom_op(
     "explainguide::batch_norm_constant",
     mutates_args=(),
-    schema="(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> Tensor",
+    schema="(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps)"
+    " -> Tensor",
 )
 def _constant(
     x: Tensor,
@@ -243,7 +244,7 @@ def _keep_constant(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _constant_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, mean, variance = ctx.saved_tensors
+    x, weight, _, mean, variance = ctx.saved_tensors
     use = wanted(ctx, ctx.places)
     if builds_graph(grad):
         factor = (variance + ctx.eps).rsqrt()

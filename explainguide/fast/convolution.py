@@ -22,7 +22,7 @@ from torch import Tensor
 from explainguide.fast.nodes import builds_graph, wanted
 from explainguide.fast.table import Unsuited, fast_form
 
-__all__ = ["conv2d"]
+__all__ = ["as_window", "conv2d"]
 
 _aten = torch.ops.aten
 # Stride, padding and dilation, two numbers each, and the number of groups.
@@ -180,18 +180,31 @@ def conv2d(
 ) -> Tensor:
     """`F.conv2d`."""
     if input.ndim != 4:
-        raise Unsuited("an image without a batch")
+        raise Unsuited("of an image without a batch")
+    input, window = as_window(input, weight, stride, padding, dilation, groups)
+    if window == [*weight.shape[2:], 0, 0, 1, 1, 1] and weight.shape[2:].numel() > 1:
+        return _of_patches(input, weight, bias)
+    output: Tensor = _forward(input, weight, bias, window)
+    return output
+
+
+def as_window(
+    x: Tensor,
+    weight: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> tuple[Tensor, list[int]]:
+    """The arguments of `F.conv2d` as numbers; x is padded where the two sides need not the same."""
     if padding == "valid":
         padding = 0
     if isinstance(padding, str):  # "same", for which the stride is 1
         total = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
         if any(t % 2 for t in total):
-            input = F.pad(input, (0, total[1] % 2, 0, total[0] % 2))
+            x = F.pad(x, (0, total[1] % 2, 0, total[0] % 2))
         padding = [t // 2 for t in total]
-    window = [*_pair(stride), *_pair(padding), *_pair(dilation), groups]
-    if window == [*weight.shape[2:], 0, 0, 1, 1, 1] and weight.shape[2:].numel() > 1:
-        return _of_patches(input, weight, bias)
-    return _forward(input, weight, bias, window)
+    return x, [*_pair(stride), *_pair(padding), *_pair(dilation), groups]
 
 
 def _of_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
