@@ -43,6 +43,12 @@ _aten = torch.ops.aten
 def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _normalized(x, weight, bias, eps)
+
+
+def _normalized(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Running statistics with a momentum of 1 are the batch's own, as PyTorch would add them.
     kind = torch.promote_types(x.dtype, torch.float32)
     mean, variance = (torch.zeros(x.shape[1], dtype=kind, device=x.device) for _ in range(2))
@@ -50,11 +56,7 @@ def _forward(
     return output, used, factor, variance
 
 
-@_forward.register_fake
-def _(x: Tensor, weight: Any, bias: Any, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kind = torch.promote_types(x.dtype, torch.float32)
-    channels = [x.new_empty(x.shape[1], dtype=kind) for _ in range(3)]
-    return torch.empty_like(x), channels[0], channels[1], channels[2]
+_forward.register_fake(lambda x, weight, bias, eps: _normalized(x, weight, bias, eps))
 
 
 @torch.library.custom_op(
@@ -71,11 +73,11 @@ def _input(
     return _gradients(grad, x, weight, mean, factor, eps, (True, True, True))
 
 
-@_input.register_fake
-def _(
-    grad: Tensor, x: Tensor, weight: Any, mean: Tensor, factor: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+_input.register_fake(
+    lambda grad, x, weight, mean, factor, eps: _gradients(
+        grad, x, weight, mean, factor, eps, (True, True, True)
+    )
+)
 
 
 def _gradients(
@@ -234,7 +236,11 @@ def _constant(
     return output
 
 
-_constant.register_fake(lambda x, *_: torch.empty_like(x))
+_constant.register_fake(
+    lambda x, weight, bias, mean, variance, eps: _aten.native_batch_norm(
+        x, weight, bias, mean, variance, False, 0.0, eps
+    )[0]
+)
 
 
 def _keep_constant(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

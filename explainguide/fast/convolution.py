@@ -115,8 +115,12 @@ def _weight(grad: Tensor, x: Tensor, weight: Tensor, window: Window) -> Tensor:
 
 
 _forward.register_fake(_convolution)
-_input.register_fake(lambda grad, x, weight, window: torch.empty_like(x))
-_weight.register_fake(lambda grad, x, weight, window: torch.empty_like(weight))
+_input.register_fake(
+    lambda grad, x, weight, window: _gradients(grad, x, weight, window, (True, False, False))[0]
+)
+_weight.register_fake(
+    lambda grad, x, weight, window: _gradients(grad, x, weight, window, (False, True, False))[1]
+)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -35,12 +35,16 @@ def _forward(x: Tensor) -> Tensor:
     schema="(Tensor grad, Tensor x) -> (Tensor, Tensor)",
 )
 def _input(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    slope = _aten.gelu_backward(torch.ones_like(x), x)
+    return _slopes(grad, x)
+
+
+def _slopes(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    slope = _aten.gelu_backward(x.new_ones(()).expand_as(x), x)
     return grad * slope, slope
 
 
-_forward.register_fake(torch.empty_like)
-_input.register_fake(lambda grad, x: (torch.empty_like(x), torch.empty_like(x)))
+_forward.register_fake(_aten.gelu)
+_input.register_fake(lambda grad, x: _slopes(grad, x))
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -53,7 +53,11 @@ def _input(
 _forward.register_fake(
     lambda x, weight, bias, shape, eps: _aten.native_layer_norm(x, shape, weight, bias, eps)
 )
-_input.register_fake(lambda grad, x, weight, mean, factor, shape, eps: torch.empty_like(x))
+_input.register_fake(
+    lambda grad, x, weight, mean, factor, shape, eps: _aten.native_layer_norm_backward(
+        grad, x, shape, mean, factor, weight, None, (True, False, False)
+    )[0]
+)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -112,11 +116,11 @@ def _input_backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         factor.flatten(),
         ctx.eps,
     )
-    onward = onward.view_as(x)
+    onward = onward.reshape(x.shape)
     of_weight = (grad * onward).reshape(-1, *ctx.shape).sum(0) if use[2] else None
     return (
         onward if weight is None else onward * weight,
-        of_x.view_as(x),
+        of_x.reshape(x.shape),
         of_weight,
         *[None] * 4,
     )

@@ -30,8 +30,7 @@ _aten = torch.ops.aten
 @torch.library.custom_op("explainguide::softmax", mutates_args=(), schema="(Tensor x) -> Tensor")
 def softmax(x: Tensor) -> Tensor:
     """Over the last dimension."""
-    output: Tensor = _aten._softmax(x, -1, False)
-    return output
+    return _weights(x)
 
 
 @torch.library.custom_op(
@@ -43,12 +42,17 @@ def _input(grad: Tensor, x: Tensor, p: Tensor) -> Tensor:
     return _through(grad, p)
 
 
-softmax.register_fake(torch.empty_like)
-_input.register_fake(lambda grad, x, p: torch.empty_like(p))
+softmax.register_fake(lambda x: _weights(x))
+_input.register_fake(lambda grad, x, p: _through(grad, p))
+
+
+def _weights(x: Tensor) -> Tensor:
+    output: Tensor = _aten._softmax(x.contiguous(), -1, False)
+    return output
 
 
 def _through(grad: Tensor, p: Tensor) -> Tensor:
-    found: Tensor = _aten._softmax_backward_data(grad, p, -1, p.dtype)
+    found: Tensor = _aten._softmax_backward_data(grad.contiguous(), p, -1, p.dtype)
     return found
 
 
