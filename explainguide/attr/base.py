@@ -20,6 +20,7 @@ from explainguide.errors import (
     operation,
     warn,
 )
+from explainguide.fast import Fast
 from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
 from explainguide.hooks.layout import Layout
 from explainguide.hooks.logits import as_targets, check_classifier, check_logits, class_scores
@@ -156,14 +157,20 @@ class LayerMap(Attribution):
         moved.layer = next(iter(moved._modules))
         return moved
 
-    def tap(self, modules: dict[str, nn.Module | None]) -> Tap:
-        """What reads a forward pass for this attribution at these layers."""
+    def tap(self, modules: dict[str, nn.Module | None], *, fast: Fast = False) -> Tap:
+        """What reads a forward pass for this attribution at these layers.
+
+        Args:
+            modules: As `resolve_layers` returns them.
+            fast: Whether operations get their fast second derivative.
+        """
         return Tap(
             self.model,
             modules,
             self.attentions,
             reruns=self.reruns,
             image_argument=self.reading.image_argument,
+            fast=fast,
         )
 
     def tell(self, layouts: dict[str, Layout]) -> None:
@@ -239,7 +246,7 @@ class LayerMap(Attribution):
         """Run the model and attribute; `finish` sees the evidence and the maps, ``(N, 1, h, w)``."""
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
         given = (*(inputs if isinstance(inputs, tuple) else (inputs,)), *extra)
-        tap = self.tap(self._modules)
+        tap = self.tap(self._modules, fast="auto" if create_graph else False)
         try:
             with (
                 torch.inference_mode(False),

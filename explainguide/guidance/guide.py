@@ -128,6 +128,7 @@ class ExplanationGuidance:
         prefix_tokens: int | Sequence[int] | None = None,
         image_size: int | Sequence[int] | None = None,
         image_argument: int | str | None = None,
+        fast: bool | Literal["auto"] = "auto",
     ) -> None:
         given = locals()
         names = [field.name for field in fields(GuideOptions) if field.name in given]
@@ -160,8 +161,10 @@ class ExplanationGuidance:
         self._examined = False  # whether every operation was seen to have a second derivative
         self._told = False  # whether it was said that passes were dropped
         self.replaced: set[str] = set()
+        self.fast: set[str] = set()
+        self.slow: dict[str, str] = {}
         self.attributions: dict[str, Tensor] = {}
-        self._tap = placed.method.tap(placed.layers)
+        self._tap = placed.method.tap(placed.layers, fast=options.fast)
 
     @property
     def options(self) -> GuideOptions:
@@ -187,6 +190,8 @@ class ExplanationGuidance:
         options = self.options
         attribution, loss = options.names()
         replaced = f", replaced={sorted(self.replaced)}" if self.replaced else ""
+        replaced += f", fast={sorted(self.fast)}" if self.fast else ""
+        replaced += f", slow={dict(sorted(self.slow.items()))}" if self.slow else ""
         state = "" if self._tap.attached else ", removed"
         return (
             f"ExplanationGuidance(layer={self.layers}, attribution={attribution!r}, loss={loss!r}, "
@@ -259,6 +264,8 @@ class ExplanationGuidance:
         self._examined = True
         self.attributions = maps
         self.replaced |= passed.replaced
+        self.fast |= passed.fast
+        self.slow |= passed.slow
         return loss
 
     @operation("ExplanationGuidance.attribute")

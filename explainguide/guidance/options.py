@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from explainguide.errors import OptionError, check_option, did_you_mean, operation
 from explainguide.guidance.settings import Shown, check_flags, setting
@@ -39,6 +39,10 @@ REDUCTIONS = ("mean", "sum", "none")
 
 def _index_or_name(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdecimal() else text
+
+
+def _true_or_auto(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 _shown = partial(Shown, group="guidance")
@@ -119,6 +123,10 @@ class GuideOptions:
     )
     image_size: tuple[int, int] | None = setting(None)
     image_argument: int | str | None = setting(None)
+    fast: bool | Literal["auto"] = setting(
+        "auto",
+        _shown("fast second derivatives: auto, true or false (PyTorch's own)", kind=_true_or_auto),
+    )
 
     def __post_init__(self) -> None:
         with operation(type(self).__name__, default=True):
@@ -137,6 +145,8 @@ class GuideOptions:
         check_option("target", self.target, TARGETS)
         check_option("score", self.score, SCORES)
         check_option("reduction", self.reduction, REDUCTIONS)
+        if not isinstance(self.fast, bool):
+            check_option("fast", self.fast, ("auto", True, False))
         _check_negatives(self.negatives, self.target)
         for name, value in vars(check_reading(**vars(self.reading))).items():
             object.__setattr__(self, name, value)

@@ -78,6 +78,8 @@ def _foreign(node: Node) -> str | None:
     """The name of an operation that neither torch nor this package defines."""
     name = node.name()
     registered = re.match(r"GeneratedBackwardFor_+(.+?)(_backward)?_default", name)
+    if registered and registered[1].startswith("explainguide_"):
+        return None
     if registered:
         return registered[1].split("_", 1)[-1].strip("_")
     if "CppNode" in name:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from explainguide.errors import GuidanceError, operation
+from explainguide.fast import FAST, Fast, Unsuited
 from explainguide.hooks.attention import SHOWN, Weights, as_fused
 from explainguide.hooks.pass_mode import PassMode
 from explainguide.hooks.token_grid import Steps
@@ -78,14 +79,19 @@ class TwiceDifferentiable(PassMode):
 
     Attributes:
         replaced: Names of the operations that ran in another form.
+        fast: Names of the operations that ran in a fast form.
+        slow: Names of operations that have one and ran as PyTorch has them, and why.
         steps: Notes what the operations show of the places of tokens.
         record: Takes the weights of an attention that runs while the mode is active; None leaves
             them where they are.
     """
 
-    def __init__(self, steps: Steps | None = None) -> None:
+    def __init__(self, steps: Steps | None = None, *, fast: Fast = False) -> None:
         super().__init__()
         self.steps = steps or Steps()
+        self.fast: set[str] = set()
+        self.slow: dict[str, str] = {}
+        self._fast = fast
         self.replaced: set[str] = set()
         self.record: Callable[[Weights], None] | None = None
         self._active = False
@@ -101,7 +107,7 @@ class TwiceDifferentiable(PassMode):
         if self._active and self.record is not None and func in SHOWN:
             return self._show(self.record, func, args, kwargs)
         if not self._active or not (func in _ATTENTION or func in _REPLACEMENTS):
-            output = func(*args, **kwargs)
+            output = self._run(func, args, kwargs)
             self.steps.note(func, args, kwargs, output)
             return output
         name = _ATTENTION.get(func) or func.__name__.strip("_")
@@ -110,8 +116,25 @@ class TwiceDifferentiable(PassMode):
         if func in _REPLACEMENTS:
             return _REPLACEMENTS[func](*args, **kwargs)
         with sdpa_kernel(SDPBackend.MATH):
-            output = func(*args, **kwargs)
+            output = self._run(func, args, kwargs)
         return as_fused(output) if func is F.scaled_dot_product_attention else output
+
+    def _run(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """The operation, in its fast form where it has one that is asked for."""
+        form = FAST.get(func) if self._active and self._fast and torch.is_grad_enabled() else None
+        if form is None:
+            return func(*args, **kwargs)
+        try:
+            if _is_checkpointed():  # and would be computed again in the other form
+                raise Unsuited("in a checkpointed segment")
+            output = form(self._fast, args, kwargs)
+        except Unsuited as reason:
+            self.slow[form.name] = str(reason)
+            return func(*args, **kwargs)
+        self.fast.add(form.name)
+        return output
 
     def _show(
         self,

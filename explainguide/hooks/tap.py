@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from explainguide.fast import Fast
+from explainguide.fast.nodes import mark_own
 from explainguide.hooks.attention import Weights
 from explainguide.hooks.layers import INPUT, split_index
 from explainguide.hooks.members import find_image, find_member, is_map, with_image, with_member
@@ -55,6 +57,8 @@ class ForwardPass:
     output: Any = None
     autocast: tuple[bool, torch.dtype | None] = (False, None)
     replaced: set[str] = field(default_factory=set)
+    fast: set[str] = field(default_factory=set)  # operations in a fast form
+    slow: dict[str, str] = field(default_factory=dict)  # those that could not be, and why
     problems: dict[str, str] = field(default_factory=dict)  # of layers that cannot be explained
     attentions: dict[str, list[Weights]] = field(default_factory=dict)
     steps: Steps = field(default_factory=Steps)  # what the pass shows of its tokens' places
@@ -118,6 +122,7 @@ class Tap:
         reruns: Whether the model may be run again from other features (`substitute`), with the
             parameters and buffers that the pass saw.
         image_argument: Which argument of the model the images are, where the user has said it.
+        fast: Whether operations above the first layer that have a fast second derivative use it.
 
     Attributes:
         layers: The layers, as they were given.
@@ -135,12 +140,14 @@ class Tap:
         replace: bool = True,
         reruns: bool = False,
         image_argument: int | str | None = None,
+        fast: Fast = False,
     ) -> None:
         self.last: ForwardPass | None = None
         self.dropped = 0
         self.compiled = False
         self._replace, self._reruns = replace, reruns
         self._image_argument = image_argument
+        self._fast = fast
         self._model = weakref.ref(model)
         self._paused = 0
         self._waiting: ForwardPass | None = None  # while a checkpointed model is computed again
@@ -340,6 +347,8 @@ class Tap:
             return
         if self._mode is not None and self.last is not None:
             self.last.replaced |= self._mode.replaced
+            self.last.fast |= self._mode.fast
+            self.last.slow |= self._mode.slow
         if self._tracer is not None and output is not None:  # the other layers did not run
             self._known |= {n: ((), None) for n in self.layers if n not in self._known}
         self._leave()
@@ -357,7 +366,7 @@ class Tap:
     def _enter_mode(self, *, activate: bool, steps: Steps | None = None) -> None:
         self._context.close()
         self._attending.clear()
-        self._mode = self._context.enter_context(TwiceDifferentiable(steps))
+        self._mode = self._context.enter_context(TwiceDifferentiable(steps, fast=self._fast))
         if activate:
             self._mode.activate()
 
@@ -376,7 +385,7 @@ class Tap:
                 # A leaf of our own (for the image, or for what a frozen part of the model
                 # computed), so that the caller's tensor stays as it was.
                 output = output.clone() if output.is_inference() else output.detach()
-                output.requires_grad_()
+                mark_own(output.requires_grad_())
             self.last.features[name] = output
             return output.clone()
         self.last.features[name] = output

@@ -1,0 +1,93 @@
+"""The table of operations that have a fast second derivative, filled where each is defined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["FAST", "Fast", "FastForm", "Unsuited", "fast_form"]
+
+Form = TypeVar("Form", bound=Callable[..., Any])
+Fast = bool | Literal["auto"]
+
+
+class Unsuited(Exception):  # noqa: N818 - no error: it is always caught
+    """Says why PyTorch's own operation runs in place of the fast form; never leaves this package."""
+
+
+@dataclass(frozen=True)
+class FastForm:
+    """An operation in a form that is differentiated twice in less time, to the same values.
+
+    Attributes:
+        name: Of the operation.
+        run: Takes what the operation takes; raises `Unsuited` where it cannot.
+        autocast: What autocast does to the operation's arguments: it makes them ``"half"``
+            precision or leaves them (``""``). None: it depends on the device, and PyTorch's own runs.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    autocast: str | None
+
+    def __call__(self, fast: Fast, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run it.
+
+        Args:
+            fast: ``"auto"``, where it was measured to pay, or True, wherever it can.
+            args: Of the operation.
+            kwargs: Likewise.
+
+        Raises:
+            Unsuited: If PyTorch's own has to run.
+        """
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        kinds = {tensor.device.type for tensor in tensors}
+        if fast == "auto" and kinds != {"cpu"}:
+            raise Unsuited(f"not measured on {'/'.join(sorted(kinds))}; fast=True runs it there")
+        if any(type(tensor) not in _PLAIN for tensor in tensors):
+            raise Unsuited("on tensors of another class")
+        if not all(tensor.numel() for tensor in tensors):
+            raise Unsuited("on an empty batch")
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            raise Unsuited("inside a transform of torch.func or forward-mode differentiation")
+        device = tensors[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return self.run(*args, **kwargs)
+        if self.autocast is None:
+            raise Unsuited("under autocast")
+        if self.autocast:
+            dtype = torch.get_autocast_dtype(device)
+            args = tuple(_cast(value, dtype) for value in args)
+            kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
+        return self.run(*args, **kwargs)
+
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """As autocast casts: float64 stays."""
+    single = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if single and value.dtype != torch.float64 else value
+
+
+FAST: dict[Callable[..., Any], FastForm] = {}
+
+
+def fast_form(
+    *operations: Callable[..., Any], name: str, autocast: str | None
+) -> Callable[[Form], Form]:
+    """Enter the fast form of some operations that are one by different names."""
+
+    def enter(run: Form) -> Form:
+        for operation in operations:
+            FAST[operation] = FastForm(name, run, autocast)
+        return run
+
+    return enter
