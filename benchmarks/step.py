@@ -162,7 +162,10 @@ def measure(case: Case, layer: str, kinds: tuple[str, ...], rounds: int) -> dict
     ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
     for index in range(rounds + 1):
         times = {}
-        for kind, step in steps.items():
+        # Another order each round: what ran before leaves its traces in the caches.
+        order = list(steps)
+        for kind in [*order[index % len(order) :], *order[: index % len(order)]]:
+            step = steps[kind]
             began = time.process_time()
             step()
             times[kind] = time.process_time() - began

@@ -50,6 +50,7 @@ def test_the_guides_signature() -> None:
         "prefix_tokens",
         "image_size",
         "image_argument",
+        "fast",
     ]
     defaults = {n: p.default for n, p in parameters.items() if n != "model"}
     assert defaults == {
@@ -70,6 +71,7 @@ def test_the_guides_signature() -> None:
         "prefix_tokens": None,
         "image_size": None,
         "image_argument": None,
+        "fast": "auto",
     }
     keyword_only = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     assert keyword_only == list(parameters)[2:]

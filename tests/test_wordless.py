@@ -157,7 +157,7 @@ def test_a_module_that_cannot_be_imported_without_a_text(
 ) -> None:
     (tmp_path / "wordless_losses.py").write_text("raise ImportError\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ExplainGuideError, match=r"\(ImportError without a text\)\. Is its folder"):
+    with pytest.raises(ExplainGuideError, match=r"\(ImportError without a text\)\. The error is"):
         ExplanationGuidance(SmallCnn(), "mix", loss="wordless_losses:loss")
 
 

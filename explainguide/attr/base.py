@@ -20,7 +20,7 @@ from explainguide.errors import (
     operation,
     warn,
 )
-from explainguide.fast import Fast
+from explainguide.hooks.fast import Fast
 from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
 from explainguide.hooks.layout import Layout
 from explainguide.hooks.logits import as_targets, check_classifier, check_logits, class_scores

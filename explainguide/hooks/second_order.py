@@ -18,10 +18,11 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from explainguide.errors import GuidanceError, operation
-from explainguide.fast import FAST, Fast, Unsuited
 from explainguide.hooks.attention import SHOWN, Weights, as_fused
+from explainguide.hooks.fast import FAST, Fast, Unsuited
 from explainguide.hooks.pass_mode import PassMode
 from explainguide.hooks.token_grid import Steps
 
@@ -58,6 +59,11 @@ def _is_checkpointed() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _reads(mode: TorchFunctionMode) -> bool:
+    """Whether a mode further out is another guide's, which must see the operation itself."""
+    return isinstance(mode, PassMode)
 
 
 def _refuse_checkpointing(name: str) -> None:
@@ -107,7 +113,7 @@ class TwiceDifferentiable(PassMode):
         if self._active and self.record is not None and func in SHOWN:
             return self._show(self.record, func, args, kwargs)
         if not self._active or not (func in _ATTENTION or func in _REPLACEMENTS):
-            output = self._run(func, args, kwargs)
+            output = self._fastest(func, args, kwargs)
             self.steps.note(func, args, kwargs, output)
             return output
         name = _ATTENTION.get(func) or func.__name__.strip("_")
@@ -116,15 +122,19 @@ class TwiceDifferentiable(PassMode):
         if func in _REPLACEMENTS:
             return _REPLACEMENTS[func](*args, **kwargs)
         with sdpa_kernel(SDPBackend.MATH):
-            output = self._run(func, args, kwargs)
+            output = self._fastest(func, args, kwargs)
         return as_fused(output) if func is F.scaled_dot_product_attention else output
 
-    def _run(
+    def _fastest(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """The operation, in its fast form where it has one that is asked for."""
+        if (
+            torch.compiler.is_compiling()
+        ):  # a part of the model alone, whose derivatives are its own
+            return func(*args, **kwargs)
         form = FAST.get(func) if self._active and self._fast and torch.is_grad_enabled() else None
-        if form is None:
+        if form is None or any(map(_reads, _get_current_function_mode_stack())):
             return func(*args, **kwargs)
         try:
             if _is_checkpointed():  # and would be computed again in the other form

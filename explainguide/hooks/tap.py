@@ -12,14 +12,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from explainguide.fast import Fast
-from explainguide.fast.nodes import mark_own
 from explainguide.hooks.attention import Weights
+from explainguide.hooks.fast import Fast
+from explainguide.hooks.fast.nodes import mark_own
 from explainguide.hooks.layers import INPUT, split_index
 from explainguide.hooks.members import find_image, find_member, is_map, with_image, with_member
 from explainguide.hooks.places import Arrangement, PlaceTracer
 from explainguide.hooks.second_order import TwiceDifferentiable
 from explainguide.hooks.token_grid import Steps
+from explainguide.hooks.weak_hook import WeakHook
 
 __all__ = ["ForwardPass", "Tap", "unread"]
 
@@ -85,27 +86,6 @@ class ForwardPass:
         return int(height), int(width)
 
 
-class _Hook:
-    """A hook that keeps neither its owner alive nor a copy of the model bound to it.
-
-    Copies (an EMA of the model, a pickled model) carry a hook that does nothing.
-    """
-
-    def __init__(self, owner: Tap | None = None, method: str = "", *args: Any) -> None:
-        self._owner = weakref.ref(owner) if owner is not None else lambda: None
-        self._method, self._args = method, args
-
-    def __call__(self, module: nn.Module, *call: Any) -> Any:
-        owner = self._owner()
-        if owner is not None and torch.compiler.is_compiling():
-            owner.compiled = True
-            return None
-        return getattr(owner, self._method)(*self._args, *call) if owner is not None else None
-
-    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return _Hook, ()
-
-
 class Tap:
     """Reads the outputs of named layers in the forward passes that the model makes anyway.
 
@@ -161,18 +141,20 @@ class Tap:
         self._known: _Known = {}
         self._context = ExitStack()
         handles = [
-            model.register_forward_pre_hook(_Hook(self, "_begin"), prepend=False, with_kwargs=True),
+            model.register_forward_pre_hook(
+                WeakHook(self, "_begin"), prepend=False, with_kwargs=True
+            ),
             # First to leave, as it was last to enter: the modes of two taps stay nested.
-            model.register_forward_hook(_Hook(self, "_end"), prepend=True, always_call=True),
+            model.register_forward_hook(WeakHook(self, "_end"), prepend=True, always_call=True),
         ]
         self._attending: list[str] = []  # the attention modules that run, the innermost last
         for name in attentions:
             attention = model.get_submodule(name)
-            handles.append(attention.register_forward_pre_hook(_Hook(self, "_attend", name)))
-            handles.append(attention.register_forward_hook(_Hook(self, "_attended", name)))
+            handles.append(attention.register_forward_pre_hook(WeakHook(self, "_attend", name)))
+            handles.append(attention.register_forward_hook(WeakHook(self, "_attended", name)))
         for name, module in layers.items():
             if module is not None and name not in attentions:
-                handles.append(module.register_forward_hook(_Hook(self, "_capture", name)))
+                handles.append(module.register_forward_hook(WeakHook(self, "_capture", name)))
         self._finalizer = weakref.finalize(self, _remove, handles, self._context)
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from explainguide.fast import FAST
+from explainguide.hooks.fast import FAST
 from explainguide.hooks.second_order import TwiceDifferentiable
 
 D = torch.float64

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from zoo import image_side
 from zoo_families import FAMILIES
 
-from explainguide.fast.convolution import as_window
+from explainguide.hooks.fast.convolution import as_window
 from tests.fast.test_exact import derivatives, draw, equal
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ READS = {
 COPIES = ("tolist", "numpy", "__array__", "cpu")
 # PyTorch's own, on the host on every device: the count of steps of Adam, the seed of a loader.
 ON_THE_HOST = ("torch/optim/", "torch/utils/data/dataloader.py")
-BETWEEN = ("/site-packages/torch/", "explainguide/hooks/second_order.py")
+BETWEEN = ("hooks/pass_mode.py", "/site-packages/torch/", "explainguide/hooks/second_order.py")
 
 
 class Counted(TorchDispatchMode):

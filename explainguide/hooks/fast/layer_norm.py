@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.fast.batch_norm import second_derivative
-from explainguide.fast.nodes import builds_graph, by_autograd, wanted
-from explainguide.fast.table import fast_form
+from explainguide.hooks.fast.batch_norm import second_derivative
+from explainguide.hooks.fast.nodes import builds_graph, by_autograd, wanted
+from explainguide.hooks.fast.table import fast_form
 
 __all__ = ["layer_norm"]
 

@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.fast.nodes import builds_graph, by_autograd, wanted
-from explainguide.fast.table import Unsuited, fast_form
+from explainguide.hooks.fast.nodes import builds_graph, by_autograd, wanted
+from explainguide.hooks.fast.table import Unsuited, fast_form
 
 __all__ = ["batch_norm"]
 

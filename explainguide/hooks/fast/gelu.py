@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.fast.nodes import builds_graph, by_autograd, wanted
-from explainguide.fast.table import Unsuited, fast_form
+from explainguide.hooks.fast.nodes import builds_graph, by_autograd, wanted
+from explainguide.hooks.fast.table import Unsuited, fast_form
 
 __all__ = ["gelu"]
 
@@ -39,7 +39,8 @@ def _input(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _slopes(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    slope = _aten.gelu_backward(x.new_ones(()).expand_as(x), x)
+    slope = torch.ones_like(x)
+    _aten.gelu_backward(slope, x, grad_input=slope)
     return grad * slope, slope
 
 

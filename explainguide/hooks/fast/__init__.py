@@ -5,8 +5,8 @@ operations. Here each is written by hand, as an operation of its own (`torch.lib
 that autograd and `torch.compile` differentiate it correctly. `FAST` is the table of them.
 """
 
-from explainguide.fast import attention, batch_norm, convolution, gelu, layer_norm, softmax
-from explainguide.fast.table import FAST, Fast, Unsuited
+from explainguide.hooks.fast import attention, batch_norm, convolution, gelu, layer_norm, softmax
+from explainguide.hooks.fast.table import FAST, Fast, Unsuited
 
 __all__ = [
     "FAST",

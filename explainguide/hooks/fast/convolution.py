@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.fast.nodes import builds_graph, wanted
-from explainguide.fast.table import Unsuited, fast_form
+from explainguide.hooks.fast.nodes import builds_graph, wanted
+from explainguide.hooks.fast.table import Unsuited, fast_form
 
 __all__ = ["as_window", "conv2d"]
 
@@ -58,12 +58,13 @@ def _gradients(
     stride, padding, dilation = map(tuple, sizes)
     kernel = tuple(weight.shape[2:])
     if folded:
-        columns = torch.matmul(weight.flatten(1).mT, grad.flatten(2))
+        columns = torch.bmm(weight.flatten(1).mT.expand(len(grad), -1, -1), grad.flatten(2))
         found[0] = F.fold(columns, tuple(x.shape[2:]), kernel, dilation, padding, stride)
     if unfolded:
         columns = F.unfold(x, kernel, dilation, padding, stride)
         rows, columns = (t.transpose(0, 1).flatten(1) for t in (grad.flatten(2), columns))
-        found[1] = torch.mm(rows, columns.mT).view(weight.shape)
+        found[1] = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        torch.mm(rows, columns.mT, out=found[1].view(len(weight), -1))
     return found
 
 

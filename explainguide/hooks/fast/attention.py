@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.fast.softmax import softmax
-from explainguide.fast.table import Unsuited, fast_form
+from explainguide.hooks.fast.softmax import softmax
+from explainguide.hooks.fast.table import Unsuited, fast_form
 
 __all__ = ["scaled_dot_product_attention"]
 
