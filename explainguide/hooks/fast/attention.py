@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.hooks.fast.softmax import softmax
-from explainguide.hooks.fast.table import Unsuited, fast_form
+from explainguide.hooks.fast.softmax import softmax, worth_it
+from explainguide.hooks.fast.table import Unsuited, elements, fast_form
 
 __all__ = ["scaled_dot_product_attention"]
 
 
-@fast_form(F.scaled_dot_product_attention, name="scaled_dot_product_attention", autocast="half")
+@fast_form(
+    F.scaled_dot_product_attention,
+    name="scaled_dot_product_attention",
+    pays=elements(0),
+    autocast="half",
+)
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -28,4 +33,6 @@ def scaled_dot_product_attention(
     if dropout_p or enable_gqa:
         raise Unsuited("with dropout" if dropout_p else "with keys that queries share")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return softmax((query * scale) @ key.mT) @ value
+    similarity = (query * scale) @ key.mT
+    weights = softmax(similarity) if worth_it(similarity) else similarity.softmax(-1)
+    return weights @ value

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explainguide.hooks.fast.nodes import builds_graph, by_autograd, wanted
-from explainguide.hooks.fast.table import Unsuited, fast_form
+from explainguide.hooks.fast.table import Unsuited, elements, fast_form
 
 __all__ = ["batch_norm"]
 
@@ -271,7 +271,7 @@ def _constant_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _constant.register_autograd(_constant_backward, setup_context=_keep_constant)
 
 
-@fast_form(F.batch_norm, name="batch_norm", autocast="")
+@fast_form(F.batch_norm, name="batch_norm", pays=elements(2**17), autocast="")
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,

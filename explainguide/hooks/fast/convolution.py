@@ -63,12 +63,14 @@ def _gradients(
     if unfolded:
         columns = F.unfold(x, kernel, dilation, padding, stride)
         rows, columns = (t.transpose(0, 1).flatten(1) for t in (grad.flatten(2), columns))
-        found[1] = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        torch.mm(rows, columns.mT, out=found[1].view(len(weight), -1))
+        # Into a tensor that is no view, so that autograd adds to it in place.
+        of_weights = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        torch.mm(rows, columns.mT, out=of_weights.view(len(weight), -1))
+        found[1] = of_weights
     return found
 
 
-# What PyTorch's kernels are slow at, on a CPU; measured by benchmarks/convolution.py.
+# What PyTorch's kernels are slow at, on a CPU; measured by benchmarks/operations.py.
 
 
 def _folding_pays(x: Tensor, window: Window) -> bool:
@@ -173,7 +175,24 @@ def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else [*value] * (2 // len(value))
 
 
-@fast_form(torch.conv2d, name="conv2d", autocast="half")
+def _pays(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> bool:
+    """By the number of products, or, in groups, of elements: for those PyTorch's own is slowest."""
+    if input.ndim != 4 or groups > 1:
+        return input.numel() >= 2**13
+    down, right = _pair(stride)
+    places = input.shape[0] * (input.shape[2] // down) * (input.shape[3] // right)
+    return places * weight.numel() >= 2**24
+
+
+@fast_form(torch.conv2d, name="conv2d", pays=_pays, autocast="half")
 def conv2d(
     input: Tensor,
     weight: Tensor,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explainguide.hooks.fast.nodes import builds_graph, by_autograd, wanted
-from explainguide.hooks.fast.table import Unsuited, fast_form
+from explainguide.hooks.fast.table import Unsuited, elements, fast_form
 
 __all__ = ["gelu"]
 
@@ -85,7 +85,7 @@ _forward.register_autograd(_forward_backward, setup_context=_keep)
 _input.register_autograd(_input_backward, setup_context=_keep_input)
 
 
-@fast_form(torch._C._nn.gelu, name="gelu", autocast="")
+@fast_form(torch._C._nn.gelu, name="gelu", pays=elements(2**22), autocast="")
 def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
     """`F.gelu`."""
     if approximate != "none":

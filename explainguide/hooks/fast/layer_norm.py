@@ -11,7 +11,7 @@ from torch import Tensor
 
 from explainguide.hooks.fast.batch_norm import second_derivative
 from explainguide.hooks.fast.nodes import builds_graph, by_autograd, wanted
-from explainguide.hooks.fast.table import fast_form
+from explainguide.hooks.fast.table import elements, fast_form
 
 __all__ = ["layer_norm"]
 
@@ -130,7 +130,7 @@ _forward.register_autograd(_forward_backward, setup_context=_keep)
 _input.register_autograd(_input_backward, setup_context=_keep_input)
 
 
-@fast_form(F.layer_norm, name="layer_norm", autocast=None)
+@fast_form(F.layer_norm, name="layer_norm", pays=elements(2**17), autocast=None)
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explainguide.hooks.fast.nodes import builds_graph, by_autograd, wanted
-from explainguide.hooks.fast.table import Unsuited, fast_form
+from explainguide.hooks.fast.table import Unsuited, elements, fast_form
 
-__all__ = ["softmax"]
+__all__ = ["softmax", "worth_it"]
 
 _aten = torch.ops.aten
 
@@ -92,8 +92,17 @@ softmax.register_autograd(_softmax_backward, setup_context=_keep)
 _input.register_autograd(_input_backward, setup_context=_keep_input)
 
 
+worth_it = elements(2**19)
+
+
 @fast_form(
-    F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax, name="softmax", autocast=None
+    F.softmax,
+    torch.softmax,
+    torch.special.softmax,
+    Tensor.softmax,
+    name="softmax",
+    pays=worth_it,
+    autocast=None,
 )
 def _any_softmax(input: Tensor, dim: int | None = None, *_: Any, **options: Any) -> Tensor:
     """`F.softmax`."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["FAST", "Fast", "FastForm", "Unsuited", "fast_form"]
+__all__ = ["FAST", "Fast", "FastForm", "Unsuited", "elements", "fast_form"]
 
 Form = TypeVar("Form", bound=Callable[..., Any])
 Fast = bool | Literal["auto"]
@@ -27,12 +27,15 @@ class FastForm:
     Attributes:
         name: Of the operation.
         run: Takes what the operation takes; raises `Unsuited` where it cannot.
+        pays: Takes what the operation takes; whether the form is faster than PyTorch's own, by
+            measurements on a CPU (benchmarks/operations.py).
         autocast: What autocast does to the operation's arguments: it makes them ``"half"``
             precision or leaves them (``""``). None: it depends on the device, and PyTorch's own runs.
     """
 
     name: str
     run: Callable[..., Any]
+    pays: Callable[..., bool]
     autocast: str | None
 
     def __call__(self, fast: Fast, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -50,6 +53,8 @@ class FastForm:
         kinds = {tensor.device.type for tensor in tensors}
         if fast == "auto" and kinds != {"cpu"}:
             raise Unsuited(f"not measured on {'/'.join(sorted(kinds))}; fast=True runs it there")
+        if fast == "auto" and not self.pays(*args, **kwargs):
+            raise Unsuited("too little to do; fast=True runs it all the same")
         if any(type(tensor) not in _PLAIN for tensor in tensors):
             raise Unsuited("on tensors of another class")
         if not all(tensor.numel() for tensor in tensors):
@@ -81,13 +86,22 @@ FAST: dict[Callable[..., Any], FastForm] = {}
 
 
 def fast_form(
-    *operations: Callable[..., Any], name: str, autocast: str | None
+    *operations: Callable[..., Any], name: str, pays: Callable[..., bool], autocast: str | None
 ) -> Callable[[Form], Form]:
     """Enter the fast form of some operations that are one by different names."""
 
     def enter(run: Form) -> Form:
         for operation in operations:
-            FAST[operation] = FastForm(name, run, autocast)
+            FAST[operation] = FastForm(name, run, pays, autocast)
         return run
 
     return enter
+
+
+def elements(least: int) -> Callable[..., bool]:
+    """Whether an operation's input has so many elements: what a form costs by itself is fixed."""
+
+    def pays(input: Tensor, *args: Any, **kwargs: Any) -> bool:
+        return input.numel() >= least
+
+    return pays
