@@ -69,6 +69,12 @@ CONVOLUTIONS = {
     "of one channel": ((2, 1, 8, 8), (6, 1, 3, 3), {}),
     "grouped": ((2, 4, 9, 8), (6, 2, 3, 3), {"groups": 2, "padding": 1, "stride": (2, 1)}),
     "depthwise": ((2, 6, 9, 8), (6, 1, 7, 7), {"groups": 6, "padding": 3}),
+    "depthwise, strided": ((2, 6, 12, 9), (6, 1, 7, 5), {"groups": 6, "padding": 3, "stride": 2}),
+    "depthwise, strided unevenly": (
+        (2, 6, 13, 14),
+        (6, 1, 5, 5),
+        {"groups": 6, "padding": (1, 2), "stride": (3, 2), "dilation": (2, 1)},
+    ),
     "depthwise, twice as many": ((2, 3, 9, 8), (6, 1, 3, 3), {"groups": 3, "padding": 1}),
     "dilated": ((2, 4, 9, 8), (6, 4, 3, 2), {"dilation": (2, 3), "padding": (2, 1)}),
     "same": ((2, 4, 9, 8), (6, 4, 3, 3), {"padding": "same"}),

@@ -44,10 +44,13 @@ def _gradients(
     """The first derivatives, of x, the weight and the bias; None where the mask is false."""
     of_x, of_weight, of_bias = mask
     folded = of_x and _folding_pays(x, window)
-    unfolded = of_weight and _unfolding_pays(grad, weight, window)
+    apart = of_weight and _apart_pays(x, weight, window)
+    unfolded = of_weight and not apart and _unfolding_pays(grad, weight, window)
     sizes = window[:2], window[2:4], window[4:6]
-    rest = (of_x and not folded, of_weight and not unfolded, of_bias)
-    bias = [weight.shape[0]] if of_bias else None
+    by_kernel = of_weight and not (apart or unfolded)
+    # The kernel computes both, whichever is asked for.
+    rest = (of_x and not folded, by_kernel, of_bias and by_kernel)
+    bias = [weight.shape[0]] if rest[2] else None
     found: list[Tensor | None] = [None, None, None]
     if any(rest):
         found = list(
@@ -60,6 +63,10 @@ def _gradients(
     if folded:
         columns = torch.bmm(weight.flatten(1).mT.expand(len(grad), -1, -1), grad.flatten(2))
         found[0] = F.fold(columns, tuple(x.shape[2:]), kernel, dilation, padding, stride)
+    if of_bias and not by_kernel:
+        found[2] = grad.sum((0, 2, 3))
+    if apart:
+        found[1] = _apart(x, grad, sizes).sum(0)[:, None, : kernel[0], : kernel[1]].contiguous()
     if unfolded:
         columns = F.unfold(x, kernel, dilation, padding, stride)
         rows, columns = (t.transpose(0, 1).flatten(1) for t in (grad.flatten(2), columns))
@@ -70,12 +77,32 @@ def _gradients(
     return found
 
 
+def _apart(x: Tensor, grad: Tensor, sizes: tuple[Window, Window, Window]) -> Tensor:
+    """g_w of each image alone, ``(N, C, h, w)``: x convolved with g_y, each channel by itself.
+
+    The last rows and columns may lie beyond the kernel, where a stride leaves a rest.
+    """
+    stride, padding, dilation = sizes
+    count = x.shape[0] * x.shape[1]
+    image, kernel = x.reshape(1, count, *x.shape[2:]), grad.reshape(count, 1, *grad.shape[2:])
+    found: Tensor = _aten.convolution(
+        image, kernel, None, dilation, padding, stride, False, _NO_OUTPUT_PADDING, count
+    )
+    return found.view(*x.shape[:2], *found.shape[2:])
+
+
 # What PyTorch's kernels are slow at, on a CPU; measured by benchmarks/operations.py.
 
 
 def _folding_pays(x: Tensor, window: Window) -> bool:
     """Few input channels, as the image has: the kernel for g_x works in blocks of channels."""
     return x.device.type == "cpu" and x.shape[1] <= 4 and window[6] == 1
+
+
+def _apart_pays(x: Tensor, weight: Tensor, window: Window) -> bool:
+    """A large kernel for each channel: the kernel for g_w takes ten times the forward pass's time."""
+    single = window[6] == x.shape[1] == weight.shape[0]
+    return x.device.type == "cpu" and single and weight[0].numel() >= 25
 
 
 def _unfolding_pays(grad: Tensor, weight: Tensor, window: Window) -> bool:
