@@ -9,6 +9,7 @@ Columns, all of one process, interleaved, medians of process CPU time on one thr
 
 Example:
     python benchmarks/step.py --quick
+    python benchmarks/step.py --json benchmarks/step.json
     python benchmarks/step.py --json benchmarks/step.json --table docs/step_results.md
 """
 
@@ -196,7 +197,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=(), metavar="MODEL[:LAYER]")
     parser.add_argument("--kinds", nargs="+", default=("guided", "torch", "loop"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path, help="write that of --json here, and run nothing")
     args = parser.parse_args()
+    if args.table:
+        rows = json.loads(args.json.read_text())["rows"]
+        content = table(rows).encode() + b"\n"
+        write_whole(args.table, lambda file: file.write(content))
+        return
     torch.set_num_threads(1)
     rows = []
     for case in CASES:

@@ -78,12 +78,17 @@ class ExplanationGuidance:
             the model does not tell it.
         image_argument: Which argument of the model the images are, a position or a name, where more
             than one is floating point (N, C, H, W).
+        fast: Whether operations between the layer and the logits get a faster second derivative, to the
+            same values up to rounding: ``"auto"``, where it was measured to pay; True, wherever it
+            can; False, PyTorch's own.
 
     Attributes:
         layers: The resolved layer names.
         attributions: The maps of the last `loss_loc`, ``{layer: (N, h, w)}``, detached, averaged over
             the classes where target="all".
         replaced: Operations that have run in a form that can be differentiated twice.
+        fast: Operations that have run in a form that is differentiated twice in less time.
+        slow: Operations that have such a form and ran as PyTorch has them, and why, by name.
 
     Raises:
         OptionError: For an unknown option; with the nearest allowed one.

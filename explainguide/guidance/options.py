@@ -54,7 +54,7 @@ class GuideOptions:
 
     Attributes:
         layer, layer_weights, attribution, loss, target, score, negatives, reduction, first_label,
-            sync_dist, output, layout, grid, prefix_tokens, image_size, image_argument: As
+            sync_dist, output, layout, grid, prefix_tokens, image_size, image_argument, fast: As
             `ExplanationGuidance` takes them.
         attribution_options: Keyword arguments of an attribution that is named, such as
             ``{"n_steps": 8}``.

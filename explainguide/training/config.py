@@ -40,9 +40,9 @@ class TrainConfig(GuideOptions):
             1, or, where no training image is annotated, 0, which a warning says; a weight that is
             given is refused there.
         layer, layer_weights, attribution, attribution_options, loss, loss_options, target, score,
-            negatives, reduction, output, layout, grid, prefix_tokens, image_size, image_argument:
-            As `explainguide.guidance.GuideOptions`; by name only. A mean is over all annotated images
-            of a step: of all its batches, and of all processes.
+            negatives, reduction, output, layout, grid, prefix_tokens, image_size, image_argument,
+            fast: As `explainguide.guidance.GuideOptions`; by name only. A mean is over all annotated
+            images of a step: of all its batches, and of all processes.
         class_loss: ``"task"`` is what the labels ask for, cross-entropy or, for multi-hot labels,
             binary cross-entropy; ``"confidence-boosting"`` asks a trained model to stay sure of its
             own answers (`explainguide.losses.confidence_boosting`).
