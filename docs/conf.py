@@ -25,6 +25,7 @@ FRAGMENTS = (
     "families_results.md",
     "relevance_results.md",
     "robustvit_results.md",
+    "step_results.md",
     "voc_results.md",
 )
 NOT_YET = "These numbers have not been measured with this version.\n"

@@ -124,6 +124,21 @@ def test_networks(network: str, layer: str) -> None:
     assert guide.fast and not guide.slow
 
 
+@pytest.mark.parametrize("network", [n for n in NETWORKS if n != "vit"])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_logits_stay_bit_by_bit(network: str, training: bool) -> None:
+    build, layers, size = NETWORKS[network]
+    model = build().train(training)
+    images = batch(size=size).sigmoid()
+    torch.manual_seed(1)  # of dropout
+    expected = copy.deepcopy(model)(images)
+    guide = ExplanationGuidance(model, layer=layers[0], fast=True)
+    torch.manual_seed(1)
+    assert torch.equal(model(images), expected)
+    guide.loss_loc(targets(size))
+    assert guide.fast
+
+
 @pytest.mark.parametrize("network", ["small", "resnet18", "vit"])
 def test_evaluation_mode(network: str) -> None:
     build, layers, size = NETWORKS[network]

@@ -233,8 +233,6 @@ def conv2d(
     if input.ndim != 4:
         raise Unsuited("of an image without a batch")
     input, window = as_window(input, weight, stride, padding, dilation, groups)
-    if window == [*weight.shape[2:], 0, 0, 1, 1, 1] and weight.shape[2:].numel() > 1:
-        return _of_patches(input, weight, bias)
     output: Tensor = _forward(input, weight, bias, window)
     return output
 
@@ -256,16 +254,3 @@ def as_window(
             x = F.pad(x, (0, total[1] % 2, 0, total[0] % 2))
         padding = [t // 2 for t in total]
     return x, [*_pair(stride), *_pair(padding), *_pair(dilation), groups]
-
-
-def _of_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution whose windows lie side by side: one matrix product.
-
-    The kernels for the derivative with respect to x are slow where it has three channels.
-    """
-    height, width = weight.shape[2:]
-    rows, columns = x.shape[2] // height, x.shape[3] // width
-    whole = x[:, :, : rows * height, : columns * width]
-    patches = whole.unflatten(3, (columns, width)).unflatten(2, (rows, height))
-    patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
-    return F.linear(patches, weight.flatten(1), bias).permute(0, 3, 1, 2).contiguous()
