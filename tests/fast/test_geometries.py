@@ -75,7 +75,7 @@ def geometries() -> set[Geometry]:
         for family, (name, options) in FAMILIES.items():
             try:
                 found |= shown(family, name, options, "meta")
-            except NotImplementedError:
+            except (NotImplementedError, RuntimeError):
                 found |= shown(family, name, options, "cpu")
     return found
 

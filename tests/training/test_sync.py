@@ -21,7 +21,7 @@ from explainguide.training import TrainConfig, train
 from explainguide.training.epochs import TrainingRun
 
 from ..vits import build, size_of
-from .counted import Counted
+from .counted import Counted, needs_newer_torch
 from .small_runs import QUICK, WIDTHS, Plain, fingerprint, tiny
 
 
@@ -69,6 +69,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@needs_newer_torch
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_step_of_a_training_reads_nothing(
     items: list[Any], counts: list[list[str]], name: str
@@ -78,12 +79,14 @@ def test_a_step_of_a_training_reads_nothing(
     assert counts == [[]] * 6
 
 
+@needs_newer_torch
 def test_multi_hot_labels_are_not_read(items: list[Any], counts: list[list[str]]) -> None:
     hot = [(image, torch.eye(10)[label], found) for image, label, found in items]
     train(tiny(), hot, hot[:4], replace(QUICK, epochs=1, optimizer="sgd"), progress=False)
     assert counts == [[]] * 3
 
 
+@needs_newer_torch
 def test_a_step_of_a_bcos_network_reads_nothing(items: list[Any], counts: list[list[str]]) -> None:
     plain = [(image.clamp(0, 1), label, found) for image, label, found in items]
     model = nn.Sequential(AddInverse(), bcosify(small_cnn(10, widths=WIDTHS)))
@@ -92,6 +95,7 @@ def test_a_step_of_a_bcos_network_reads_nothing(items: list[Any], counts: list[l
     assert counts == [[]] * 3
 
 
+@needs_newer_torch
 @pytest.mark.parametrize("name", ["vit", "vit-registers", "cait", "torchvision"])
 @pytest.mark.parametrize("attribution", ["relevance", "ixg"])
 def test_a_step_of_a_transformer_reads_nothing(
@@ -105,12 +109,14 @@ def test_a_step_of_a_transformer_reads_nothing(
     assert counts == [[]] * 2
 
 
+@needs_newer_torch
 def test_losses_are_read_at_their_interval(items: list[Any], counts: list[list[str]]) -> None:
     config = replace(QUICK, epochs=2, batch_size=4, optimizer="sgd", log_interval=2)
     train(tiny(), items, items[:4], config, progress=False)
     assert [len(reads) for reads in counts] == [0, 1, 0, 1, 0] * 2  # the fifth at the epoch's end
 
 
+@needs_newer_torch
 @pytest.mark.parametrize("form", ["dicts", "Annotations", "masks", "masks of classes"])
 @pytest.mark.parametrize("target", ["sample", "all", "predicted"])
 def test_loss_loc_reads_nothing(items: list[Any], form: str, target: str) -> None:
