@@ -303,3 +303,20 @@ def test_the_image_gets_no_gradient_of_its_own() -> None:
 def test_other_values_are_refused(fast: Any) -> None:
     with pytest.raises(OptionError, match=r"ExplanationGuidance: .*fast .*'auto', True, False are"):
         ExplanationGuidance(SmallCnn(), fast=fast)
+
+
+def test_what_a_form_is_not_for_runs_as_pytorchs_own() -> None:
+    class Odd(SmallCnn):
+        """Complex numbers and an empty batch between the layer and the logits."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.stem(images)
+            weight = self.mix.weight.to(torch.complex128)
+            turned = nn.functional.conv2d(
+                features * torch.exp(torch.tensor(0.3j)), weight, padding=1
+            )
+            nothing = self.body[0](features[:0])
+            return self.head((turned.real + turned.imag + nothing.sum()).mean((2, 3)))
+
+    guide = same(Odd().to(D).train(), "input")
+    assert guide.slow["conv2d"].startswith("on an empty batch, or on numbers that are not floating")

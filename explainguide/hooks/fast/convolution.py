@@ -199,7 +199,7 @@ _weight.register_autograd(_weight_backward, setup_context=_keep)
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else [*value] * (2 // len(value))
+    return [value] * 2 if isinstance(value, int) else list(value) * (3 - len(value))
 
 
 def _pays(

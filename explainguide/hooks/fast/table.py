@@ -50,15 +50,15 @@ class FastForm:
             Unsuited: If PyTorch's own has to run.
         """
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if any(type(tensor) not in _PLAIN for tensor in tensors):
+            raise Unsuited("on tensors of another class")
+        if not all(tensor.is_floating_point() and tensor.numel() for tensor in tensors):
+            raise Unsuited("on an empty batch, or on numbers that are not floating point")
         kinds = {tensor.device.type for tensor in tensors}
         if fast == "auto" and kinds != {"cpu"}:
             raise Unsuited(f"not measured on {'/'.join(sorted(kinds))}; fast=True runs it there")
         if fast == "auto" and not self.pays(*args, **kwargs):
             raise Unsuited("too little to do; fast=True runs it all the same")
-        if any(type(tensor) not in _PLAIN for tensor in tensors):
-            raise Unsuited("on tensors of another class")
-        if not all(tensor.numel() for tensor in tensors):
-            raise Unsuited("on an empty batch")
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             raise Unsuited("inside a transform of torch.func or forward-mode differentiation")
         device = tensors[0].device.type
