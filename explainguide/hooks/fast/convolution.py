@@ -62,7 +62,10 @@ def _gradients(
     kernel = tuple(weight.shape[2:])
     if folded:
         columns = torch.bmm(weight.flatten(1).mT.expand(len(grad), -1, -1), grad.flatten(2))
-        found[0] = F.fold(columns, tuple(x.shape[2:]), kernel, dilation, padding, stride)
+        # Into a tensor of its own: what `F.fold` returns holds as much memory as the columns.
+        found[0] = x.new_empty(x.shape)
+        arguments = columns, x.shape[2:], kernel, dilation, padding, stride
+        _aten.col2im.out(*arguments, out=found[0])
     if of_bias and not by_kernel:
         found[2] = grad.sum((0, 2, 3))
     if apart:
