@@ -10,6 +10,7 @@ import torch
 import torch.utils.checkpoint
 import torchvision
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import _get_current_function_mode_stack
 
 from explainguide import ExplanationGuidance
@@ -17,6 +18,7 @@ from explainguide.attr import ATTRIBUTIONS, AttentionRelevance
 from explainguide.attr.rollout import Readout, roll_out
 from explainguide.errors import GuidanceError, LayerError, OptionError
 from explainguide.evaluation import evaluate
+from explainguide.hooks.attention import SHOWN
 
 from .networks import SmallCnn
 from .reference import relevance as reference
@@ -435,3 +437,27 @@ def test_checkpointed_blocks_are_refused(vit: Vit) -> None:
     with pytest.raises(GuidanceError, match="runs inside a checkpointed segment"):
         AttentionRelevance(vit.model)
     assert_no_hooks(vit.model)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "causal"])
+def test_shown_attention_is_pytorchs_under_masks(kind: str) -> None:
+    """Also for a query that may see no key, which softmax alone would make NaN."""
+    if kind != "causal" and not hasattr(torch.ops.aten, "_safe_softmax"):
+        pytest.skip("this version of PyTorch makes NaN of such a query itself")
+    generator = torch.Generator().manual_seed(0)
+    allowed = torch.rand(5, 5, generator=generator) > 0.5
+    allowed[2] = False
+    masks = {"bool": allowed, "float": torch.where(allowed, 0.3, -torch.inf).double()}
+    options = {"is_causal": True} if kind == "causal" else {"attn_mask": masks[kind]}
+    q, k, v = (
+        torch.randn(2, 3, 5, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        for _ in range(3)
+    )
+    attention = nn.functional.scaled_dot_product_attention
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = attention(q, k, v, **options)
+    found, weights = SHOWN[attention](q, k, v, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(weights.tensor @ v, expected, rtol=1e-13, atol=1e-13)
+    gradients = [torch.autograd.grad(z.sin().sum(), (q, k, v)) for z in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-13)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["SHOWN", "Weights", "as_fused"]
+__all__ = ["SHOWN", "Weights", "as_fused", "explicit"]
 
 
 class Weights(NamedTuple):
@@ -47,21 +47,50 @@ def _scaled_dot_product(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Shown:
-    """`F.scaled_dot_product_attention` by its definition."""
+    """`F.scaled_dot_product_attention`, with its weights."""
     if enable_gqa:  # several queries share a key
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    similarity = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+    mask = attn_mask
     if is_causal:
-        allowed = torch.ones(similarity.shape[-2:], dtype=torch.bool, device=query.device).tril()
-        similarity = similarity.masked_fill(~allowed, -torch.inf)
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        similarity = similarity.masked_fill(~attn_mask, -torch.inf)
-    elif attn_mask is not None:
-        similarity = similarity + attn_mask
-    weights = _differentiable(similarity.softmax(-1))
-    dropped = F.dropout(weights, dropout_p) if dropout_p else weights
-    return as_fused(dropped @ value), Weights(weights, tuple(weights.shape))
+        queries, keys = query.shape[-2], key.shape[-2]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+    output, weights = explicit(
+        query,
+        key,
+        value,
+        scale=scale,
+        softmax=lambda z: _differentiable(_softmax_where(z, mask)),
+        dropout=partial(F.dropout, p=dropout_p) if dropout_p else None,
+    )
+    return as_fused(output), Weights(weights, tuple(weights.shape))
+
+
+def explicit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None,
+    softmax: Callable[[Tensor], Tensor],
+    dropout: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention by its definition, ``softmax(scale * query key^T) value``, and its weights."""
+    similarity = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+    weights = softmax(similarity)
+    return (weights if dropout is None else dropout(weights)) @ value, weights
+
+
+def _softmax_where(similarity: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax under a mask; a query that may see no key gets weights of 0, as in PyTorch's."""
+    if mask is None:
+        return similarity.softmax(-1)
+    if mask.dtype == torch.bool:
+        similarity = similarity.masked_fill(~mask, -torch.inf)
+    else:
+        similarity = similarity + mask
+    blind = (similarity == -torch.inf).all(-1, keepdim=True)
+    return similarity.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
 
 
 def as_fused(output: Tensor) -> Tensor:

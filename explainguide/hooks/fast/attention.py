@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from explainguide.hooks.attention import explicit
 from explainguide.hooks.fast.softmax import softmax, worth_it
 from explainguide.hooks.fast.table import Unsuited, elements, fast_form
 
@@ -32,7 +33,9 @@ def scaled_dot_product_attention(
         raise Unsuited("with a mask")
     if dropout_p or enable_gqa:
         raise Unsuited("with dropout" if dropout_p else "with keys that queries share")
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    similarity = (query * scale) @ key.mT
-    weights = softmax(similarity) if worth_it(similarity) else similarity.softmax(-1)
-    return weights @ value
+    output, _ = explicit(query, key, value, scale=scale, softmax=_softmax)
+    return output
+
+
+def _softmax(similarity: Tensor) -> Tensor:
+    return softmax(similarity) if worth_it(similarity) else similarity.softmax(-1)
