@@ -26,7 +26,7 @@ from explainguide.tables import format_table
 
 def saved(case: Case, layer: str | None, *, fast: Any = False) -> int:
     """Bytes that one step saves; without guidance where there is no layer."""
-    model = build(case.model)
+    model = build(case.model, case.size)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, tuple[int, Tensor]] = {}
 

@@ -6,6 +6,7 @@ Columns, all of one process, interleaved, medians of process CPU time on one thr
     guided    with the defaults
     torch     with fast=False, PyTorch's own second derivatives
     loop      the published way: PyTorch's own second derivatives, map, mask and loss image by image
+    captum    Captum's attribution with create_graph=True, which runs the model once more
 
 Example:
     python benchmarks/step.py --quick
@@ -29,14 +30,18 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from captum.attr import InputXGradient, LayerGradientXActivation
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import explainguide
 from explainguide import Annotations, ExplanationGuidance
+from explainguide.bcos import AddInverse, bcosify
 from explainguide.checkpoints import write_whole
 from explainguide.tables import format_table
+
+BCOS = "B-cos "  # in front of the name of a network that is converted
 
 
 class Case(NamedTuple):
@@ -46,8 +51,8 @@ class Case(NamedTuple):
     size: int
     batch: int
     layers: tuple[str, ...]
-    gate: float  # over the floor
-    goal: float
+    gate: float | None = None  # over the floor
+    goal: float | None = None
 
 
 CASES = (
@@ -57,15 +62,22 @@ CASES = (
     Case("convnext_tiny", 112, 4, ("input", "features.3"), 1.20, 1.08),
     Case("vit_tiny_patch16_224", 224, 2, ("input", "blocks.6.norm1"), 1.15, 1.08),
     Case("vit_tiny_patch16_224", 224, 2, ("blocks.11.norm1",), 1.15, 1.08),
+    Case("vit_small_patch16_224", 112, 4, ("input", "blocks.6.norm1")),
+    Case(BCOS + "resnet18", 112, 4, ("input", "1.layer2")),
 )
+# The option `fast` of the kinds that have a guide.
+GUIDED: dict[str, Any] = {"guided": "auto", "fast": True, "torch": False}
 
 
-def build(name: str) -> nn.Module:
-    """A model with random weights, in training mode."""
+def build(name: str, size: int) -> nn.Module:
+    """A model for images of a size, with random weights, in training mode."""
     torch.manual_seed(0)
+    if name.startswith(BCOS):
+        network = bcosify(build(name.removeprefix(BCOS), size))
+        return nn.Sequential(AddInverse(), network).train()
     if name in torchvision.models.list_models():
         return torchvision.models.get_model(name, weights=None).train()
-    return timm.create_model(name, pretrained=False).train()
+    return timm.create_model(name, pretrained=False, img_size=size).train()
 
 
 def boxes(batch: int, size: int) -> Annotations:
@@ -97,18 +109,18 @@ def floor(model: nn.Module, layer: str, images: Tensor) -> float:
 class Step:
     """One optimizer step of a kind, on the same images."""
 
-    def __init__(self, case: Case, layer: str, kind: str) -> None:
-        self.model = build(case.model)
+    def __init__(self, case: Case, layer: str, kind: str, device: str = "cpu") -> None:
+        self.model = build(case.model, case.size).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4)
         generator = torch.Generator().manual_seed(2)
         self.images = torch.rand(case.batch, 3, case.size, case.size, generator=generator)
-        self.annotations = boxes(case.batch, case.size)
+        self.images = self.images.to(device)
+        self.annotations = boxes(case.batch, case.size).to(device)
         self.labels = self.annotations.labels[:, 0]
         self.kind, self.layer = kind, layer
         self.guide = None
-        if kind in ("guided", "torch"):
-            fast: Any = "auto" if kind == "guided" else False
-            self.guide = ExplanationGuidance(self.model, layer=layer, fast=fast)
+        if kind in GUIDED:
+            self.guide = ExplanationGuidance(self.model, layer=layer, fast=GUIDED[kind])
         self.kept: list[Tensor] = []
         if kind == "loop" and layer != "input":
             self.model.get_submodule(layer).register_forward_hook(self._keep)
@@ -131,6 +143,8 @@ class Step:
             loss = loss + 0.1 * self.guide.loss_loc(self.annotations)
         elif self.kind == "loop":
             loss = loss + 0.1 * self.loop(logits)
+        elif self.kind == "captum":
+            loss = loss + 0.1 * self.captum()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -138,23 +152,47 @@ class Step:
     def loop(self, logits: Tensor) -> Tensor:
         """The energy loss as it was published: each image has its own map, mask and loss."""
         (feature,) = self.kept
-        size = self.images.shape[-2:]
         scores = logits.gather(1, self.labels[:, None])[:, 0]
         (gradient,) = torch.autograd.grad(torch.unbind(scores), feature, create_graph=True)
-        losses = []
-        for index in range(len(scores)):
-            product = feature[index] * gradient[index]
-            if feature.ndim == 3:  # tokens, behind a class token
-                side = int((len(product) - 1) ** 0.5)
-                product = product[1:].sum(-1).view(side, side)
+        products = (f * g for f, g in zip(feature, gradient, strict=True))
+        return torch.stack([self.energy(p, index) for index, p in enumerate(products)]).mean()
+
+    def energy(self, product: Tensor, index: int) -> Tensor:
+        """Of one image, from activation times gradient."""
+        size = self.images.shape[-2:]
+        if product.ndim == 2:  # tokens, behind a class token
+            side = int((len(product) - 1) ** 0.5)
+            product = product[1:].sum(-1).view(side, side)
+        else:
+            product = product.sum(0)
+        layer_map = F.interpolate(product[None, None], size, mode="bilinear")[0, 0].clamp(min=0)
+        mask = torch.zeros_like(layer_map)
+        x1, y1, x2, y2 = self.annotations.boxes[index, 0].round().int().tolist()
+        mask[y1:y2, x1:x2] = 1
+        return 1 - (layer_map * mask).sum() / layer_map.sum().clamp(min=1e-7)
+
+    def captum(self) -> Tensor:
+        """The energy loss of Captum's maps."""
+        with sdpa_kernel(SDPBackend.MATH):
+            if self.layer == "input":
+                method = InputXGradient(self.model)
+                method.gradient_func = _gradients
+                products = method.attribute(self.images.requires_grad_(), self.labels)
             else:
-                product = product.sum(0)
-            layer_map = F.interpolate(product[None, None], size, mode="bilinear")[0, 0].clamp(min=0)
-            mask = torch.zeros(size)
-            x1, y1, x2, y2 = self.annotations.boxes[index, 0].round().int().tolist()
-            mask[y1:y2, x1:x2] = 1
-            losses.append(1 - (layer_map * mask).sum() / layer_map.sum().clamp(min=1e-7))
-        return torch.stack(losses).mean()
+                layer = self.model.get_submodule(self.layer)
+                products = LayerGradientXActivation(self.model, layer).attribute(
+                    self.images, self.labels, grad_kwargs={"create_graph": True}
+                )
+        return torch.stack([self.energy(p, index) for index, p in enumerate(products)]).mean()
+
+
+def _gradients(
+    model: Any, inputs: tuple[Tensor, ...], target: Any = None, *_: Any
+) -> tuple[Tensor, ...]:
+    """Captum's `compute_gradients`, with a graph of its own."""
+    with torch.enable_grad():
+        scores = model(*inputs).gather(1, target[:, None])[:, 0]
+        return torch.autograd.grad(torch.unbind(scores), inputs, create_graph=True)
 
 
 def measure(case: Case, layer: str, kinds: tuple[str, ...], rounds: int) -> dict[str, Any]:
@@ -175,7 +213,7 @@ def measure(case: Case, layer: str, kinds: tuple[str, ...], rounds: int) -> dict
                 ratios[kind].append(times[kind] / times["plain"])
     images = torch.rand(case.batch, 3, case.size, case.size)
     row: dict[str, Any] = {"model": case.model, "size": case.size, "batch": case.batch}
-    row |= {"layer": layer, "floor": floor(build(case.model), layer, images)}
+    row |= {"layer": layer, "floor": floor(build(case.model, case.size), layer, images)}
     row |= {kind: statistics.median(values) for kind, values in ratios.items()}
     row |= {"over_floor": row["guided"] / row["floor"], "gate": case.gate, "goal": case.goal}
     return row
@@ -183,7 +221,8 @@ def measure(case: Case, layer: str, kinds: tuple[str, ...], rounds: int) -> dict
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    shown = [{k: f"{v:.2f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+    words = {float: "{:.2f}".format, type(None): lambda _: "-"}
+    shown = [{k: words.get(type(v), lambda v: v)(v) for k, v in row.items()} for row in rows]
     return format_table(shown, markdown=True)
 
 
@@ -195,7 +234,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=(), metavar="MODEL[:LAYER]")
-    parser.add_argument("--kinds", nargs="+", default=("guided", "torch", "loop"))
+    parser.add_argument("--kinds", nargs="+", default=("guided", "torch", "loop", "captum"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path, help="write that of --json here, and run nothing")
     args = parser.parse_args()
