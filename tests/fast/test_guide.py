@@ -208,9 +208,24 @@ def test_repr_says_what_is_fast_and_what_is_not() -> None:
 def test_auto_leaves_small_operations_to_pytorch() -> None:
     model = SmallCnn(width=32)
     _, _, small = step(model, "input", fast="auto")
-    assert not small.fast and small.slow["conv2d"].startswith("too little to do")
+    assert small.fast == {"conv2d"} and small.slow["batch_norm"].startswith("too little to do")
     _, _, large = step(model, "input", 96, fast="auto")
     assert {"batch_norm", "conv2d"} <= large.fast
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision(kind: torch.dtype) -> None:
+    """All of it, as `model.bfloat16()` makes it: as near to float64 as with PyTorch's own."""
+    for build, layer in ((SmallCnn, "stem"), (vit, "blocks.0")):
+        size = 32 if build is vit else 24
+        exact = step(build().to(D), layer, size, fast=False)[1]
+        near = [
+            torch.cat([(g.to(D) - e).flatten() for g, e in zip(found, exact, strict=True)]).norm()
+            for found in (
+                step(build().to(kind), layer, size, fast=fast)[1] for fast in (True, False)
+            )
+        ]
+        assert near[0].isfinite() and near[0] < 1.5 * near[1]
 
 
 def test_nothing_below_the_layer_is_touched() -> None:

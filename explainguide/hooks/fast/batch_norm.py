@@ -177,17 +177,19 @@ def second_derivative(
     scaled, summed = sums
     onward, u_scaled, u_summed = _gradients(u, x, weight, mean, factor, eps, (True, True, True))
     kind = factor.dtype  # float32 where x is half precision
-    count = x.numel() // x.shape[1]
     u, grad = u.to(kind), grad.to(kind)
-    both = _dot(u, grad) - (summed * u_summed + scaled * u_scaled) / count
-    # From here on means over a channel, not sums.
-    scaled, summed, u_scaled, u_summed = (
-        total / count for total in (scaled, summed, u_scaled, u_summed)
-    )
-    lead = -factor * factor if weight is None else -factor * factor * weight
-    of_x = lead * factor * (both / count - 2 * scaled * u_scaled)
-    rest = -lead * (scaled * u_summed + u_scaled * summed) - of_x * mean
-    dx = _scaled(x.to(kind), of_x, rest)
+    # Few operations: on a small layer they cost more than the passes over x.
+    share = 1 / (x.numel() // x.shape[1])
+    own, unit = _plain(x, kind)
+    both = _gradients(u, grad, None, own, unit, 0.0, (False, True, False))[1]  # sums of u times g_y
+    both = both.addcmul(summed, u_summed, value=-share).addcmul_(scaled, u_scaled, value=-share)
+    lead = (factor * factor).mul_(-share)
+    lead = lead if weight is None else lead * weight
+    of_x = both.addcmul(scaled, u_scaled, value=-2 * share).mul_(lead * factor)
+    cross = (scaled * u_summed).addcmul_(u_scaled, summed)
+    rest = (of_x * mean).addcmul_(lead, cross, value=share).neg_()
+    # of_x * x + rest: a normalization in evaluation mode, in one pass.
+    dx: Tensor = _aten.native_batch_norm(x.to(kind), of_x, rest, own, unit, False, 0.0, 0.0)[0]
     dx.addcmul_(grad, _of_channels(lead * u_scaled, x))
     dx.addcmul_(u, _of_channels(lead * scaled, x))
     return onward, dx.to(x.dtype), factor * both
@@ -197,21 +199,10 @@ def _of_channels(values: Tensor, like: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (like.ndim - 2))
 
 
-def _plain(like: Tensor) -> tuple[Tensor, Tensor]:
+def _plain(like: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and factor of channels that are normalized already."""
-    return like.new_zeros(like.shape[1]), like.new_ones(like.shape[1])
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """For each channel the sum of its elements' products: a weight's gradient, in one pass."""
-    total: Tensor = _gradients(a, b, None, *_plain(b), 0.0, (False, True, False))[1]
-    return total
-
-
-def _scaled(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-    """``factor * x + shift`` of each channel: a normalization in evaluation mode, in one pass."""
-    output: Tensor = _aten.native_batch_norm(x, factor, shift, *_plain(x), False, 0.0, 0.0)[0]
-    return output
+    channels = like.shape[1]
+    return like.new_zeros(channels, dtype=kind), like.new_ones(channels, dtype=kind)
 
 
 _forward.register_autograd(_forward_backward, setup_context=_keep)
@@ -271,7 +262,7 @@ def _constant_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _constant.register_autograd(_constant_backward, setup_context=_keep_constant)
 
 
-@fast_form(F.batch_norm, name="batch_norm", pays=elements(2**17), autocast="")
+@fast_form(F.batch_norm, name="batch_norm", pays=elements(2**15), autocast="")
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -287,9 +278,11 @@ def batch_norm(
         if running_mean is None or running_var is None:
             raise Unsuited("in evaluation without running statistics")  # which PyTorch refuses
         return _constant(input, weight, bias, running_mean, running_var, eps)
+    if weight is not None and weight.dtype != torch.promote_types(weight.dtype, torch.float32):
+        raise Unsuited("with a weight in half precision")  # PyTorch's kernels then want all in it
     output, mean, _, variance = _forward(input, weight, bias, eps)
     with torch.no_grad():
         for running, own in ((running_mean, mean), (running_var, variance)):
             if running is not None:
-                running.copy_(own * momentum + running * (1 - momentum))
+                torch.add(own * momentum, running * (1 - momentum), out=running)
     return output

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explainguide.hooks.fast.nodes import builds_graph, wanted
-from explainguide.hooks.fast.table import Unsuited, fast_form
+from explainguide.hooks.fast.table import Unsuited, elements, fast_form
 
 __all__ = ["as_window", "conv2d"]
 
@@ -205,24 +205,7 @@ def _pair(value: int | Sequence[int]) -> list[int]:
     return [value] * 2 if isinstance(value, int) else list(value) * (3 - len(value))
 
 
-def _pays(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | str | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> bool:
-    """By the number of products, or, in groups, of elements: for those PyTorch's own is slowest."""
-    if input.ndim != 4 or groups > 1:
-        return input.numel() >= 2**13
-    down, right = _pair(stride)
-    places = input.shape[0] * (input.shape[2] // down) * (input.shape[3] // right)
-    return places * weight.numel() >= 2**24
-
-
-@fast_form(torch.conv2d, name="conv2d", pays=_pays, autocast="half")
+@fast_form(torch.conv2d, name="conv2d", pays=elements(0), autocast="half")
 def conv2d(
     input: Tensor,
     weight: Tensor,
