@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as transforms
 from explainguide.errors import AnnotationError, warn
 from explainguide.host import host_array
 
-__all__ = ["as_xyxy", "box_masks", "check_values", "named_size", "rasterize_boxes"]
+__all__ = ["as_xyxy", "box_masks", "check_values", "named_size", "rasterize_boxes", "spans"]
 
 Size = tuple[int, int]
 
@@ -63,13 +63,34 @@ def rasterize_boxes(boxes: Tensor, chosen: Tensor, size: Size) -> Tensor:
 
 def _rows_and_columns(boxes: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     """Which rows and which columns each box covers, ``(..., H)`` and ``(..., W)`` bool."""
-    x1, y1, x2, y2 = boxes.float().unbind(-1)
 
-    def covered(low: Tensor, high: Tensor, length: int) -> Tensor:
+    def covered(span: tuple[Tensor, Tensor], length: int) -> Tensor:
         place = torch.arange(length, device=boxes.device)
-        return (place >= low.floor()[..., None]) & (place < high.ceil()[..., None])
+        return (place >= span[0][..., None]) & (place < span[1][..., None])
 
-    return covered(y1, y2, size[0]), covered(x1, x2, size[1])
+    of_rows, of_columns = spans(boxes, size)
+    return covered(of_rows, size[0]), covered(of_columns, size[1])
+
+
+def spans(boxes: Tensor, size: Size) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The pixels of boxes, by the rule of `box_masks` and clipped to the image.
+
+    Args:
+        boxes: ``(..., 4)`` xyxy in pixels.
+        size: (H, W).
+
+    Returns:
+        Of rows and of columns the first that is covered and one past the last, ``(...)`` float. The
+        second is no larger than the first where none is, as in a box that is not a number.
+    """
+    boxes = boxes.float()
+    boxes = torch.where(boxes.isnan().any(-1, keepdim=True), 0, boxes)
+    x1, y1, x2, y2 = boxes.unbind(-1)
+
+    def clipped(low: Tensor, high: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        return low.floor().clamp(0, length), high.ceil().clamp(0, length)
+
+    return clipped(y1, y2, size[0]), clipped(x1, x2, size[1])
 
 
 def named_size(boxes: Any, where: str, canvas: Size | None) -> Size | None:
