@@ -68,11 +68,11 @@ def _rows_and_columns(boxes: Tensor, size: Size) -> tuple[Tensor, Tensor]:
         place = torch.arange(length, device=boxes.device)
         return (place >= span[0][..., None]) & (place < span[1][..., None])
 
-    of_rows, of_columns = spans(boxes, size)
-    return covered(of_rows, size[0]), covered(of_columns, size[1])
+    (top, left), (bottom, right) = spans(boxes, size)
+    return covered((top, bottom), size[0]), covered((left, right), size[1])
 
 
-def spans(boxes: Tensor, size: Size) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def spans(boxes: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     """The pixels of boxes, by the rule of `box_masks` and clipped to the image.
 
     Args:
@@ -80,17 +80,16 @@ def spans(boxes: Tensor, size: Size) -> tuple[tuple[Tensor, Tensor], tuple[Tenso
         size: (H, W).
 
     Returns:
-        Of rows and of columns the first that is covered and one past the last, ``(...)`` float. The
-        second is no larger than the first where none is, as in a box that is not a number.
+        The first pixel that is covered and one past the last, of rows and then of columns, twice
+        ``(2, ...)`` float. The second is no larger than the first where none is, as in a box that is
+        not a number.
     """
-    boxes = boxes.float()
-    boxes = torch.where(boxes.isnan().any(-1, keepdim=True), 0, boxes)
-    x1, y1, x2, y2 = boxes.unbind(-1)
-
-    def clipped(low: Tensor, high: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        return low.floor().clamp(0, length), high.ceil().clamp(0, length)
-
-    return clipped(y1, y2, size[0]), clipped(x1, x2, size[1])
+    xy = boxes.float().unflatten(-1, (2, 2)).movedim((-2, -1), (0, 1)).flip(1)
+    limit = boxes.new_full((2, *(1,) * (boxes.ndim - 1)), size[0], dtype=torch.float32)
+    limit[1] = size[1]
+    low = torch.minimum(xy[0].floor().nan_to_num(nan=torch.inf).clamp(min=0), limit)
+    high = torch.minimum(xy[1].ceil().nan_to_num(nan=0).clamp(min=0), limit)
+    return low, high
 
 
 def named_size(boxes: Any, where: str, canvas: Size | None) -> Size | None:

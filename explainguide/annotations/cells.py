@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from explainguide.annotations.boxes import spans
@@ -33,13 +32,12 @@ class Cells(NamedTuple):
     A cell is covered as a whole or not at all. Stripes between two edges that coincide are empty.
 
     Attributes:
-        rows: The first row of each stripe, and H, ``(N, P + 1)`` int64, ascending from 0.
-        columns: The first column of each stripe, and W, likewise.
+        edges: The first row of each stripe, and H; the first column of each stripe, and W:
+            ``(2, N, P + 1)`` int64, ascending from 0.
         covered: Which cells the union covers, ``(..., N, P, P)`` bool.
     """
 
-    rows: Tensor
-    columns: Tensor
+    edges: Tensor
     covered: Tensor
 
 
@@ -53,28 +51,24 @@ def between_edges(found: ChosenBoxes, size: Size) -> Cells:
     Example:
         >>> boxes = torch.tensor([[[1.0, 0.0, 3.0, 1.0]]])
         >>> cells = between_edges(ChosenBoxes(boxes, torch.ones(1, 1)), (2, 4))
-        >>> cells.columns
+        >>> cells.edges[1]
         tensor([[0, 1, 3, 4]])
         >>> cells.covered[0, 1]  # an empty stripe lies above
         tensor([False,  True, False])
     """
-    of_rows, of_columns = spans(found.boxes, size)
-    rows, in_row = _stripes(*of_rows, size[0])
-    columns, in_column = _stripes(*of_columns, size[1])
-    # How many boxes cover each cell; above zero in any precision.
-    count = torch.einsum("...nm,nmp,nmq->...npq", found.chosen, in_row.float(), in_column.float())
-    return Cells(rows, columns, count > 0)
-
-
-def _stripes(low: Tensor, high: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The edges in order, ``(N, P + 1)``, and the stripes in each box, ``(N, M, P)`` bool."""
-    edges = torch.cat([F.pad(low, (1, 0)), F.pad(high, (0, 1), value=length)], 1).sort(1).values
-    start, end = edges[:, None, :-1], edges[:, None, 1:]
+    low, high = spans(found.boxes, size)
+    ends = low.new_zeros(2, low.shape[1], 2)
+    ends[0, :, 1], ends[1, :, 1] = size
+    edges = torch.cat([ends, low, high], -1).sort(-1).values
+    start, end = edges[:, :, None, :-1], edges[:, :, None, 1:]
     inside = (low[..., None] <= start) & (high[..., None] >= end) & (start < end)
-    return edges.long(), inside
+    in_row, in_column = inside.float()
+    # How many boxes cover each cell; above zero in any precision.
+    count = (found.chosen[..., None] * in_row).mT @ in_column
+    return Cells(edges.long(), count > 0)
 
 
 def have_pixels(found: ChosenBoxes, size: Size) -> Tensor:
     """Which regions cover a pixel, ``(..., N)`` bool."""
-    (top, bottom), (left, right) = spans(found.boxes, size)
-    return ((found.chosen > 0) & (top < bottom) & (left < right)).any(-1)
+    low, high = spans(found.boxes, size)
+    return ((found.chosen > 0) & (low < high).all(0)).any(-1)

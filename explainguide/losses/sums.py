@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,49 +58,48 @@ class Sums:
         Returns:
             Twice ``(N, h, w)``, non-negative.
         """
-        rows, columns = (self._upsampling(axis) for axis in (0, 1))
         both = torch.stack([self.cells.covered, ~self.cells.covered])
-        inside, outside = self._over_cells(rows, columns, both, maps).chunk(2)
+        inside, outside = self._over_cells(lambda table: table, both, maps).chunk(2)
         return inside, outside
 
     def squares_outside(self, maps: Tensor) -> Tensor:
         """The sum of the upsampled maps' squares outside the mask, ``(N, h, w) -> (N,)``."""
-        # The weights of squares, then of products with the next: of columns in either order, which
-        # are written below, and of rows too, which are the same again.
-        rows, columns = (
-            torch.cat([table.square(), orders * table[:, :-1] * table[:, 1:]], 1)
-            for table, orders in ((self._upsampling(0), 2), (self._upsampling(1), 1))
-        )
-        weights = self._over_cells(rows, columns, ~self.cells.covered, maps)
+        weights = self._over_cells(_with_products, ~self.cells.covered, maps)
         at, beside = weights.tensor_split([maps.shape[-1]], -1)
-        upper = torch.cat([maps, maps[:, :-1]], 1)
+        # Rows with themselves, then with the next one, which counts twice; and of columns both orders.
+        upper = torch.cat([maps, 2 * maps[:, :-1]], 1)
         lower = torch.cat([maps, maps[:, 1:]], 1)
         mixed = upper[..., :-1] * lower[..., 1:] + upper[..., 1:] * lower[..., :-1]
         squares = (upper * lower * at).sum((-2, -1)) + (mixed * beside).sum((-2, -1))
         # Neighbours of two signs may cancel, and then round to less than nothing.
         return torch.relu(squares)
 
-    def _upsampling(self, axis: int) -> Tensor:
-        return upsampling(self.places[axis], self.size[axis], device=self.cells.covered.device)
-
-    def _over_cells(self, rows: Tensor, columns: Tensor, chosen: Tensor, like: Tensor) -> Tensor:
-        """The sums over the chosen cells of products of two tables, ``(H, a)`` and ``(W, b)``.
+    def _over_cells(
+        self, tabulate: Callable[[Tensor], Tensor], chosen: Tensor, like: Tensor
+    ) -> Tensor:
+        """The sums over the chosen cells of what a row gives times what a column gives.
 
         Args:
-            rows: What a row gives.
-            columns: What a column gives.
+            tabulate: What that is, of an axis's weights: ``(pixels, places) -> (pixels, k)``.
             chosen: ``(..., N, P, P)``.
             like: Of the dtype of the result.
 
         Returns:
-            ``(... * N, a, b)``.
+            ``(... * N, k, k')``.
         """
-        of_rows = _by_stripe(rows, self.cells.rows)
-        of_columns = _by_stripe(columns, self.cells.columns)
+        edges = self.cells.edges
+        axes = list(zip(self.places, self.size, strict=True))
+        if axes[0] == axes[1]:
+            rows, columns = _by_stripe(tabulate(upsampling(*axes[0], device=edges.device)), edges)
+        else:
+            rows, columns = (
+                _by_stripe(tabulate(upsampling(*axis, device=edges.device)), of_axis)
+                for axis, of_axis in zip(axes, edges, strict=True)
+            )
         # In half precision the weights would be others; in float32 on tensor cores, too.
         with torch.autocast(like.device.type, enabled=False):
-            sums = of_rows.mT @ chosen.to(rows.dtype) @ of_columns
-        return sums.flatten(0, -3).to(like.dtype)
+            sums = rows.mT @ chosen.to(rows.dtype) @ columns
+        return (sums.flatten(0, -3) * (1 / _ONE**2)).to(like.dtype)
 
 
 def upsampling(places: int, pixels: int, *, device: torch.device) -> Tensor:
@@ -128,11 +128,16 @@ def upsampling(places: int, pixels: int, *, device: torch.device) -> Tensor:
     return torch.relu(1 - (centre[:, None] - place).abs())
 
 
+def _with_products(table: Tensor) -> Tensor:
+    """Squares of an axis's weights, then products with the next: ``(pixels, 2 places - 1)``."""
+    return torch.cat([table.square(), table[:, :-1] * table[:, 1:]], 1)
+
+
 def _by_stripe(table: Tensor, edges: Tensor) -> Tensor:
-    """The sums of a table ``(length, k)`` between edges ``(N, P + 1)``: ``(N, P, k)``.
+    """The sums of a table ``(length, k)`` between edges ``(..., P + 1)``: ``(..., P, k)``, times _ONE.
 
     As differences of running sums. These are in whole numbers, so that they are the same in any
     order, on any device, and a place counts for exactly nothing in a stripe that it does not reach.
     """
     running = F.pad((table * _ONE).round().long().cumsum(0), (0, 0, 1, 0))
-    return running[edges].diff(dim=1).to(table.dtype) / _ONE
+    return running[edges].diff(dim=-2).to(table.dtype)

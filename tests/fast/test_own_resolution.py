@@ -253,8 +253,8 @@ def paint(cells: Any, size: tuple[int, int]) -> Tensor:
     masks = torch.zeros(*cells.covered.shape[:-2], *size)
     for *place, row, column in cells.covered.nonzero().tolist():
         image = place[-1]
-        top, bottom = cells.rows[image, row : row + 2].tolist()
-        left, right = cells.columns[image, column : column + 2].tolist()
+        top, bottom = cells.edges[0, image, row : row + 2].tolist()
+        left, right = cells.edges[1, image, column : column + 2].tolist()
         masks[(*place, slice(top, bottom), slice(left, right))] += 1
     return masks
 
