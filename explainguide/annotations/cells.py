@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from explainguide.annotations.boxes import spans
-
 __all__ = ["Cells", "ChosenBoxes", "between_edges", "have_pixels"]
 
 Size = tuple[int, int]
@@ -41,22 +39,24 @@ class Cells(NamedTuple):
     covered: Tensor
 
 
-def between_edges(found: ChosenBoxes, size: Size) -> Cells:
+def between_edges(low: Tensor, high: Tensor, chosen: Tensor, size: Size) -> Cells:
     """The union of the chosen boxes of each image, exactly; no value is read.
 
     Args:
-        found: Which boxes.
+        low: The boxes' first pixels, as `spans` gives them, ``(2, N, M)``.
+        high: One past their last ones, likewise.
+        chosen: As in `ChosenBoxes`.
         size: (H, W) of the images.
 
     Example:
-        >>> boxes = torch.tensor([[[1.0, 0.0, 3.0, 1.0]]])
-        >>> cells = between_edges(ChosenBoxes(boxes, torch.ones(1, 1)), (2, 4))
+        >>> from explainguide.annotations.boxes import spans
+        >>> low, high = spans(torch.tensor([[[1.0, 0.0, 3.0, 1.0]]]), (2, 4))
+        >>> cells = between_edges(low, high, torch.ones(1, 1), (2, 4))
         >>> cells.edges[1]
         tensor([[0, 1, 3, 4]])
         >>> cells.covered[0, 1]  # an empty stripe lies above
         tensor([False,  True, False])
     """
-    low, high = spans(found.boxes, size)
     ends = low.new_zeros(2, low.shape[1], 2)
     ends[0, :, 1], ends[1, :, 1] = size
     edges = torch.cat([ends, low, high], -1).sort(-1).values
@@ -64,11 +64,10 @@ def between_edges(found: ChosenBoxes, size: Size) -> Cells:
     inside = (low[..., None] <= start) & (high[..., None] >= end) & (start < end)
     in_row, in_column = inside.float()
     # How many boxes cover each cell; above zero in any precision.
-    count = (found.chosen[..., None] * in_row).mT @ in_column
+    count = (chosen[..., None] * in_row).mT @ in_column
     return Cells(edges.long(), count > 0)
 
 
-def have_pixels(found: ChosenBoxes, size: Size) -> Tensor:
-    """Which regions cover a pixel, ``(..., N)`` bool."""
-    low, high = spans(found.boxes, size)
-    return ((found.chosen > 0) & (low < high).all(0)).any(-1)
+def have_pixels(low: Tensor, high: Tensor, chosen: Tensor) -> Tensor:
+    """Which regions cover a pixel, ``(..., N)`` bool; the arguments are those of `between_edges`."""
+    return ((chosen > 0) & (low < high).all(0)).any(-1)

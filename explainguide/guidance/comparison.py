@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from explainguide.annotations.boxes import spans
 from explainguide.annotations.cells import Cells, between_edges, have_pixels
 from explainguide.annotations.forms import Regions, boxes_of
 from explainguide.attr.evidence import usable
@@ -32,13 +33,14 @@ class Chosen:
     def __init__(self, regions: Regions, classes: Tensor, size: tuple[int, int]) -> None:
         self.regions, self.classes, self.size = regions, classes, size
         self.boxes = boxes_of(regions, classes)
+        self._spans = None if self.boxes is None else spans(self.boxes.boxes, size)
         self._cells: Cells | None = None
         self._masks: Tensor | None = None
 
     def have_pixels(self) -> Tensor:
         """Which of them are not empty, ``(S, N)`` bool."""
-        if self.boxes is not None:
-            return have_pixels(self.boxes, self.size)
+        if self.boxes is not None and self._spans is not None:
+            return have_pixels(*self._spans, self.boxes.chosen)
         return (self.masks() > 0).flatten(2).any(2)
 
     def masks(self) -> Tensor:
@@ -50,8 +52,9 @@ class Chosen:
     def cells(self) -> Cells:
         """Of the boxes."""
         assert self.boxes is not None
+        assert self._spans is not None
         if self._cells is None:
-            self._cells = between_edges(self.boxes, self.size)
+            self._cells = between_edges(*self._spans, self.boxes.chosen, self.size)
         return self._cells
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from explainguide import Annotations, ExplanationGuidance
 from explainguide.annotations import rasterize_boxes
-from explainguide.annotations.boxes import box_masks
+from explainguide.annotations.boxes import box_masks, spans
 from explainguide.annotations.cells import ChosenBoxes, between_edges, have_pixels
 from explainguide.annotations.forms import FORMS, form
 from explainguide.attr import ATTRIBUTIONS, AttentionRelevance, GradCam
@@ -229,8 +229,8 @@ def test_sums_have_the_gradients_of_finite_differences() -> None:
 
 def test_sums_are_those_of_pixels() -> None:
     """By hand: one row of two places, 1 and 3, on four pixels, which are 1, 1.5, 2.5 and 3."""
-    boxes = ChosenBoxes(torch.tensor([[[1.0, 0, 2.5, 1]]]), torch.ones(1, 1, 1))
-    sums = Sums(between_edges(boxes, (1, 4)), (1, 2), (1, 4), True)
+    low, high = spans(torch.tensor([[[1.0, 0, 2.5, 1]]]), (1, 4))
+    sums = Sums(between_edges(low, high, torch.ones(1, 1), (1, 4)), (1, 2), (1, 4), True)
     maps = torch.tensor([[[1.0, 3.0]]])
     inside, outside = sums.weights(maps)
     assert inside.tolist() == [[[1.0, 1.0]]]
@@ -273,9 +273,9 @@ def test_cells_are_the_union_of_boxes(objects: int) -> None:
         boxes[6, 1, :2] = boxes[6, 0, 2:]  # side by side
     chosen = (torch.rand(3, 8, objects) > 0.4).float()
     expected = rasterize_boxes(boxes, chosen, size)
-    found = ChosenBoxes(boxes, chosen)
-    assert torch.equal(paint(between_edges(found, size), size), expected)
-    assert torch.equal(have_pixels(found, size), expected.flatten(2).any(2))
+    low, high = spans(boxes, size)
+    assert torch.equal(paint(between_edges(low, high, chosen, size), size), expected)
+    assert torch.equal(have_pixels(low, high, chosen), expected.flatten(2).any(2))
 
 
 def test_what_is_not_exact_stays_at_full_resolution() -> None:
