@@ -23,6 +23,7 @@ FRAGMENTS = (
     "demo_results.md",
     "families_huggingface_results.md",
     "families_results.md",
+    "loss_results.md",
     "relevance_results.md",
     "robustvit_results.md",
     "step_results.md",

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from explainguide.annotations.boxes import box_masks, rasterize_boxes
+from explainguide.annotations.cells import ChosenBoxes
 from explainguide.annotations.checks import check_target
 from explainguide.annotations.labels import FirstLabel, check_first_label, warn_if_strangers
 from explainguide.errors import AnnotationError, OptionError, check_option, operation
@@ -208,13 +209,23 @@ class Annotations:
         Returns:
             ``(..., N, H, W)`` float32 in {0, 1}.
         """
-        chosen = torch.where(
-            classes[..., None] < 0, self.labels >= 0, self.labels == classes[..., None]
-        ).float()
+        chosen = self._chosen(classes)
         if self.masks is not None:
             union = torch.einsum("...nm,nmhw->...nhw", chosen, self.masks.float())
             return (union > 0).float()
         return rasterize_boxes(self.boxes, chosen, size)
+
+    def chosen_boxes(self, classes: Tensor) -> ChosenBoxes | None:
+        """The boxes whose union is the `region` of these classes; None where there are masks."""
+        # A subclass with regions of its own does not say that they are boxes.
+        if self.masks is not None or type(self).region is not Annotations.region:
+            return None
+        return ChosenBoxes(self.boxes, self._chosen(classes))
+
+    def _chosen(self, classes: Tensor) -> Tensor:
+        """The objects of one class an image, ``(..., N, M)`` float in {0, 1}."""
+        labels, wanted = self.labels, classes[..., None]
+        return torch.where(wanted < 0, labels >= 0, labels == wanted).float()
 
 
 def _pad_masks(

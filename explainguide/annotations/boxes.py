@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as transforms
 from explainguide.errors import AnnotationError, warn
 from explainguide.host import host_array
 
-__all__ = ["as_xyxy", "box_masks", "check_values", "named_size", "rasterize_boxes"]
+__all__ = ["as_xyxy", "box_masks", "check_values", "named_size", "rasterize_boxes", "spans"]
 
 Size = tuple[int, int]
 
@@ -63,13 +63,33 @@ def rasterize_boxes(boxes: Tensor, chosen: Tensor, size: Size) -> Tensor:
 
 def _rows_and_columns(boxes: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     """Which rows and which columns each box covers, ``(..., H)`` and ``(..., W)`` bool."""
-    x1, y1, x2, y2 = boxes.float().unbind(-1)
 
-    def covered(low: Tensor, high: Tensor, length: int) -> Tensor:
+    def covered(span: tuple[Tensor, Tensor], length: int) -> Tensor:
         place = torch.arange(length, device=boxes.device)
-        return (place >= low.floor()[..., None]) & (place < high.ceil()[..., None])
+        return (place >= span[0][..., None]) & (place < span[1][..., None])
 
-    return covered(y1, y2, size[0]), covered(x1, x2, size[1])
+    (top, left), (bottom, right) = spans(boxes, size)
+    return covered((top, bottom), size[0]), covered((left, right), size[1])
+
+
+def spans(boxes: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """The pixels of boxes, by the rule of `box_masks` and clipped to the image.
+
+    Args:
+        boxes: ``(..., 4)`` xyxy in pixels.
+        size: (H, W).
+
+    Returns:
+        The first pixel that is covered and one past the last, of rows and then of columns, twice
+        ``(2, ...)`` float. The second is no larger than the first where none is, as in a box that is
+        not a number.
+    """
+    xy = boxes.float().unflatten(-1, (2, 2)).movedim((-2, -1), (0, 1)).flip(1)
+    limit = boxes.new_full((2, *(1,) * (boxes.ndim - 1)), size[0], dtype=torch.float32)
+    limit[1] = size[1]
+    low = torch.minimum(xy[0].floor().nan_to_num(nan=torch.inf).clamp(min=0), limit)
+    high = torch.minimum(xy[1].ceil().nan_to_num(nan=0).clamp(min=0), limit)
+    return low, high
 
 
 def named_size(boxes: Any, where: str, canvas: Size | None) -> Size | None:

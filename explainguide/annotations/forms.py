@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from explainguide.annotations.batch import Annotations
+from explainguide.annotations.cells import ChosenBoxes
 from explainguide.annotations.labels import FirstLabel, outside_hint, to_logits, warn_if_strangers
 from explainguide.annotations.masks import check_mask
 from explainguide.errors import (
@@ -27,13 +28,18 @@ from explainguide.errors import (
 )
 from explainguide.host import host_array, send
 
-__all__ = ["FORMS", "Batch", "Form", "Regions", "as_regions", "form"]
+__all__ = ["FORMS", "Batch", "Form", "Regions", "as_regions", "boxes_of", "form"]
 
 _PRESENT = 0.5  # a class is annotated where its own mask reaches this
 
 
 class Regions(Protocol):
-    """What the guide asks of annotations."""
+    """What the guide asks of annotations.
+
+    Regions that are made of boxes may say so by one more method, ``chosen_boxes(classes)``, which
+    returns `ChosenBoxes` or None: then most losses need no mask of the image's size. See
+    `boxes_of`.
+    """
 
     @property
     def most_classes(self) -> int:
@@ -45,6 +51,17 @@ class Regions(Protocol):
 
     def region(self, classes: Tensor, size: tuple[int, int]) -> Tensor:
         """Masks of one class an image, ``(..., N, H, W)``; class -1 is all of them together."""
+
+
+def boxes_of(regions: Regions, classes: Tensor) -> ChosenBoxes | None:
+    """The boxes whose union the regions of these classes are; None where they are not made of boxes.
+
+    Args:
+        regions: The batch's annotations.
+        classes: ``(..., N)``, as `Regions.region` takes them.
+    """
+    ask: Callable[[Tensor], ChosenBoxes | None] | None = getattr(regions, "chosen_boxes", None)
+    return None if ask is None else ask(classes)
 
 
 class Batch(NamedTuple):

@@ -100,6 +100,8 @@ class LayerMap(Attribution):
         attentions: Modules whose attention weights are part of the evidence; none by default.
         reruns: Whether the attribution runs the model again from other features.
         places_itself: Whether the attribution finds its own layer when none is named.
+        non_negative: Whether no map ever has a negative value, which makes some losses cheaper. A
+            subclass, whose maps may be others, says it of itself or does not have it.
 
     Raises:
         LayerError: If the model has no such layer.
@@ -108,6 +110,11 @@ class LayerMap(Attribution):
     attentions: tuple[str, ...] = ()
     reruns: ClassVar[bool] = False
     places_itself: ClassVar[bool] = False
+    non_negative: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.non_negative = vars(cls).get("non_negative", False)
 
     @constructor
     def __init__(

@@ -174,6 +174,8 @@ class Gradient(_GradientMap):
         Simonyan et al., 2014; Captum's `Saliency` with ``abs=False`` gives :math:`g_c`.
     """
 
+    non_negative = True
+
     @staticmethod
     def combine(feature: Tensor, gradient: Tensor) -> Tensor:
         """Norm over channels."""
@@ -221,6 +223,8 @@ class GradCam(_GradientMap):
         Selvaraju et al., 2017; Captum's `LayerGradCam` with ``relu_attributions=True``.
     """
 
+    non_negative = True
+
     @staticmethod
     def combine(feature: Tensor, gradient: Tensor) -> Tensor:
         """Channels weighted by their mean gradient."""
@@ -237,6 +241,8 @@ class LayerCam(_GradientMap):
     References:
         Jiang et al., 2021.
     """
+
+    non_negative = True
 
     @staticmethod
     def combine(feature: Tensor, gradient: Tensor) -> Tensor:

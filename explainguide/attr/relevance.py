@@ -78,6 +78,7 @@ class AttentionRelevance(LayerMap):
     """
 
     places_itself = True
+    non_negative = True
 
     @constructor
     def __init__(

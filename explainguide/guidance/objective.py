@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from explainguide.annotations.class_choice import Choice, choose_classes
@@ -14,7 +13,8 @@ from explainguide.annotations.forms import as_regions
 from explainguide.annotations.labels import as_labels, check_multi_hot, mark_soft
 from explainguide.attr import LayerMap
 from explainguide.attr.evidence import explain, usable
-from explainguide.errors import OptionError, ShapeError, warn
+from explainguide.errors import OptionError, warn
+from explainguide.guidance.comparison import Chosen, compare
 from explainguide.guidance.options import GuideOptions
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.logits import (
@@ -96,8 +96,8 @@ def localize(
         negatives=options.negatives,
         generator=objective.generator,
     )
-    masks = usable(regions.region(choice.regions, passed.image_size))
-    annotated = choice.valid & (masks > 0).flatten(2).any(2)
+    chosen = Chosen(regions, choice.regions, passed.image_size)
+    annotated = choice.valid & chosen.have_pixels()
     maps, evidence = explain(
         method,
         tap,
@@ -111,7 +111,13 @@ def localize(
     total = torch.zeros(len(logits), dtype=dtype, device=logits.device)
     for (name, layer_maps), weight in zip(maps.items(), objective.layer_weights, strict=True):
         detached[name] = (layer_maps.detach() * share[..., None, None]).sum(0)
-        losses = _compare(objective, layer_maps, masks.to(layer_maps.dtype))
+        losses = compare(
+            objective.loss,
+            options.names()[1],
+            layer_maps,
+            chosen,
+            non_negative=method.non_negative,
+        )
         total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
     total = mark_soft(total, targets)
     if options.reduction != "none":
@@ -140,22 +146,6 @@ def _per_image(count: Tensor, objective: Objective, alone: bool) -> Tensor:
         world = torch.distributed.get_world_size(objective.group)
         torch.distributed.all_reduce(count, group=objective.group)
     return world / count.clamp(min=1)
-
-
-def _compare(objective: Objective, maps: Tensor, masks: Tensor) -> Tensor:
-    """``(S, N, h, w)`` and ``(S, N, H, W)`` to ``(S, N)``: prepare, upsample, compare."""
-    size = masks.shape[-2:]
-    flat = objective.loss.prepare(maps.flatten(0, 1))
-    if flat.shape[-2:] != size:
-        flat = F.interpolate(flat[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    losses = objective.loss.compare(flat, masks.flatten(0, 1))
-    if not isinstance(losses, Tensor) or losses.shape != flat.shape[:1]:
-        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise ShapeError(
-            f"the loss {objective.options.names()[1]!r} returned {got} for {len(flat)} maps. Do not "
-            "reduce over images. (attribution (N, H, W), mask (N, H, W)) -> (N,) is allowed."
-        )
-    return losses.unflatten(0, maps.shape[:2])
 
 
 def _score(logits: Tensor, kind: str, choice: Choice, annotated: Tensor) -> Tensor:

@@ -9,18 +9,34 @@ from torch import Tensor
 
 from explainguide.errors import check_option
 from explainguide.losses.normalization import check_maps, keep_positive, over_pixels
+from explainguide.losses.sums import Sums
 from explainguide.losses.table import localization_loss
 
 __all__ = ["energy_loss"]
 
 
-@localization_loss()
+Floor = Literal["relative", "absolute"]
+
+
+def _coarse_energy(
+    attribution: Tensor, sums: Sums, *, eps: float = 1e-7, floor: Floor = "relative"
+) -> Tensor | None:
+    """Of a map that is its own positive part. To clamp a signed one is not to clamp its pixels."""
+    check_option("floor", floor, ("relative", "absolute"))
+    if not sums.non_negative:
+        return None
+    inside, outside = (over_pixels(weight * attribution) for weight in sums.weights(attribution))
+    total = inside + outside
+    return _share_outside(inside, total, total, eps, floor)
+
+
+@localization_loss(coarse=_coarse_energy)
 def energy_loss(
     attribution: Tensor,
     mask: Tensor,
     *,
     eps: float = 1e-7,
-    floor: Literal["relative", "absolute"] = "relative",
+    floor: Floor = "relative",
 ) -> Tensor:
     r"""Share of the positive attribution that falls outside the mask.
 
@@ -57,10 +73,16 @@ def energy_loss(
     mask = check_maps(attribution, mask)
     positive = keep_positive(attribution)
     inside, total = over_pixels(mask * positive), over_pixels(positive)
+    return _share_outside(inside, total, over_pixels(attribution.abs()), eps, floor)
+
+
+def _share_outside(
+    inside: Tensor, total: Tensor, magnitude: Tensor, eps: float, floor: Floor
+) -> Tensor:
     if floor == "absolute":
         dead = total < eps
         return 1 - inside / torch.where(dead, 1, total)
-    denominator = torch.maximum(total, eps * over_pixels(attribution.abs()))
+    denominator = torch.maximum(total, eps * magnitude)
     # Written so that NaN stays NaN: only a denominator that is too small is replaced.
     dead = denominator < torch.finfo(denominator.dtype).tiny
     return 1 - inside / torch.where(dead, 1, denominator)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from explainguide.losses.normalization import check_maps, over_pixels, root
+from explainguide.losses.sums import Sums
 from explainguide.losses.table import localization_loss
 
 __all__ = ["gradmask_loss"]
 
 
-@localization_loss()
+def _coarse_gradmask(attribution: Tensor, sums: Sums) -> Tensor:
+    return root(sums.squares_outside(attribution))
+
+
+@localization_loss(coarse=_coarse_gradmask)
 def gradmask_loss(attribution: Tensor, mask: Tensor) -> Tensor:
     r"""Norm of the attribution outside the mask, made for the attribution ``"gradient"``.
 

@@ -13,6 +13,7 @@ from explainguide.losses.normalization import (
     positive_part,
     scale_by_max,
 )
+from explainguide.losses.sums import Sums
 from explainguide.losses.table import localization_loss
 
 __all__ = ["l1_loss", "ppce_loss", "rrr_loss"]
@@ -20,7 +21,16 @@ __all__ = ["l1_loss", "ppce_loss", "rrr_loss"]
 _NORMALIZE = (True, False, "paper")
 
 
-@localization_loss(positive_part, prepared={"normalize": False})
+def _coarse_l1(attribution: Tensor, sums: Sums, *, normalize: Normalize = True) -> Tensor | None:
+    """Of a map in [0, 1], which a mask of zeros and ones is never within: no absolute value is left."""
+    check_option("normalize", normalize, _NORMALIZE)
+    if not normalize:  # the largest value may be above 1
+        return None
+    inside, outside = sums.weights(attribution)
+    return over_pixels(inside * (1 - attribution) + outside * attribution) / sums.pixels
+
+
+@localization_loss(positive_part, prepared={"normalize": False}, coarse=_coarse_l1)
 def l1_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -> Tensor:
     r"""Mean distance of the normalised positive attribution from the mask.
 
@@ -106,7 +116,13 @@ def _scaled(attribution: Tensor, normalize: Normalize = True) -> Tensor:
     return scale_by_max(attribution) if normalize else attribution
 
 
-@localization_loss(_scaled, prepared={"normalize": False})
+def _coarse_rrr(attribution: Tensor, sums: Sums, *, normalize: Normalize = True) -> Tensor:
+    """A quadratic form, whatever the map has been divided by."""
+    check_option("normalize", normalize, _NORMALIZE)
+    return sums.squares_outside(attribution)
+
+
+@localization_loss(_scaled, prepared={"normalize": False}, coarse=_coarse_rrr)
 def rrr_loss(attribution: Tensor, mask: Tensor, *, normalize: Normalize = True) -> Tensor:
     r"""Energy of the normalised, signed attribution outside the mask.
 

@@ -8,15 +8,23 @@ from torch import Tensor
 
 from explainguide.errors import check_option
 from explainguide.losses.normalization import check_maps, over_pixels, root
+from explainguide.losses.sums import Sums
 from explainguide.losses.table import localization_loss
 
 __all__ = ["reff_loss"]
 
 
-@localization_loss()
-def reff_loss(
-    attribution: Tensor, mask: Tensor, *, variant: Literal["outside", "l1", "l2"] = "outside"
-) -> Tensor:
+Variant = Literal["outside", "l1", "l2"]
+
+
+def _coarse_reff(attribution: Tensor, sums: Sums, *, variant: Variant = "outside") -> Tensor | None:
+    """Only the norm outside: a map of any scale may be on both sides of the mask's 1."""
+    check_option("variant", variant, ("outside", "l1", "l2"))
+    return root(sums.squares_outside(attribution)) if variant == "outside" else None
+
+
+@localization_loss(coarse=_coarse_reff)
+def reff_loss(attribution: Tensor, mask: Tensor, *, variant: Variant = "outside") -> Tensor:
     r"""Norm of the attribution outside the mask, made for Grad-CAM at several layers.
 
     .. math:: \| (1 - M) A \|_2

@@ -13,9 +13,18 @@ from torch import Tensor
 from explainguide.errors import OptionError, Table, did_you_mean, first_line, named, operation
 from explainguide.named import check_values, look_up, parameters_of
 
-__all__ = ["LOSSES", "Loss", "StagedLoss", "localization_loss", "resolve_loss", "with_options"]
+__all__ = [
+    "LOSSES",
+    "Coarse",
+    "Loss",
+    "StagedLoss",
+    "localization_loss",
+    "resolve_loss",
+    "with_options",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Coarse = Callable[..., Tensor | None]
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 LOSSES: Table[str, Callable[..., Tensor]] = Table("LOSSES")
 
@@ -27,24 +36,35 @@ class _Stages(NamedTuple):
         prepare: ``(N, h, w) -> (N, h, w)`` at the layer's resolution; it gets those options of the
             loss that it names.
         prepared: Options with which the loss takes maps that are prepared already.
+        coarse: As `localization_loss` takes it.
+        entry: The loss itself, as it is in the table.
     """
 
     prepare: Callable[..., Tensor]
     prepared: Mapping[str, Any]
+    coarse: Coarse | None
+    entry: Callable[..., Tensor]
 
 
 def localization_loss(
-    prepare: Callable[..., Tensor] | None = None, *, prepared: Mapping[str, Any] | None = None
+    prepare: Callable[..., Tensor] | None = None,
+    *,
+    prepared: Mapping[str, Any] | None = None,
+    coarse: Coarse | None = None,
 ) -> Callable[[Function], Function]:
     r"""Enter a loss in the table, under its name less ``_loss``.
 
     A guide compares at the mask's resolution. What has to happen before the map is upsampled, at the
-    layer's own resolution, is the loss's to say.
+    layer's own resolution, is the loss's to say; so is how its value is found without upsampling.
 
     Args:
         prepare: ``(N, h, w) -> (N, h, w)``, such as a normalisation. It gets those options of the loss
             that it names. None: the map is upsampled as it is.
         prepared: Options with which the loss takes maps that are prepared already.
+        coarse: ``(prepared maps (N, h, w), Sums, *, options) -> (N,)``: the loss's own value and
+            gradient of the upsampled map, from `explainguide.losses.sums.Sums`, for masks that are
+            made of boxes. None where they would be others: for maps that may be negative, or with
+            these options. It is asked only if it names all options that are given.
 
     Raises:
         OptionError: Where a function is decorated whose name another loss has.
@@ -60,8 +80,10 @@ def localization_loss(
     @operation("localization_loss")
     def enter(function: Function) -> Function:
         entry = named(function.__name__)(function)
-        if prepare is not None:
-            entry._stages = _Stages(prepare, prepared or {})  # type: ignore[attr-defined]
+        options = {} if prepare is None else prepared or {}
+        of_places = coarse and named(function.__name__)(coarse)
+        stages = _Stages(prepare or _as_it_is, options, of_places, entry)
+        entry._stages = stages  # type: ignore[attr-defined]
         LOSSES[function.__name__.removesuffix("_loss")] = entry
         return entry
 
@@ -74,10 +96,12 @@ class StagedLoss(NamedTuple):
     Attributes:
         prepare: ``(N, h, w) -> (N, h, w)`` at the layer's resolution.
         compare: ``(N, H, W), (N, H, W) -> (N,)`` at the mask's.
+        coarse: The same at the layer's, from prepared maps; or None, or what returns None.
     """
 
     prepare: Callable[[Tensor], Tensor]
     compare: Loss
+    coarse: Coarse | None = None
 
 
 def resolve_loss(loss: str | Loss) -> StagedLoss:
@@ -102,11 +126,21 @@ def resolve_loss(loss: str | Loss) -> StagedLoss:
         function, options = loss.func, dict(loss.keywords)
     stages: _Stages | None = getattr(function, "_stages", None)
     if stages is None:
-        return StagedLoss(lambda maps: maps, loss)
+        return StagedLoss(_as_it_is, loss)
     taken = {n: v for n, v in options.items() if n in _named_by(stages.prepare)}
+    coarse = stages.coarse
+    # What wraps the entry, as `functools.wraps` does, has its attributes but may return other values.
+    if coarse is None or stages.entry is not function or not options.keys() <= _named_by(coarse):
+        coarse = None
     return StagedLoss(
-        partial(stages.prepare, **taken), partial(function, **{**options, **stages.prepared})
+        partial(stages.prepare, **taken),
+        partial(function, **{**options, **stages.prepared}),
+        None if coarse is None else partial(coarse, **options),
     )
+
+
+def _as_it_is(maps: Tensor) -> Tensor:
+    return maps
 
 
 def _named_by(prepare: Callable[..., Any]) -> set[str]:
