@@ -53,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
     with operation("--device"):
         check_option("device", args.device, ("auto", "cpu"))
     from explainguide.cli.data import allow_local_modules
-
     from explainguide.processes import process
 
     allow_local_modules()
