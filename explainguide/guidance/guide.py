@@ -42,7 +42,7 @@ class ExplanationGuidance:
 
     Args:
         model: Images ``(N, C, H, W)`` to logits ``(N, K)``; any `nn.Module`, also inside
-            DistributedDataParallel.
+            DistributedDataParallel, or cut in pieces by `fully_shard`.
         layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, a module, or a list of
             them.
             None finds the last layer whose places reach the logits, with one probe forward.
