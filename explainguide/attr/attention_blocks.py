@@ -17,6 +17,7 @@ from explainguide.hooks.attention import Weights
 from explainguide.hooks.layout import Layout, infer_layout
 from explainguide.hooks.probe import probe, probed_size
 from explainguide.hooks.reading import AS_FOUND, Reading
+from explainguide.hooks.sharded import kept_whole
 from explainguide.hooks.tap import Tap
 from explainguide.hooks.token_grid import Steps
 
@@ -160,7 +161,7 @@ def _probe(
         return seen, list(gradients), steps
 
     try:
-        with tap.alone():
+        with tap.alone(), kept_whole(model, until_backward=False):
             return probe(model, size, look, reading=reading)
     except ExplainGuideError:
         raise

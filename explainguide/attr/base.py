@@ -11,7 +11,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from explainguide.attr.evidence import Evidence, buffers_aside, explain, passing
+from explainguide.attr.evidence import Evidence, buffers_aside, check_rerun, explain, passing
 from explainguide.errors import (
     ShapeError,
     Table,
@@ -170,7 +170,12 @@ class LayerMap(Attribution):
         Args:
             modules: As `resolve_layers` returns them.
             fast: Whether operations get their fast second derivative.
+
+        Raises:
+            GuidanceError: If the model must run again, and `fully_shard` has cut it in pieces.
         """
+        if self.reruns:
+            check_rerun(self.model)
         return Tap(
             self.model,
             modules,

@@ -14,12 +14,13 @@ from explainguide.errors import GuidanceError, LayerError
 from explainguide.hooks.attention import Weights
 from explainguide.hooks.layout import Layout, infer_layout
 from explainguide.hooks.logits import check_logits
+from explainguide.hooks.sharded import check_whole
 from explainguide.hooks.tap import ForwardPass, Tap
 
 if TYPE_CHECKING:
     from explainguide.attr.base import LayerMap
 
-__all__ = ["Evidence", "buffers_aside", "explain", "passing", "usable"]
+__all__ = ["Evidence", "buffers_aside", "check_rerun", "explain", "passing", "usable"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,15 @@ def explain(
     """
     evidence = _gather(method, tap, passed, score, create_graph)
     return method.maps(evidence), evidence
+
+
+def check_rerun(model: nn.Module) -> None:
+    """Refuse a model that cannot run again before the backward pass of its first run.
+
+    Raises:
+        GuidanceError: If `fully_shard` has cut it in pieces.
+    """
+    check_whole(model, remedy="Use attribution='ixg' or 'gradient', which run the model once.")
 
 
 def usable(value: Any) -> Any:
@@ -186,6 +196,7 @@ def _rerun(
             f"{type(method).__name__} runs the model again without reruns = True. Write that in its "
             "class. Only attributions with it are allowed to call evidence.rerun."
         )
+    check_rerun(method.model)  # it may have been cut since the tap was made
     buffers = {name for name, _ in method.model.named_buffers()}
     state = {name: v.clone() if name in buffers else v for name, v in passed.state.items()}
     enabled, dtype = passed.autocast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,29 +53,44 @@ def run(args: argparse.Namespace) -> int:
     with operation("--device"):
         check_option("device", args.device, ("auto", "cpu"))
     from explainguide.cli.data import allow_local_modules
+    from explainguide.processes import process
 
     allow_local_modules()
+    device = _device(args.device)
+    first = process()[0] == 0
     rows = []
     skipped = 0.0
     for path in args.checkpoint:
-        scores = _evaluate(path, args)
+        scores = _evaluate(path, args, device, progress=first and not args.quiet)
         skipped = max(skipped, scores.pop("skipped"))
         rows.append({"checkpoint": path, **scores})
+    if not first:
+        return 0
     print(format_table(rows, markdown=args.markdown))
     if skipped:
         print(f"{skipped:.0f} images could not be read and were left out.", file=sys.stderr)
     return 0
 
 
-def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
-    # Here, since a mistake in an option needs none of it.
+def _device(name: str) -> Any:
+    """Where this process computes; it joins the others where a launcher has started several."""
     import torch
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        return PartialState(cpu=name == "cpu").device
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")
+
+
+def _evaluate(
+    path: str, args: argparse.Namespace, device: Any, *, progress: bool
+) -> dict[str, float]:
+    # Here, since a mistake in an option needs none of it.
     from explainguide.cli.data import build_transforms, fits_classes, image_encoding
     from explainguide.evaluation.measure import evaluate
     from explainguide.training.checkpoints import load_model
 
-    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu"
     model, info = load_model(path, device=device)
     if "image_size" not in info or "mean" not in info:
         raise DataError(
@@ -108,7 +124,7 @@ def _evaluate(path: str, args: argparse.Namespace) -> dict[str, float]:
         threshold=_threshold(args.threshold, config["threshold"]),
         batch_size=args.batch_size,
         workers=args.workers,
-        progress=not args.quiet,
+        progress=progress,
     )
 
 

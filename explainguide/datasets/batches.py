@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 from explainguide.annotations import Annotations, LimitedAnnotations, collate
 from explainguide.errors import DataError, OptionError, first_line
@@ -149,6 +149,12 @@ def check_data(data: Any, *, name: str) -> int:
         OptionError: If it is not a data set with a length.
         DataError: If it is empty.
     """
+    if isinstance(data, IterableDataset) and not hasattr(data, "__len__"):
+        raise OptionError(
+            f"{name} is a stream ({type(data).__name__}), without length or order. Guide a loop of "
+            "your own with `collate` and `loss_loc`. Items (image, labels, annotation) by index are "
+            "allowed."
+        )
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")) or isinstance(data, Tensor):
         raise OptionError(
             f"{name} is a {type(data).__name__}. Pass the data set, not its loader. "

@@ -24,6 +24,7 @@ from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits, class_scores
 from explainguide.hooks.reading import Output, check_reading
+from explainguide.hooks.sharded import check_whole
 from explainguide.hooks.tap import Tap
 from explainguide.metrics.table import side_by_side
 from explainguide.processes import add_up, process, together
@@ -85,6 +86,7 @@ def evaluate(
     Raises:
         LayerError: For a layer that cannot be explained.
         OptionError: For another option that is not allowed.
+        GuidanceError: For a model that cannot be explained, or that `fully_shard` has cut in pieces.
         DataError: If no image can be read, or labels and model do not fit.
     """
     check_option("region", region, ("boxes", "masks"))
@@ -93,6 +95,7 @@ def evaluate(
     chosen = check_metrics(metrics)
     place = None if device is None else check_device(device)
     inner = unwrap(model)
+    check_whole(inner, remedy="Load its full state dict in a model of its own.")
     method, layers = place_attribution(
         inner,
         attribution,

@@ -23,6 +23,7 @@ from explainguide.guidance.waiting import graph_kept, take_pass, tell_dropped
 from explainguide.hooks.layers import resolve_layers, unwrap
 from explainguide.hooks.logits import PREDICTED, check_classifier
 from explainguide.hooks.reading import Output
+from explainguide.hooks.sharded import check_whole, kept_whole
 from explainguide.losses import Loss
 from explainguide.losses.table import resolve_loss
 
@@ -41,7 +42,7 @@ class ExplanationGuidance:
 
     Args:
         model: Images ``(N, C, H, W)`` to logits ``(N, K)``; any `nn.Module`, also inside
-            DistributedDataParallel.
+            DistributedDataParallel, or cut in pieces by `fully_shard`.
         layer: ``"input"``, a dotted name as `nn.Module.named_modules` gives it, a module, or a list of
             them.
             None finds the last layer whose places reach the logits, with one probe forward.
@@ -256,7 +257,7 @@ class ExplanationGuidance:
         if dropped and not self._told:
             self._told = True
             tell_dropped(dropped)
-        with graph_kept(), torch.autocast(passed.device, enabled=False):
+        with graph_kept(), kept_whole(self._model), torch.autocast(passed.device, enabled=False):
             loss, maps = localize(
                 self._settings,
                 self._tap,
@@ -311,6 +312,7 @@ class ExplanationGuidance:
             maps = F.interpolate(maps, inputs.shape[-2:], mode="bilinear", align_corners=False)
         return maps
 
+    @operation("ExplanationGuidance.check")
     def check(self, images: Tensor, annotations: Any, target: Any = None) -> Report:
         """Run one forward pass and see whether `loss_loc` alone trains the model.
 
@@ -325,7 +327,11 @@ class ExplanationGuidance:
         Returns:
             A report that prints itself: for each layer whether the map is finite and alive, the
             gradient's size in the parameters before and after it, and the operations replaced.
+
+        Raises:
+            GuidanceError: If `fully_shard` has cut the model in pieces.
         """
+        check_whole(self._model, remedy="Call check before fully_shard.")
         waiting, dropped = self._tap.last, self._tap.dropped
         try:
             self._tap.forget()

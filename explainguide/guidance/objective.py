@@ -24,6 +24,7 @@ from explainguide.hooks.logits import (
     log_probabilities,
     target_tensor,
 )
+from explainguide.hooks.sharded import from_logits
 from explainguide.hooks.tap import ForwardPass, Tap
 from explainguide.losses.table import StagedLoss
 
@@ -124,6 +125,7 @@ def localize(
         total = total.sum()
     if options.reduction == "mean":
         total = total * _per_image(annotated.any(0).sum().to(dtype), objective, alone)
+    total = from_logits(total, logits, method.model)
     if examine:
         check_derivatives(total, logits, evidence.features.values(), model=method.model)
         if options.score == "logit" and ends_in_log_softmax(logits):

@@ -14,6 +14,9 @@ from explainguide.errors import GuidanceError, first_line
 
 __all__ = ["check_derivatives"]
 
+# Whose autograd.Functions can be differentiated twice: `fully_shard` puts one before each module.
+_KNOWN = ("explainguide.", "torch.distributed.")
+
 
 def check_derivatives(
     derived: Tensor, logits: Tensor, features: Iterable[Tensor], *, model: nn.Module
@@ -85,7 +88,7 @@ def _foreign(node: Node) -> str | None:
     if "CppNode" in name:
         return re.split(r"::", name.rstrip(">"))[-1]
     forward: Any = getattr(type(node), "_forward_cls", None)
-    if forward is None or forward.__module__.startswith("explainguide."):
+    if forward is None or forward.__module__.startswith(_KNOWN):
         return None
     return str(forward.__name__)
 

@@ -56,6 +56,12 @@ def unwrap(model: nn.Module) -> nn.Module:
                 "in floating point, then quantise it. float64, float32, float16 and bfloat16 are "
                 "allowed."
             )
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise GuidanceError(
+                f"{_titled(name)} is in FullyShardedDataParallel, which lets its parameters go after "
+                "a first gradient, so that there is no second. Use fully_shard "
+                "(torch.distributed.fsdp). It, and DistributedDataParallel, are allowed."
+            )
     if isinstance(model, nn.DataParallel):
         raise GuidanceError(
             "nn.DataParallel copies the model in every forward, so no layer can be read. "

@@ -29,6 +29,7 @@ from explainguide.errors import (
 )
 from explainguide.evaluation.measure import evaluate
 from explainguide.hooks.layers import unwrap
+from explainguide.hooks.sharded import check_whole
 from explainguide.metrics.table import side_by_side
 from explainguide.processes import process, together
 from explainguide.training.config import TrainConfig
@@ -98,7 +99,7 @@ def train(
             annotated.
         DataError: If a file cannot be read or written.
         GuidanceError: If the loss is not finite, or another process stopped with an error; the
-            checkpoints stay as they are.
+            checkpoints stay as they are. For a model that `fully_shard` has cut in pieces.
         LayerError, AnnotationError, ShapeError: As `ExplanationGuidance`.
     """
     if not isinstance(config, TrainConfig | None):
@@ -117,6 +118,7 @@ def train(
     with together(accelerator.device):
         config = _check_annotated(config, train_data, val_data)
         inner = unwrap(model)
+        check_whole(inner, remedy="Call train before it, or guide a loop of your own.")
         placed = config.options.place(inner)
         layers = list(placed.layers)
         layer = layers[0] if len(layers) == 1 else layers
