@@ -312,6 +312,11 @@ def as_targets(target: Any, output: Tensor) -> Tensor:
             f"target has {len(indices)} {plural} for {images} images. Give one an image. "
             "(N,) is allowed."
         )
+    if indices.device.type == "meta":
+        raise OptionError(
+            "target is on the meta device, which holds no values. Make it on the CPU, or move it "
+            "before it gets there. Any other device is allowed; it need not be the model's."
+        )
     if indices.device.type == "cpu" and host_array((indices < 0) | (indices >= count)).any():
         bad = indices[(indices < 0) | (indices >= count)].flatten()[0]
         fix = "Check the label map." if kind == "class" else "Count the layer's channels."
