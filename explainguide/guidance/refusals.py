@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.errors import GuidanceError, OptionError, warn
+from explainguide.host import host_array
 
 __all__ = [
     "OVERFLOW",
@@ -82,7 +83,9 @@ def check_devices(logits: Tensor, features: Mapping[str, Any]) -> None:
 
 def overflowed(logits: Tensor) -> bool:
     """Whether logits have left float16's range; it reads them, and waits for their device."""
-    return logits.dtype == torch.float16 and not bool(logits.detach().isfinite().all())
+    if logits.dtype != torch.float16:
+        return False
+    return not host_array(logits.detach().cpu().isfinite()).all()
 
 
 def tell_overflow(logits: Tensor) -> None:
