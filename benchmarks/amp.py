@@ -55,6 +55,7 @@ class Case(NamedTuple):
     layers: tuple[str, ...]
     epochs: int  # of training; 0: random weights alone
     lr: float = 1e-3
+    fp16: bool = False  # whether it is measured: a CPU takes minutes for one such step of a ResNet
 
 
 def cnn(activation: type[nn.Module]) -> nn.Module:
@@ -71,8 +72,8 @@ def cnn(activation: type[nn.Module]) -> nn.Module:
 
 _vit = partial(timm.models.VisionTransformer, img_size=48, patch_size=6, embed_dim=96, depth=6)
 CASES = {
-    "CNN, ReLU": Case(lambda: cnn(nn.ReLU), 48, ("input", "8", "17"), 6, 3e-3),
-    "CNN, GELU": Case(lambda: cnn(nn.GELU), 48, ("input", "8", "17"), 6, 3e-3),
+    "CNN, ReLU": Case(lambda: cnn(nn.ReLU), 48, ("input", "8", "17"), 6, 3e-3, True),
+    "CNN, GELU": Case(lambda: cnn(nn.GELU), 48, ("input", "8", "17"), 6, 3e-3, True),
     "resnet18": Case(
         partial(torchvision.models.resnet18, num_classes=10), 64, ("input", "layer2", "layer4"), 5
     ),
@@ -80,13 +81,14 @@ CASES = {
         partial(timm.create_model, "convnext_atto", num_classes=10),
         64,
         ("input", "stages.1", "stages.3"),
-        5,
+        4,
     ),
     "ViT": Case(
         partial(_vit, num_heads=3, num_classes=10, global_pool="avg", class_token=False),
         48,
         ("input", "blocks.2", "blocks.5"),
         8,
+        fp16=True,
     ),
     "resnet50": Case(
         partial(torchvision.models.resnet50, num_classes=10), 64, ("input", "layer2", "layer4"), 0
@@ -282,8 +284,10 @@ def measure(name: str, case: Case, state: State, weights: str) -> Iterator[dict[
             row |= {"choices": cosine(truth, given, every)}
             row |= {"flipped": flipped / sum(a.numel() for a, _ in pairs)}
         for kind, options in (("fp16", {}), ("fp16 tail", {"tail": True})):
-            found, power = at_first_scale(case, state, layer, **options)
-            row |= {kind: cosine(truth, found, every), f"{kind}, scale": f"2^{power}"}
+            row |= {kind: None, f"{kind}, scale": None}
+            if case.fp16:
+                found, power = at_first_scale(case, state, layer, **options)
+                row |= {kind: cosine(truth, found, every), f"{kind}, scale": f"2^{power}"}
         yield row
 
 
@@ -307,6 +311,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", default=tuple(CASES), choices=tuple(CASES))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--weights", type=Path, help="folder of trained weights, filled and used")
     parser.add_argument("--table", type=Path, help="write that of --json here, and run nothing")
     args = parser.parse_args()
     if args.table:
@@ -315,12 +320,21 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
+    if args.json and args.json.exists():  # what is not measured anew stays
+        old = json.loads(args.json.read_text())["rows"]
+        rows = [row for row in old if row["model"] not in args.only]
     for name in args.only:
         case = CASES[name]
         torch.manual_seed(SEED)
         states = {"random": case.build().state_dict()}
         if case.epochs:
-            states["trained"] = train(case)
+            kept = None if args.weights is None else args.weights / f"{name}.pt"
+            if kept is not None and kept.exists():
+                states["trained"] = torch.load(kept)
+            else:
+                states["trained"] = train(case)
+                if kept is not None:
+                    torch.save(states["trained"], kept)
         for weights, state in states.items():
             for row in measure(name, case, state, weights):
                 rows.append(row)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from explainguide.errors import GuidanceError, OptionError, warn
-from explainguide.host import host_array
+from explainguide.hooks.logits import overflowed
 
 __all__ = [
     "OVERFLOW",
@@ -79,13 +78,6 @@ def check_devices(logits: Tensor, features: Mapping[str, Any]) -> None:
                 "Guide a layer behind the move, or keep what follows the layer on its device. The "
                 "layers and the logits must be on one device; annotations and targets are moved there."
             )
-
-
-def overflowed(logits: Tensor) -> bool:
-    """Whether logits have left float16's range; it reads them, and waits for their device."""
-    if logits.dtype != torch.float16:
-        return False
-    return not host_array(logits.detach().cpu().isfinite()).all()
 
 
 def tell_overflow(logits: Tensor) -> None:

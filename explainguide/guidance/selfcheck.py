@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from explainguide.annotations.batch import Annotations
 from explainguide.annotations.keys import check_held
 from explainguide.errors import operation
-from explainguide.guidance.refusals import OVERFLOW, overflowed
+from explainguide.guidance.refusals import OVERFLOW
+from explainguide.hooks.logits import overflowed
 
 __all__ = ["LayerReport", "Report", "as_it_was", "on_host", "probe_gradients"]
 

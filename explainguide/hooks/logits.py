@@ -23,6 +23,7 @@ __all__ = [
     "ends_in_log_softmax",
     "find_logits",
     "log_probabilities",
+    "overflowed",
     "target_tensor",
 ]
 
@@ -269,6 +270,13 @@ def log_probabilities(logits: Tensor) -> Tensor:
     if logits.shape[1] == 1:
         return F.logsigmoid(class_scores(logits))
     return logits.log_softmax(1)
+
+
+def overflowed(logits: Tensor) -> bool:
+    """Whether logits have left float16's range; their values are fetched to the host."""
+    if logits.dtype != torch.float16:
+        return False
+    return not host_array(logits.detach().cpu().isfinite()).all()
 
 
 def as_targets(target: Any, output: Tensor) -> Tensor:
