@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +24,7 @@ from explainguide.training.epoch_means import EpochMeans
 from tests.networks import TARGETS, SmallCnn, batch
 
 HALF = torch.bfloat16
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -358,3 +361,38 @@ def test_what_is_fetched_from_a_device_is_waited_for(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(Tensor, "to", to)
         assert send(away, "cpu").device.type == "cpu"
     assert asked == [("cpu", False)]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "benchmarks" / "amp.py"))
+
+
+def test_the_docs_show_what_the_amp_benchmark_found(benchmark: dict[str, Any]) -> None:
+    found = json.loads((ROOT / "benchmarks" / "amp.json").read_text())
+    assert found["versions"].keys() >= {"explainguide", "torch"}
+    shown = (ROOT / "docs" / "amp_results.md").read_text()
+    assert shown == benchmark["table"](found["rows"]) + "\n"
+
+
+def test_choices_of_another_pass_are_taken(benchmark: dict[str, Any]) -> None:
+    """In float64 a pass with its own choices is itself; with those of other weights it is not."""
+    case = benchmark["Case"](lambda: benchmark["cnn"](nn.ReLU), 24, ("8",), 0)
+    torch.manual_seed(0)
+    one, other = (case.build().state_dict() for _ in range(2))
+    own, others = benchmark["Choices"](), benchmark["Choices"]()
+    plain = benchmark["gradients"](case, one, "8")
+    kept = benchmark["gradients"](case, one, "8", choices=own)
+    benchmark["gradients"](case, other, "8", choices=others)
+    again, changed = (
+        benchmark["gradients"](case, one, "8", choices=benchmark["Choices"](found.kept))
+        for found in (own, others)
+    )
+    names = list(plain)
+    for same in (kept, again):
+        assert benchmark["cosine"](plain, same, names) == pytest.approx(1, abs=1e-12)
+    assert benchmark["cosine"](plain, changed, names) < 0.9
+    below = benchmark["parameters_below"](case, "8")
+    assert below == {f"{i}.{n}" for i in (0, 3, 6) for n in ("weight",)} | {
+        f"{i}.{n}" for i in (1, 4, 7) for n in ("weight", "bias")
+    }
