@@ -17,6 +17,7 @@ version = release = explainguide.__version__
 
 # Tables that programs write; pages include them.
 FRAGMENTS = (
+    "amp_results.md",
     "bcos_compare_results.md",
     "bcos_features_results.md",
     "bcos_speed_results.md",

@@ -38,8 +38,10 @@ _KNOWN = (torch.float16, torch.float32, torch.float64)
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on a device; the host goes on while it is copied there.
 
-    That needs pinned memory: out of any other a copy to a GPU may wait for what is queued on it.
+    That needs pinned memory: out of any other a copy to a GPU may wait for what is queued on it. A
+    copy to the host is waited for: what reads it next does not know that it is under way.
     """
-    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+    to = torch.device(device)
+    if tensor.device.type == "cpu" and to.type == "cuda":
         tensor = tensor if tensor.is_pinned() else tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(to, non_blocking=to.type != "cpu")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from explainguide.annotations.batch import Annotations
 from explainguide.annotations.cells import ChosenBoxes
+from explainguide.annotations.keys import check_held
 from explainguide.annotations.labels import FirstLabel, outside_hint, to_logits, warn_if_strangers
 from explainguide.annotations.masks import check_mask
 from explainguide.errors import (
@@ -164,11 +165,20 @@ def as_regions(
     Warns:
         ExplainGuideWarning: If labels on the host disagree with the boxes in every image.
     """
+    for name, value in _tensors(annotations):
+        check_held(value, name)
     batch = Batch(logits, size, target, first_label)
     for known in reversed(FORMS):
         if known.fits(annotations, batch):
             return known.read(annotations, batch)
     raise _unknown(annotations, batch)
+
+
+def _tensors(annotations: Any) -> list[tuple[str, Any]]:
+    """What the annotations hold, by name."""
+    if isinstance(annotations, Annotations):
+        return [(f"annotations.{name}", value) for name, value in vars(annotations).items()]
+    return [("annotations", annotations)]
 
 
 def _unknown(annotations: Any, batch: Batch) -> ExplainGuideError:

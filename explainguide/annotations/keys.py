@@ -13,6 +13,7 @@ from explainguide.errors import AnnotationError, first_line
 
 __all__ = [
     "as_tensor",
+    "check_held",
     "check_nothing_else",
     "check_spelling",
     "nearest_key",
@@ -53,6 +54,22 @@ def as_tensor(target: Mapping[str, Any], name: str, where: str) -> Tensor | None
             f"{where} has {name} that make no tensor ({first_line(error)}). {fix} Tensors, "
             "arrays and lists of numbers are allowed."
         ) from error
+
+
+def check_held(value: Any, name: str) -> None:
+    """Refuse tensors, also those inside a list of dicts, on the device that holds no values."""
+    if isinstance(value, Tensor) and value.device.type == "meta":
+        raise AnnotationError(
+            f"{name} is on the meta device, which holds no values. Make it on the CPU, or move it "
+            "before it gets there. Any other device is allowed; it need not be the model's."
+        )
+    if isinstance(value, Mapping):
+        for key, member in value.items():
+            check_held(member, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, member in enumerate(value):
+            if isinstance(member, Mapping):
+                check_held(member, f"{name}[{index}]")
 
 
 def no_dict(target: Any, where: str) -> str:

@@ -150,6 +150,11 @@ def check_multi_hot(target: Tensor, shape: tuple[int, int]) -> None:
             f"target has shape {tuple(target.shape)} but the logits {tuple(shape)}. {fix} "
             "Class indices (N,) or multi-hot labels (N, K) are allowed."
         )
+    if target.device.type == "meta":
+        raise OptionError(
+            "target is on the meta device, which holds no values. Make it on the CPU, or move it "
+            "before it gets there. Any other device is allowed; it need not be the model's."
+        )
     if target.device.type != "cpu":
         return
     neither = _neither(target)

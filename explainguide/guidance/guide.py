@@ -246,7 +246,9 @@ class ExplanationGuidance:
                 forward pass is let go, and the guide reads the next.
 
         Warns:
-            ExplainGuideWarning: Once, if passes before the last one were recorded for nothing.
+            ExplainGuideWarning: Once, if passes before the last one were recorded for nothing. If
+                float16 logits on the CPU are not finite; on a device, where that would be waited for,
+                `check` tells it.
         """
         return self._loss_loc(annotations, target, alone=False)
 
@@ -326,7 +328,8 @@ class ExplanationGuidance:
 
         Returns:
             A report that prints itself: for each layer whether the map is finite and alive, the
-            gradient's size in the parameters before and after it, and the operations replaced.
+            gradient's size in the parameters before and after it, the operations replaced, and
+            whether float16 logits have left its range.
 
         Raises:
             GuidanceError: If `fully_shard` has cut the model in pieces.
@@ -341,9 +344,12 @@ class ExplanationGuidance:
                 buffers_aside(self._model),
                 passing(self._tap, images) as passed,
             ):
-                loss = self._loss_loc(on_host(annotations), on_host(target), alone=True)
+                held = on_host(annotations), on_host(target, name="target")
+                loss = self._loss_loc(*held, alone=True)
+                logits = self._settings.attribution.logits(passed)
+                maps = self.attributions
                 return probe_gradients(
-                    self._model, passed.features, self.attributions, loss, self.replaced
+                    self._model, passed.features, maps, loss, self.replaced, logits
                 )
         finally:
             self._tap.last, self._tap.dropped = waiting, dropped

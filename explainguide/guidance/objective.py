@@ -16,6 +16,7 @@ from explainguide.attr.evidence import explain, usable
 from explainguide.errors import OptionError, warn
 from explainguide.guidance.comparison import Chosen, compare
 from explainguide.guidance.options import GuideOptions
+from explainguide.guidance.refusals import check_devices, tell_overflow
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.logits import (
     class_scores,
@@ -79,6 +80,8 @@ def localize(
     """
     method, options = objective.attribution, objective.options
     logits = method.logits(passed)
+    check_devices(logits, passed.features)
+    tell_overflow(logits)
     scores = class_scores(logits)
     labels = _labels(target, logits)
     targets = target_tensor(labels, logits)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from explainguide.errors import GuidanceError, OptionError
+from explainguide.errors import GuidanceError, OptionError, warn
+from explainguide.hooks.logits import overflowed
 
-__all__ = ["check_model", "check_weights"]
+__all__ = [
+    "OVERFLOW",
+    "check_devices",
+    "check_model",
+    "check_weights",
+    "overflowed",
+    "tell_overflow",
+]
+
+OVERFLOW = (
+    "the logits, in float16, are not finite: it holds no number above 65504. Use bfloat16, whose range "
+    "is that of float32, or compute the last layers outside autocast."
+)
 
 
 def check_model(model: nn.Module) -> None:
@@ -47,3 +61,26 @@ def check_weights(weights: Sequence[float] | None, layers: list[str]) -> list[fl
             "layer. Numbers are allowed."
         )
     return [float(w) for w in weights]
+
+
+def check_devices(logits: Tensor, features: Mapping[str, Any]) -> None:
+    """Refuse a pass without values, and layers on another device than the logits."""
+    if logits.device.type == "meta":
+        raise GuidanceError(
+            "the model's logits are on the meta device, where nothing is computed. Give the model "
+            "its weights and move it, with the images, to the device that trains it. A model that "
+            "computes values is needed."
+        )
+    for name, feature in features.items():
+        if isinstance(feature, Tensor) and feature.device != logits.device:
+            raise GuidanceError(
+                f"layer {name!r} is on {feature.device}, but the logits are on {logits.device}. "
+                "Guide a layer behind the move, or keep what follows the layer on its device. The "
+                "layers and the logits must be on one device; annotations and targets are moved there."
+            )
+
+
+def tell_overflow(logits: Tensor) -> None:
+    """Warn of logits outside float16's range, where that is read without waiting for a device."""
+    if logits.device.type == "cpu" and overflowed(logits):
+        warn(f"{OVERFLOW} The losses of this step are not finite.")

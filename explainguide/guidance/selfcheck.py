@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.annotations.batch import Annotations
+from explainguide.annotations.keys import check_held
+from explainguide.errors import operation
+from explainguide.guidance.refusals import OVERFLOW
+from explainguide.hooks.logits import overflowed
 
 __all__ = ["LayerReport", "Report", "as_it_was", "on_host", "probe_gradients"]
 
@@ -66,27 +70,32 @@ class Report:
         loss: The value of `loss_loc`; its mean where it is one an image.
         layers: One report a layer.
         replaced: Operations that ran in a form that can be differentiated twice.
+        problem: What is wrong with the logits, in words, or "".
     """
 
     loss: float
     layers: tuple[LayerReport, ...]
     replaced: tuple[str, ...]
+    problem: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether every layer is."""
-        return all(layer.ok for layer in self.layers)
+        """Whether every layer is, and the logits are."""
+        return not self.problem and all(layer.ok for layer in self.layers)
 
     def __str__(self) -> str:
         lines = [f"loss_loc = {self.loss:.6g}: {'ok' if self.ok else 'NOT ok'}"]
+        lines += [f"  {self.problem}"] if self.problem else []
         lines += [f"  {layer}" for layer in self.layers]
         if self.replaced:
             lines.append(f"  ran in a twice differentiable form: {', '.join(self.replaced)}")
         return "\n".join(lines)
 
 
-def on_host(annotations: Any) -> Any:
+@operation("ExplanationGuidance.check")
+def on_host(annotations: Any, *, name: str = "annotations") -> Any:
     """Annotations, or a target, whose values can be checked."""
+    check_held(vars(annotations) if isinstance(annotations, Annotations) else annotations, name)
     if isinstance(annotations, Tensor):
         return annotations.cpu()
     if isinstance(annotations, Annotations):
@@ -127,6 +136,7 @@ def probe_gradients(
     maps: Mapping[str, Tensor],
     loss: Tensor,
     replaced: set[str],
+    logits: Tensor,
 ) -> Report:
     """Gradients of `loss_loc` alone, without touching the parameters' own.
 
@@ -136,6 +146,7 @@ def probe_gradients(
         maps: Layer name to its map, ``(N, h, w)``.
         loss: What `loss_loc` returned.
         replaced: Names of replaced operations.
+        logits: Of the pass.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -155,7 +166,9 @@ def probe_gradients(
             for side in (True, False)
         ]
         rows.append(LayerReport(name, bool(finite), float(alive), *norms))
-    return Report(float(loss.detach().float().mean()), tuple(rows), tuple(sorted(replaced)))
+    problem = OVERFLOW if overflowed(logits) else ""
+    value = float(loss.detach().float().mean())
+    return Report(value, tuple(rows), tuple(sorted(replaced)), problem)
 
 
 def _norm(gradients: list[Tensor | None]) -> float | None:

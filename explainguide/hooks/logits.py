@@ -23,6 +23,7 @@ __all__ = [
     "ends_in_log_softmax",
     "find_logits",
     "log_probabilities",
+    "overflowed",
     "target_tensor",
 ]
 
@@ -271,6 +272,13 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return logits.log_softmax(1)
 
 
+def overflowed(logits: Tensor) -> bool:
+    """Whether logits have left float16's range; their values are fetched to the host."""
+    if logits.dtype != torch.float16:
+        return False
+    return not host_array(logits.detach().cpu().isfinite()).all()
+
+
 def as_targets(target: Any, output: Tensor) -> Tensor:
     """Indices of classes ``(N,)``, or of a layer's channels, on the output's device.
 
@@ -311,6 +319,11 @@ def as_targets(target: Any, output: Tensor) -> Tensor:
         raise ShapeError(
             f"target has {len(indices)} {plural} for {images} images. Give one an image. "
             "(N,) is allowed."
+        )
+    if indices.device.type == "meta":
+        raise OptionError(
+            "target is on the meta device, which holds no values. Make it on the CPU, or move it "
+            "before it gets there. Any other device is allowed; it need not be the model's."
         )
     if indices.device.type == "cpu" and host_array((indices < 0) | (indices >= count)).any():
         bad = indices[(indices < 0) | (indices >= count)].flatten()[0]

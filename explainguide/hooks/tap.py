@@ -75,8 +75,9 @@ class ForwardPass:
 
     @property
     def device(self) -> str:
-        """Type of the images' device."""
-        return "cpu" if self.images is None else self.images.device.type
+        """Type of the images' device; one that has no autocast stands for none."""
+        kind = "cpu" if self.images is None else self.images.device.type
+        return kind if torch.amp.is_autocast_available(kind) else "cpu"
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -38,9 +38,13 @@ class EpochMeans:
     """Losses of an epoch, averaged over the images that they belong to.
 
     Nothing of a step is read from the device before `read`.
+
+    Args:
+        mixed_precision: Of the training, for what is said of a loss that is not finite.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mixed_precision: str = "no") -> None:
+        self.mixed_precision = mixed_precision
         self.skipped = 0
         self.steps = 0  # that nobody has read yet
         self._kept: list[_Kept] = []
@@ -93,13 +97,24 @@ class EpochMeans:
         numbers = iter(torch.cat([entry.values for entry in kept]).tolist())
         for where, images, maps, _ in kept:
             if not images and not math.isfinite(size := next(numbers)):
-                raise not_finite(where, f"the losses are finite, but their gradient is {size}")
+                problem = f"the losses are finite, but their gradient is {size}"
+                raise not_finite(where, problem, self.mixed_precision)
             losses = {name: next(numbers) for name in images}
             broken = [name for name in maps if not next(numbers)]
-            _check(where, losses, broken)
+            self._check(where, losses, broken)
             for name, value in losses.items():
                 self._sums[name] += value * images[name]
                 self._counts[name] += images[name]
+
+    def _check(self, where: str, losses: dict[str, float], broken: list[str]) -> None:
+        """Refuse losses that are not finite, with the layers whose maps are not either."""
+        bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+        if not bad:
+            return
+        problem = " and ".join(f"{_WORDS[name]} is {value}" for name, value in bad.items())
+        if "loss_loc" in bad and broken:
+            problem += f" (the map of layer {', '.join(map(repr, broken))} is not finite)"
+        raise not_finite(where, problem, self.mixed_precision)
 
     def reduce(self, device: torch.device) -> None:
         """Add up what the processes of a distributed run have seen."""
@@ -125,21 +140,17 @@ class EpochMeans:
         return {k: f"{v:.3f}" for k, v in values.items() if not math.isnan(v)}
 
 
-def _check(where: str, losses: dict[str, float], broken: list[str]) -> None:
-    """Refuse losses that are not finite, with the layers whose maps are not either."""
-    bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
-    if not bad:
-        return
-    problem = " and ".join(f"{_WORDS[name]} is {value}" for name, value in bad.items())
-    if "loss_loc" in bad and broken:
-        problem += f" (the map of layer {', '.join(map(repr, broken))} is not finite)"
-    raise not_finite(where, problem)
-
-
-def not_finite(where: str, problem: str) -> GuidanceError:
+def not_finite(where: str, problem: str, mixed_precision: str) -> GuidanceError:
     """What stops a training: something of a step is NaN or infinite."""
+    fix = "Lower lr or lam, or set clip_grad_norm."
+    if mixed_precision == "fp16":
+        fix = (
+            "Use mixed_precision='bf16', or 'no': float16 holds no number above 65504, which logits "
+            "and activations can exceed. Otherwise lower lr or lam, or set clip_grad_norm."
+        )
+    elif mixed_precision == "bf16":
+        fix = "Lower lr or lam, set clip_grad_norm, or use mixed_precision='no'."
     return GuidanceError(
-        f"{where}: {problem}. Lower lr or lam, set clip_grad_norm, or use "
-        "mixed_precision='no'. The gradient of this step did not reach the weights; checkpoints of "
-        "earlier epochs are unchanged."
+        f"{where}: {problem}. {fix} The gradient of this step did not reach the weights; checkpoints "
+        "of earlier epochs are unchanged."
     )

@@ -122,7 +122,7 @@ class TrainingRun:
         )
         bar = tqdm(total=self.batches, desc=f"epoch {epoch}/{config.epochs}", disable=not progress)
         epg = history.rows[-1]["epg"] if history.rows else math.nan
-        means = EpochMeans()
+        means = EpochMeans(config.mixed_precision)
         self.inner.train()
         with bar, self.guide(epoch) as guide:
             for step, first in enumerate(range(0, self.batches, config.grad_accumulation), start=1):
@@ -257,7 +257,8 @@ class TrainingRun:
                     scaler.update()
                 return
             if scaler is None and not math.isfinite(size):
-                raise not_finite(where, f"the losses are finite, but their gradient is {size}")
+                problem = f"the losses are finite, but their gradient is {size}"
+                raise not_finite(where, problem, self.config.mixed_precision)
         else:
             bad = means.end_step(where, norm if scaler is None else None)
             for parameter in self.parameters:

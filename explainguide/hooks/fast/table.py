@@ -16,6 +16,21 @@ Form = TypeVar("Form", bound=Callable[..., Any])
 Fast = bool | Literal["auto"]
 
 
+if not hasattr(torch.library, "custom_op"):
+    raise ImportError(
+        f"explainguide needs torch 2.4 or newer, for torch.library.custom_op; this is torch "
+        f"{torch.__version__}. Upgrade it: pip install 'torch>=2.4'."
+    )
+
+# What the fast forms ask of PyTorch that is not its public interface; a later version may not have it.
+_ASKED = ("_will_engine_execute_node", "_are_functorch_transforms_active", "_functorch")
+
+
+def _lacking() -> str | None:
+    """A part of PyTorch that the fast forms need and that this version does not have."""
+    return next((f"torch._C.{name}" for name in _ASKED if not hasattr(torch._C, name)), None)
+
+
 class Unsuited(Exception):  # noqa: N818 - no error: it is always caught
     """Says why PyTorch's own operation runs in place of the fast form; never leaves this package."""
 
@@ -49,6 +64,8 @@ class FastForm:
         Raises:
             Unsuited: If PyTorch's own has to run.
         """
+        if (lacking := _lacking()) is not None:
+            raise Unsuited(f"torch {torch.__version__} has no {lacking}")
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if any(type(tensor) not in _PLAIN for tensor in tensors):
             raise Unsuited("on tensors of another class")
