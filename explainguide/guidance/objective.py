@@ -16,6 +16,7 @@ from explainguide.attr import LayerMap
 from explainguide.attr.evidence import explain, usable
 from explainguide.errors import OptionError, ShapeError, warn
 from explainguide.guidance.options import GuideOptions
+from explainguide.guidance.part import explained_part
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.logits import (
     class_scores,
@@ -98,28 +99,32 @@ def localize(
     )
     masks = usable(regions.region(choice.regions, passed.image_size))
     annotated = choice.valid & (masks > 0).flatten(2).any(2)
-    maps, evidence = explain(
-        method,
-        tap,
-        passed,
-        score=lambda z: _score(z, options.score, choice, annotated),
-        create_graph=True,
-    )
+    with explained_part(method, tap, passed, logits, annotated, regions, fast=options.fast) as part:
+        chosen = choice._replace(classes=part.take(choice.classes, 1))
+        shown, masks = part.take(annotated, 1), part.take(masks, 1)
+        maps, evidence = explain(
+            method,
+            part.tap,
+            part.passed,
+            score=lambda z: _score(z, options.score, chosen, shown),
+            create_graph=True,
+        )
     detached = {}
     dtype = next(iter(maps.values())).dtype
-    share = annotated.to(dtype) / annotated.sum(0).clamp(min=1)  # of a class in its image
-    total = torch.zeros(len(logits), dtype=dtype, device=logits.device)
+    share = shown.to(dtype) / shown.sum(0).clamp(min=1)  # of a class in its image
+    total = torch.zeros(shown.shape[1], dtype=dtype, device=logits.device)
     for (name, layer_maps), weight in zip(maps.items(), objective.layer_weights, strict=True):
-        detached[name] = (layer_maps.detach() * share[..., None, None]).sum(0)
+        averaged = (layer_maps.detach() * share[..., None, None]).sum(0)
+        detached[name] = part.spread(averaged, len(logits))
         losses = _compare(objective, layer_maps, masks.to(layer_maps.dtype))
-        total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
-    total = mark_soft(total, targets)
+        total = total + weight * torch.where(shown, losses * share, 0).sum(0)
+    total = mark_soft(part.spread(total, len(logits)), targets)
     if options.reduction != "none":
         total = total.sum()
     if options.reduction == "mean":
         total = total * _per_image(annotated.any(0).sum().to(dtype), objective, alone)
     if examine:
-        check_derivatives(total, logits, evidence.features.values(), model=method.model)
+        check_derivatives(total, evidence.logits, evidence.features.values(), model=method.model)
         if options.score == "logit" and ends_in_log_softmax(logits):
             warn(
                 "the model returns log-probabilities, so score='logit' explains log p of "
