@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from explainguide.annotations.forms import Regions, annotated_images
 from explainguide.attr import LayerMap
 from explainguide.hooks.fast import Fast
 from explainguide.hooks.some_images import SomeImages, check_same
 from explainguide.hooks.tap import ForwardPass, Tap
-from explainguide.host import host_array, send
 
 __all__ = ["Part", "explained_part"]
 
@@ -53,7 +53,7 @@ def explained_part(
     passed: ForwardPass,
     logits: Tensor,
     annotated: Tensor,
-    regions: Any,
+    regions: Regions,
     *,
     fast: Fast,
 ) -> Iterator[Part]:
@@ -65,7 +65,7 @@ def explained_part(
         passed: The pass.
         logits: Its logits, ``(N, K)``.
         annotated: Which images have something to explain, ``(S, N)`` bool on their device.
-        regions: Their annotations; those that know it say themselves which images have one.
+        regions: Their annotations.
         fast: As the guide's.
 
     Yields:
@@ -74,7 +74,7 @@ def explained_part(
     if not isinstance(tap, SomeImages):
         yield Part(tap, passed)
         return
-    rows = send(torch.tensor(_rows(annotated, regions), dtype=torch.int64), logits.device)
+    rows = annotated_images(regions, annotated)
     reader = method.tap(tap.layers, fast=fast)
     try:
         with tap.again(passed, reader, rows) as part:
@@ -83,20 +83,9 @@ def explained_part(
             half = "forward" in vars(method.model) or part.autocast[0] or before.itemsize == 2
             same = check_same(before, after, half=half)
             yield Part(reader, part, rows, same)
+            passed.features |= part.features
             passed.replaced |= part.replaced
             passed.fast |= part.fast
             passed.slow |= part.slow
     finally:
         reader.remove()
-
-
-def _rows(annotated: Tensor, regions: Any) -> list[int]:
-    """Which images run again: one at least, whose map is zero then, so that there is a loss."""
-    known = getattr(regions, "annotated", None)
-    if known is None or annotated.device.type == "cpu":
-        shown = annotated.any(0)
-        # Waits for a device, where only the values there say it.
-        known = (
-            host_array(shown if shown.device.type == "cpu" else shown.cpu()).nonzero()[0].tolist()
-        )
-    return list(known) or list(range(min(annotated.shape[1], 1)))

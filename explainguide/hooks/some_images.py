@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from explainguide.errors import GuidanceError
 from explainguide.hooks.layers import INPUT, split_index
@@ -107,7 +108,7 @@ class SomeImages(Tap):
         """
         model, images = self.model, passed.images
         assert passed.state is not None and images is not None
-        others = [v for v in (*passed.inputs, *passed.kwargs.values()) if v is not images]
+        others = [v for v in tree_leaves((passed.inputs, passed.kwargs)) if v is not images]
         if any(isinstance(value, Tensor) for value in others):
             raise GuidanceError(
                 "with rows='annotated' the model is run again for some of the images, and of its other "
@@ -116,7 +117,7 @@ class SomeImages(Tap):
             )
         buffers = {name for name, _ in model.named_buffers()}
         state = {n: v.clone() if n in buffers else v for n, v in passed.state.items()}
-        some = images.index_select(0, rows)
+        some = images.index_select(0, rows.to(images.device))
         args = tuple(some if value is images else value for value in passed.inputs)
         kwargs = {n: some if value is images else value for n, value in passed.kwargs.items()}
         enabled, dtype = passed.autocast
@@ -200,6 +201,9 @@ class SomeImages(Tap):
             return None
         self._ran(name, args, output)
         self._over = True
+        if isinstance(output, Tensor):  # and its own parts need not run
+            assert self.last is not None
+            self.last.kept = [k for k in self.last.kept if not k.name.startswith(f"{name}.")]
         return output.clone() if isinstance(output, Tensor) else None
 
     def _reached(self, args: Any) -> None:
@@ -261,11 +265,13 @@ def _rows(kept: _Kept, images: int, rows: Tensor) -> Callable[[], Tensor] | None
     output = kept.output
     if output.shape[:1] != (images,):
         return None
-    if kept.gone:  # a value that would be seen, if somebody read it all the same
+    if (
+        kept.gone and output.is_floating_point()
+    ):  # a value that would be seen, if somebody read it all the same
         return lambda: torch.full_like(output[: len(rows)], torch.nan, requires_grad=False)
     if output._version != kept.version:
         return None
-    return lambda: output.index_select(0, rows)
+    return lambda: output.index_select(0, rows.to(output.device))
 
 
 def _given(

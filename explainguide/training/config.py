@@ -45,8 +45,8 @@ class TrainConfig(GuideOptions):
             lam / every: to keep it, multiply `lam` by `every`.
         layer, layer_weights, attribution, attribution_options, loss, loss_options, target, score,
             negatives, reduction, output, layout, grid, prefix_tokens, image_size, image_argument,
-            fast, rows: As `explainguide.guidance.GuideOptions`; by name only. A mean is over all annotated
-            images of a step: of all its batches, and of all processes.
+            fast, rows: As `explainguide.guidance.GuideOptions`; by name only. A mean is over all
+            annotated images of a step: of all its batches, and of all processes.
         class_loss: ``"task"`` is what the labels ask for, cross-entropy or, for multi-hot labels,
             binary cross-entropy; ``"confidence-boosting"`` asks a trained model to stay sure of its
             own answers (`explainguide.losses.confidence_boosting`).

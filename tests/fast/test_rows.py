@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +19,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from explainguide import Annotations, ExplanationGuidance
+from explainguide.annotations.forms import annotated_images
 from explainguide.errors import GuidanceError, OptionError
-from explainguide.guidance.part import _rows
 from explainguide.losses import LOSSES
 from explainguide.training import train
 from tests.fast.test_every import CONFIG, Items
@@ -420,10 +419,13 @@ def test_which_images_is_known_without_reading_a_device() -> None:
     known = Annotations.from_targets([*targets(12), None]).dilate(0.1).without_masks()
     assert known.annotated == (0, 2)
     somewhere = torch.zeros(1, 4, dtype=torch.bool, device="meta")  # whose values nobody can read
-    assert _rows(somewhere, known) == [0, 2]
-    assert _rows(somewhere, SimpleNamespace(annotated=())) == [0]
+    assert annotated_images(known, somewhere).device.type == "meta"
+    assert len(annotated_images(known, somewhere)) == 2
+    assert len(annotated_images(replace(known, annotated=()), somewhere)) == 1
     with pytest.raises(NotImplementedError):
-        _rows(somewhere, replace(known, annotated=None))
+        annotated_images(replace(known, annotated=None), somewhere)
+    here = torch.tensor([[True, False, False, False]])
+    assert annotated_images(known, here).tolist() == [0]
 
 
 def test_a_module_that_runs_twice_or_has_two_names() -> None:
@@ -483,7 +485,8 @@ def test_passes_that_are_paused_evaluated_or_dropped() -> None:
                 model(batch(2, dtype=D))
             guide.attribute(batch(2, dtype=D))
             report = guide.check(batch(dtype=D), targets(12))
-            assert report.ok
+            assert report.ok and [layer.layer for layer in report.layers] == ["stem"]
+            assert report.layers[0].alive == pytest.approx(2 / 3)
             found.append(guide.loss_loc(targets(12)).detach())
         with torch.no_grad():
             model(batch(dtype=D))
