@@ -83,7 +83,7 @@ class ExplanationGuidance:
             can; False, PyTorch's own.
         rows: Which images of a batch are differentiated twice: ``"all"``, or the ``"annotated"`` alone,
             to the same loss and gradients. The batch then runs as without a guide, and those images
-            once more from the first guided layer on, which pays where less than half are annotated.
+            once more from the first guided layer on, which pays where well under half are annotated.
             What runs again must treat each image by itself and draw no random numbers, or `loss_loc`
             refuses: no BatchNorm in training mode, no dropout.
 
