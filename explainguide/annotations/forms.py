@@ -169,7 +169,9 @@ def annotated_images(regions: Regions, annotated: Tensor) -> Tensor:
     """
     known = getattr(regions, "annotated", None)
     if known is None or annotated.device.type == "cpu":
-        known = host_array(annotated.any(0).cpu()).nonzero()[0].tolist()
+        shown = annotated.any(0)
+        shown = shown if shown.device.type == "cpu" else shown.cpu()
+        known = host_array(shown).nonzero()[0].tolist()
     rows = list(known) or list(range(min(annotated.shape[1], 1)))
     return send(torch.tensor(rows, dtype=torch.int64), annotated.device)
 

@@ -23,6 +23,7 @@ from explainguide.hooks.layers import INPUT, split_index
 from explainguide.hooks.tap import ForwardPass, Tap, in_backward
 from explainguide.hooks.token_grid import Steps
 from explainguide.hooks.weak_hook import WeakHook
+from explainguide.host import host_array
 
 __all__ = ["SomeImages", "check_same"]
 
@@ -139,7 +140,7 @@ class SomeImages(Tap):
                     _exchange(stack, module, partial(_given, module.forward, given))
                 drawn = _random_state(images.device)
                 torch.func.functional_call(model, state, args, kwargs)
-                if not torch.equal(drawn, _random_state(images.device)):
+                if (host_array(drawn) != host_array(_random_state(images.device))).any():
                     raise GuidanceError(
                         "with rows='annotated' the annotated images are run again without the others, "
                         "and the model draws random numbers there, others than before: a functional "
@@ -227,7 +228,7 @@ def check_same(logits: Tensor, again: Tensor, *, half: bool) -> Tensor:
     allowed = 1e-6 if logits.dtype == torch.float64 else 0.05 if half else 5e-3
     same = (after - before).norm() <= allowed * before.norm()
     same = same | ~before.isfinite().all()  # which the loss tells
-    if same.device.type == "cpu" and not same.numpy():
+    if same.device.type == "cpu" and not host_array(same):
         raise GuidanceError(
             "with rows='annotated' the annotated images are run again without the others, and their "
             "logits are not those that they had: the model mixes the images of a batch, or changes "

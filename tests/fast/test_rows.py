@@ -26,6 +26,7 @@ from explainguide.training import train
 from tests.fast.test_every import CONFIG, Items
 from tests.fast.test_guide import bcos, convnext, nudged, resnet, targets, torchvision_convnext, vit
 from tests.networks import FOR_ANY_NETWORK, InPlaceCnn, SmallCnn, batch
+from tests.training.counted import Counted, needs_newer_torch
 from tests.training.small_runs import Plain
 
 D = torch.float64
@@ -426,6 +427,21 @@ def test_which_images_is_known_without_reading_a_device() -> None:
         annotated_images(replace(known, annotated=None), somewhere)
     here = torch.tensor([[True, False, False, False]])
     assert annotated_images(known, here).tolist() == [0]
+
+
+@needs_newer_torch
+def test_nothing_is_read_from_a_device() -> None:
+    model = frozen(SmallCnn())
+    guide = ExplanationGuidance(model, layer="stem", rows="annotated")
+    annotations = Annotations.from_targets(targets(12))
+    for _ in range(2):
+        model(batch())
+        guide.loss_loc(annotations)
+    with Counted() as counter:
+        logits = model(batch())
+        (logits.mean() + guide.loss_loc(annotations)).backward()
+    assert counter.operations > 50
+    assert counter.reads == []
 
 
 def test_a_module_that_runs_twice_or_has_two_names() -> None:
