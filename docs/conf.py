@@ -21,6 +21,7 @@ FRAGMENTS = (
     "bcos_compare_results.md",
     "bcos_features_results.md",
     "bcos_speed_results.md",
+    "cheaper_results.md",
     "demo_results.md",
     "families_huggingface_results.md",
     "families_results.md",

@@ -51,6 +51,7 @@ def test_the_guides_signature() -> None:
         "image_size",
         "image_argument",
         "fast",
+        "rows",
     ]
     defaults = {n: p.default for n, p in parameters.items() if n != "model"}
     assert defaults == {
@@ -72,6 +73,7 @@ def test_the_guides_signature() -> None:
         "image_size": None,
         "image_argument": None,
         "fast": "auto",
+        "rows": "all",
     }
     keyword_only = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     assert keyword_only == list(parameters)[2:]

@@ -37,6 +37,7 @@ class Annotations:
         largest_label: The largest label, where the labels were on the host; else None.
         first_label: What has made the labels indices of logits: the option of `from_targets`. A guide
             with the same option does not apply it again.
+        annotated: Which images have an object, where that is known without reading a device.
     """
 
     boxes: Tensor
@@ -46,6 +47,7 @@ class Annotations:
     most_classes: int = 0
     largest_label: int | None = None
     first_label: FirstLabel = 0
+    annotated: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.most_classes:  # not counted: as many as there are objects
@@ -126,6 +128,7 @@ class Annotations:
             max(distinct, default=0) if on_host else padded_labels.shape[1],
             int(host_array(padded_labels).max()) if on_host and padded_labels.numel() else None,
             first_label,
+            tuple(index for index, label in enumerate(labels) if len(label)),
         )
 
     def __len__(self) -> int:

@@ -29,7 +29,16 @@ from explainguide.errors import (
 )
 from explainguide.host import host_array, send
 
-__all__ = ["FORMS", "Batch", "Form", "Regions", "as_regions", "boxes_of", "form"]
+__all__ = [
+    "FORMS",
+    "Batch",
+    "Form",
+    "Regions",
+    "annotated_images",
+    "as_regions",
+    "boxes_of",
+    "form",
+]
 
 _PRESENT = 0.5  # a class is annotated where its own mask reaches this
 
@@ -179,6 +188,28 @@ def _tensors(annotations: Any) -> list[tuple[str, Any]]:
     if isinstance(annotations, Annotations):
         return [(f"annotations.{name}", value) for name, value in vars(annotations).items()]
     return [("annotations", annotations)]
+
+
+def annotated_images(regions: Regions, annotated: Tensor) -> Tensor:
+    """Which images have something to explain, or may have; one at least, where there are images.
+
+    `Annotations` that were made of a list know it. Of others the values are read, which on a device
+    waits for it once.
+
+    Args:
+        regions: The batch's annotations.
+        annotated: Which class of which image is there to explain, ``(S, N)`` bool.
+
+    Returns:
+        Indices, ``(n,)`` int64, on that device.
+    """
+    known = getattr(regions, "annotated", None)
+    if known is None or annotated.device.type == "cpu":
+        shown = annotated.any(0)
+        shown = shown if shown.device.type == "cpu" else shown.cpu()
+        known = host_array(shown).nonzero()[0].tolist()
+    rows = list(known) or list(range(min(annotated.shape[1], 1)))
+    return send(torch.tensor(rows, dtype=torch.int64), annotated.device)
 
 
 def _unknown(annotations: Any, batch: Batch) -> ExplainGuideError:

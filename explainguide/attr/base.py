@@ -25,6 +25,7 @@ from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
 from explainguide.hooks.layout import Layout
 from explainguide.hooks.logits import as_targets, check_classifier, check_logits, class_scores
 from explainguide.hooks.reading import Output, check_reading
+from explainguide.hooks.some_images import SomeImages
 from explainguide.hooks.tap import ForwardPass, Tap
 
 __all__ = [
@@ -183,6 +184,19 @@ class LayerMap(Attribution):
             reruns=self.reruns,
             image_argument=self.reading.image_argument,
             fast=fast,
+        )
+
+    def tap_of_some(self, modules: dict[str, nn.Module | None]) -> SomeImages:
+        """What reads a forward pass of which some images are explained, when it is known which.
+
+        Args:
+            modules: As `resolve_layers` returns them.
+        """
+        return SomeImages(
+            self.model,
+            modules,
+            self.attentions,
+            image_argument=self.reading.image_argument,
         )
 
     def tell(self, layouts: dict[str, Layout]) -> None:

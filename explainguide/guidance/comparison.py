@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explainguide.annotations.boxes import spans
-from explainguide.annotations.cells import Cells, between_edges, have_pixels
+from explainguide.annotations.cells import Cells, ChosenBoxes, between_edges, have_pixels
 from explainguide.annotations.forms import Regions, boxes_of
 from explainguide.attr.evidence import usable
 from explainguide.errors import ShapeError
@@ -25,17 +25,35 @@ class Chosen:
         regions: The batch's annotations.
         classes: ``(S, N)``; -1 for all objects.
         size: (H, W) of the images.
+        images: Indices of those that are compared, ``(n,)`` int64; None for all. N is their number
+            below.
 
     Attributes:
         boxes: Whose union they are, or None where they are not made of boxes.
     """
 
-    def __init__(self, regions: Regions, classes: Tensor, size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        regions: Regions,
+        classes: Tensor,
+        size: tuple[int, int],
+        images: Tensor | None = None,
+    ) -> None:
         self.regions, self.classes, self.size = regions, classes, size
+        self.images = images
         self.boxes = boxes_of(regions, classes)
+        if self.boxes is not None and images is not None:
+            boxes, chosen = self.boxes
+            self.boxes = ChosenBoxes(boxes[images], chosen.index_select(-2, images))
         self._spans = None if self.boxes is None else spans(self.boxes.boxes, size)
         self._cells: Cells | None = None
         self._masks: Tensor | None = None
+
+    def of(self, images: Tensor | None) -> Chosen:
+        """Those of some images; of all for None."""
+        if images is None:
+            return self
+        return Chosen(self.regions, self.classes, self.size, images)
 
     def have_pixels(self) -> Tensor:
         """Which of them are not empty, ``(S, N)`` bool."""
@@ -46,7 +64,8 @@ class Chosen:
     def masks(self) -> Tensor:
         """``(S, N, H, W)``."""
         if self._masks is None:
-            self._masks = usable(self.regions.region(self.classes, self.size))
+            masks = usable(self.regions.region(self.classes, self.size))
+            self._masks = masks if self.images is None else masks.index_select(1, self.images)
         return self._masks
 
     def cells(self) -> Cells:

@@ -82,6 +82,11 @@ class ExplanationGuidance:
         fast: Whether operations between the layer and the logits get a faster second derivative, to the
             same values up to rounding: ``"auto"``, where it was measured to pay; True, wherever it
             can; False, PyTorch's own.
+        rows: Which images of a batch are differentiated twice: ``"all"``, or the ``"annotated"`` alone,
+            to the same loss and gradients. The batch then runs as without a guide, and those images
+            once more from the first guided layer on, which pays where well under half are annotated.
+            What runs again must treat each image by itself and draw no random numbers, or `loss_loc`
+            refuses: no BatchNorm in training mode, no dropout.
 
     Attributes:
         layers: The resolved layer names.
@@ -135,6 +140,7 @@ class ExplanationGuidance:
         image_size: int | Sequence[int] | None = None,
         image_argument: int | str | None = None,
         fast: bool | Literal["auto"] = "auto",
+        rows: Literal["all", "annotated"] = "all",
     ) -> None:
         given = locals()
         names = [field.name for field in fields(GuideOptions) if field.name in given]
@@ -170,7 +176,10 @@ class ExplanationGuidance:
         self.fast: set[str] = set()
         self.slow: dict[str, str] = {}
         self.attributions: dict[str, Tensor] = {}
-        self._tap = placed.method.tap(placed.layers, fast=options.fast)
+        if options.rows == "all":
+            self._tap = placed.method.tap(placed.layers, fast=options.fast)
+        else:
+            self._tap = placed.method.tap_of_some(placed.layers)
 
     @property
     def options(self) -> GuideOptions:

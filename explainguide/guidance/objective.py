@@ -16,6 +16,7 @@ from explainguide.attr.evidence import explain, usable
 from explainguide.errors import OptionError, warn
 from explainguide.guidance.comparison import Chosen, compare
 from explainguide.guidance.options import GuideOptions
+from explainguide.guidance.part import explained_part
 from explainguide.guidance.refusals import check_devices, tell_overflow
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.logits import (
@@ -102,19 +103,23 @@ def localize(
     )
     chosen = Chosen(regions, choice.regions, passed.image_size)
     annotated = choice.valid & chosen.have_pixels()
-    maps, evidence = explain(
-        method,
-        tap,
-        passed,
-        score=lambda z: _score(z, options.score, choice, annotated),
-        create_graph=True,
-    )
+    with explained_part(method, tap, passed, logits, annotated, regions, fast=options.fast) as part:
+        asked = choice._replace(classes=part.take(choice.classes, 1))
+        shown, chosen = part.take(annotated, 1), chosen.of(part.rows)
+        maps, evidence = explain(
+            method,
+            part.tap,
+            part.passed,
+            score=lambda z: _score(z, options.score, asked, shown),
+            create_graph=True,
+        )
     detached = {}
     dtype = next(iter(maps.values())).dtype
-    share = annotated.to(dtype) / annotated.sum(0).clamp(min=1)  # of a class in its image
-    total = torch.zeros(len(logits), dtype=dtype, device=logits.device)
+    share = shown.to(dtype) / shown.sum(0).clamp(min=1)  # of a class in its image
+    total = torch.zeros(shown.shape[1], dtype=dtype, device=logits.device)
     for (name, layer_maps), weight in zip(maps.items(), objective.layer_weights, strict=True):
-        detached[name] = (layer_maps.detach() * share[..., None, None]).sum(0)
+        averaged = (layer_maps.detach() * share[..., None, None]).sum(0)
+        detached[name] = part.spread(averaged, len(logits))
         losses = compare(
             objective.loss,
             options.names()[1],
@@ -122,15 +127,15 @@ def localize(
             chosen,
             non_negative=method.non_negative,
         )
-        total = total + weight * torch.where(annotated, losses * share, 0).sum(0)
-    total = mark_soft(total, targets)
+        total = total + weight * torch.where(shown, losses * share, 0).sum(0)
+    total = mark_soft(part.spread(total, len(logits)), targets)
     if options.reduction != "none":
         total = total.sum()
     if options.reduction == "mean":
         total = total * _per_image(annotated.any(0).sum().to(dtype), objective, alone)
     total = from_logits(total, logits, method.model)
     if examine:
-        check_derivatives(total, logits, evidence.features.values(), model=method.model)
+        check_derivatives(total, evidence.logits, evidence.features.values(), model=method.model)
         if options.score == "logit" and ends_in_log_softmax(logits):
             warn(
                 "the model returns log-probabilities, so score='logit' explains log p of "

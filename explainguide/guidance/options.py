@@ -35,6 +35,7 @@ Options = TypeVar("Options", bound="GuideOptions")
 TARGETS = ("sample", "all", "predicted")
 SCORES = ("logit", "log_prob", "sum_log_probs")
 REDUCTIONS = ("mean", "sum", "none")
+ROWS = ("all", "annotated")
 
 
 def _index_or_name(text: str) -> int | str:
@@ -54,7 +55,7 @@ class GuideOptions:
 
     Attributes:
         layer, layer_weights, attribution, loss, target, score, negatives, reduction, first_label,
-            sync_dist, output, layout, grid, prefix_tokens, image_size, image_argument, fast: As
+            sync_dist, output, layout, grid, prefix_tokens, image_size, image_argument, fast, rows: As
             `ExplanationGuidance` takes them.
         attribution_options: Keyword arguments of an attribution that is named, such as
             ``{"n_steps": 8}``.
@@ -127,6 +128,13 @@ class GuideOptions:
         "auto",
         _shown("fast second derivatives: auto, true or false (PyTorch's own)", kind=_true_or_auto),
     )
+    rows: str = setting(
+        "all",
+        _shown(
+            "images of a batch that are differentiated twice; annotated needs no BatchNorm",
+            choices=ROWS,
+        ),
+    )
 
     def __post_init__(self) -> None:
         with operation(type(self).__name__, default=True):
@@ -145,6 +153,7 @@ class GuideOptions:
         check_option("target", self.target, TARGETS)
         check_option("score", self.score, SCORES)
         check_option("reduction", self.reduction, REDUCTIONS)
+        check_option("rows", self.rows, ROWS)
         if not isinstance(self.fast, bool):
             check_option("fast", self.fast, ("auto", True, False))
         _check_negatives(self.negatives, self.target)

@@ -22,7 +22,7 @@ from explainguide.hooks.second_order import TwiceDifferentiable
 from explainguide.hooks.token_grid import Steps
 from explainguide.hooks.weak_hook import WeakHook
 
-__all__ = ["ForwardPass", "Tap", "unread"]
+__all__ = ["ForwardPass", "Tap", "in_backward", "unread"]
 
 # Whoever alone reads the forward passes of this thread, while one does.
 _READER: ContextVar[Any] = ContextVar("explainguide_reader", default=None)
@@ -64,6 +64,7 @@ class ForwardPass:
     attentions: dict[str, list[Weights]] = field(default_factory=dict)
     steps: Steps = field(default_factory=Steps)  # what the pass shows of its tokens' places
     until: dict[str, Steps] = field(default_factory=dict)  # the same, until a layer was read
+    kept: list[Any] = field(default_factory=list)  # see `SomeImages`
 
     @property
     def images(self) -> Tensor | None:
@@ -236,7 +237,7 @@ class Tap:
             image = self._substitute.get(INPUT)
             return None if image is None else with_image(args, kwargs, self._place, image.clone())
         recorded = torch.is_grad_enabled()
-        self._recomputing = _in_backward()
+        self._recomputing = in_backward()
         if self._recomputing:
             self._waiting = self.last
         elif recorded and self.last is not None and self.last.output is not None:
@@ -381,7 +382,7 @@ class Tap:
         return None
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
     """Whether a backward pass runs now: a forward pass inside one computes a checkpoint again."""
     return torch._C._current_graph_task_id() != -1
 

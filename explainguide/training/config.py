@@ -39,10 +39,14 @@ class TrainConfig(GuideOptions):
         lam: Weight of the localization loss; 0 trains without guidance, at no extra cost. None is
             1, or, where no training image is annotated, 0, which a warning says; a weight that is
             given is refused there.
+        every: The localization loss is part of each `every`-th step of the optimizer, from the first
+            on, and counted over all epochs; the steps between are plain ones. `lam` is the weight in
+            the steps that have it and is not scaled, so that the mean gradient over steps is that of
+            lam / every: to keep it, multiply `lam` by `every`.
         layer, layer_weights, attribution, attribution_options, loss, loss_options, target, score,
             negatives, reduction, output, layout, grid, prefix_tokens, image_size, image_argument,
-            fast: As `explainguide.guidance.GuideOptions`; by name only. A mean is over all annotated
-            images of a step: of all its batches, and of all processes.
+            fast, rows: As `explainguide.guidance.GuideOptions`; by name only. A mean is over all
+            annotated images of a step: of all its batches, and of all processes.
         class_loss: ``"task"`` is what the labels ask for, cross-entropy or, for multi-hot labels,
             binary cross-entropy; ``"confidence-boosting"`` asks a trained model to stay sure of its
             own answers (`explainguide.losses.confidence_boosting`).
@@ -86,6 +90,9 @@ class TrainConfig(GuideOptions):
     lam: float | None = setting(
         None,
         _shown("weight of the localization loss; 0 trains without", kind=float, unset="1", least=0),
+    )
+    every: int = setting(
+        1, _shown("localization loss in each N-th step only; lam is not scaled", least=1)
     )
     # A value an image ("none") has no place in a training.
     reduction: str = setting("mean", _shown("over annotated images", choices=("mean", "sum")))

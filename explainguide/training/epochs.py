@@ -75,8 +75,13 @@ class TrainingRun:
         self.scheduler = build_scheduler(
             self.plain_optimizer,
             config,
-            steps=config.epochs * -(-self.batches // config.grad_accumulation),
+            steps=config.epochs * self.steps,
         )
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer in an epoch, the same in every process."""
+        return -(-self.batches // self.config.grad_accumulation)
 
     def close(self) -> None:
         """Give the model back as it came: mixed precision sets a forward on the instance.
@@ -127,7 +132,16 @@ class TrainingRun:
         with bar, self.guide(epoch) as guide:
             for step, first in enumerate(range(0, self.batches, config.grad_accumulation), start=1):
                 count = min(config.grad_accumulation, self.batches - first)
-                self._step(source, count, guide, means, f"epoch {epoch}, step {step}")
+                # Of all epochs, so that a training that goes on keeps its rhythm.
+                plain = ((epoch - 1) * self.steps + step - 1) % config.every > 0
+                with guide.pause() if guide is not None and plain else contextlib.nullcontext():
+                    self._step(
+                        source,
+                        count,
+                        None if plain else guide,
+                        means,
+                        f"epoch {epoch}, step {step}",
+                    )
                 bar.update(count)
                 bar.set_postfix(means.shown(epg), refresh=False)
             means.read()

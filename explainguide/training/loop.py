@@ -152,7 +152,7 @@ def train(
                 workers=config.workers,
             )
             if epoch == 1 and config.lam:
-                _say_what_is_missing(losses, scores, val_data)
+                _say_what_is_missing(losses, scores, val_data, every=config.every)
             skipped = losses.pop("skipped") + scores.pop("skipped")
             seconds = time.perf_counter() - began
             last = {"skipped": skipped, "seconds": seconds}
@@ -202,9 +202,16 @@ def _check_annotated(config: TrainConfig, train_data: Any, val_data: Any) -> Tra
     return replace(config, lam=lam)
 
 
-def _say_what_is_missing(losses: dict[str, float], scores: dict[str, float], val_data: Any) -> None:
+def _say_what_is_missing(
+    losses: dict[str, float], scores: dict[str, float], val_data: Any, *, every: int
+) -> None:
     """After the first epoch, of data sets that do not say it before."""
-    if math.isnan(losses["loss_loc"]):
+    if math.isnan(losses["loss_loc"]) and every > 1:
+        _warn(
+            f"no image of the steps of the first epoch that are guided was annotated (every={every}), "
+            "so nothing was guided in it. Give more annotations, larger batches, or a smaller every."
+        )
+    elif math.isnan(losses["loss_loc"]):
         _warn(
             "no training image of the first epoch was annotated, so nothing was guided. Give "
             "annotations, or set lam=0."

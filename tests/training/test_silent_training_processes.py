@@ -96,6 +96,7 @@ def cases() -> dict[str, tuple[Items, TrainConfig]]:
             Items(40, [first[0], second[5], second[17]]),
             replace(BASE, batch_size=4, grad_accumulation=2),
         ),
+        "every second step": (Items(40, second[::3]), replace(BASE, every=2, epochs=2)),
         "clipped": (Items(40, first[::4]), replace(BASE, clip_grad_norm=0.05)),
         "uneven": (Items(23, odd), BASE),
         "damaged": (Items(10, range(10), damaged=turns(10, 1)[1:3]), replace(BASE, batch_size=2)),
