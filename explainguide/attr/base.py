@@ -131,7 +131,7 @@ class LayerMap(Attribution):
             image_argument=image_argument,
             image_size=image_size,
         )
-        self.model = unwrap(model)
+        self.model = unwrap(model, compiled_parts=True)
         check_classifier(self.model, self.reading)
         self._told: set[str] = set()
         self._modules = resolve_layers(self.model, INPUT if layer is None else layer)

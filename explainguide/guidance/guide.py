@@ -15,6 +15,7 @@ from explainguide.annotations.labels import FirstLabel
 from explainguide.attr import LayerMap
 from explainguide.attr.evidence import buffers_aside, passing
 from explainguide.errors import OptionError, check_option, operation
+from explainguide.guidance.copies import build, rebuild
 from explainguide.guidance.objective import Objective, localize
 from explainguide.guidance.options import GuideOptions
 from explainguide.guidance.refusals import check_model, check_weights
@@ -23,6 +24,7 @@ from explainguide.guidance.waiting import graph_kept, take_pass, tell_dropped
 from explainguide.hooks.layers import resolve_layers, unwrap
 from explainguide.hooks.logits import PREDICTED, check_classifier
 from explainguide.hooks.reading import Output
+from explainguide.hooks.trunk import check_compiled, compile_trunk
 from explainguide.losses import Loss
 from explainguide.losses.table import resolve_loss
 
@@ -89,6 +91,7 @@ class ExplanationGuidance:
         replaced: Operations that have run in a form that can be differentiated twice.
         fast: Operations that have run in a form that is differentiated twice in less time.
         slow: Operations that have such a form and ran as PyTorch has them, and why, by name.
+        compiled: The modules that `compile` compiled.
 
     Raises:
         OptionError: For an unknown option; with the nearest allowed one.
@@ -144,7 +147,7 @@ class ExplanationGuidance:
         self, model: nn.Module, options: GuideOptions, generator: torch.Generator | None
     ) -> None:
         self._outer = model
-        self._model = unwrap(model)
+        self._model = unwrap(model, compiled_parts=True)
         check_model(self._model)
         given = options.attribution
         named = not isinstance(given, LayerMap)  # an object says itself how the model is read
@@ -169,7 +172,9 @@ class ExplanationGuidance:
         self.fast: set[str] = set()
         self.slow: dict[str, str] = {}
         self.attributions: dict[str, Tensor] = {}
+        self.compiled: list[str] = []
         self._tap = placed.method.tap(placed.layers, fast=options.fast)
+        check_compiled(self._tap, placed.method.reading)
 
     @property
     def options(self) -> GuideOptions:
@@ -197,6 +202,7 @@ class ExplanationGuidance:
         replaced = f", replaced={sorted(self.replaced)}" if self.replaced else ""
         replaced += f", fast={sorted(self.fast)}" if self.fast else ""
         replaced += f", slow={dict(sorted(self.slow.items()))}" if self.slow else ""
+        replaced += f", compiled={self.compiled}" if self.compiled else ""
         state = "" if self._tap.attached else ", removed"
         return (
             f"ExplanationGuidance(layer={self.layers}, attribution={attribution!r}, loss={loss!r}, "
@@ -205,8 +211,36 @@ class ExplanationGuidance:
         )
 
     def remove(self) -> None:
-        """Take every hook off the model; `loss_loc` cannot be called any more."""
+        """Take every hook off the model, and what `compile` compiled is as it was before.
+
+        `loss_loc` cannot be called any more.
+        """
         self._tap.remove()
+
+    @operation("ExplanationGuidance.compile")
+    def compile(self, **options: Any) -> list[str]:
+        """Compile, in place, the outermost modules that end before the first guided layer.
+
+        These alone are differentiated once, so that they may be compiled, to the same values up to
+        rounding; the rest of the model runs as before. They are found in one forward pass of one image.
+        The first pass of each kind, by batch shape and mode, runs uncompiled, and so do `check`,
+        `attribute` and every other pass for maps. `remove` takes it back, as a guide that is forgotten
+        does; neither parameters nor state dict change, and copies are not compiled.
+
+        Args:
+            options: Of `torch.nn.Module.compile`, such as ``mode="max-autotune"``.
+
+        Returns:
+            The names of the modules. What was compiled before stays as it is, and is not among them.
+
+        Raises:
+            GuidanceError: If nothing ends before the layer, as before "input"; for a B-cos network.
+            LayerError: If the model does not run on an image of the probe: say `image_size`.
+            OptionError: For an option that torch.compile does not take.
+        """
+        names = compile_trunk(self._tap, self._settings.attribution.reading, options)
+        self.compiled += names
+        return names
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -256,6 +290,8 @@ class ExplanationGuidance:
         if dropped and not self._told:
             self._told = True
             tell_dropped(dropped)
+        if not passed.compiled <= self._tap.trunk:  # something was compiled since
+            check_compiled(self._tap, self._settings.attribution.reading)
         with graph_kept(), torch.autocast(passed.device, enabled=False):
             loss, maps = localize(
                 self._settings,
@@ -348,37 +384,11 @@ class ExplanationGuidance:
         state = None if generator is None else (generator.device, generator.get_state())
         layers = self.layers
         options = replace(self.options, layer=layers[0] if len(layers) == 1 else layers)
-        return _rebuild, (self._outer, options, state, self._tap.attached)
+        return rebuild, (type(self), self._outer, options, state, self._tap.attached)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever a copy lacks that was made while its model was: it is built on first use."""
         if "_late" not in vars(self) or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        _build(self, *vars(self).pop("_late"))
+        build(self, *vars(self).pop("_late"))
         return getattr(self, name)
-
-
-def _rebuild(model: nn.Module, *rest: Any) -> ExplanationGuidance:
-    """A guide from its arguments, when it was copied or read from a pickle."""
-    guide = ExplanationGuidance.__new__(ExplanationGuidance)
-    if "_modules" in vars(model):
-        _build(guide, model, *rest)
-    else:  # the model holds the guide, and is being copied itself
-        vars(guide)["_late"] = (model, *rest)
-    return guide
-
-
-def _build(
-    guide: ExplanationGuidance,
-    model: nn.Module,
-    options: GuideOptions,
-    state: tuple[torch.device, Tensor] | None,
-    attached: bool,
-) -> None:
-    generator = None
-    if state is not None:
-        generator = torch.Generator(state[0])
-        generator.set_state(state[1])
-    guide._begin(model, options, generator)
-    if not attached:
-        guide.remove()

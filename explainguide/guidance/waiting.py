@@ -43,7 +43,8 @@ def take_pass(tap: Tap) -> ForwardPass:
         raise GuidanceError(
             "the model ran inside torch.compile, where no layer can be read, and whose "
             "backward cannot be differentiated twice from outside. Train with the uncompiled model "
-            "(`compiled._orig_mod`). Compile for evaluation only."
+            "(`compiled._orig_mod`) and call `guide.compile()`, which compiles what lies before the "
+            "layer. Compiled modules that end before it are allowed."
         )
     if passed is None:
         raise GuidanceError(
