@@ -223,8 +223,8 @@ class ExplanationGuidance:
 
         These alone are differentiated once, so that they may be compiled, to the same values up to
         rounding; the rest of the model runs as before. They are found in one forward pass of one image.
-        The first pass of each kind, by batch shape and mode, runs uncompiled, and so do `check`,
-        `attribute` and every other pass for maps. `remove` takes it back, as a guide that is forgotten
+        The first pass of each kind, by batch shape and mode, runs uncompiled, and so does every pass of
+        `attribute`. `remove` takes it back, as a guide that is forgotten
         does; neither parameters nor state dict change, and copies are not compiled.
 
         Args:

@@ -52,8 +52,8 @@ def check_compiled(tap: Tap, reading: Reading) -> None:
         if part in ran and part not in before and not wrapped:
             raise GuidanceError(
                 f"module {name!r} was compiled, and ends after the first guided layer, "
-                f"{next(iter(tap.layers))!r}: what was compiled can be differentiated once alone. Leave "
-                "it uncompiled and call `guide.compile()`, which compiles what lies before the layer. "
+                f"{next(iter(tap.layers))!r}: what was compiled can be differentiated once alone. "
+                "Leave it uncompiled and call `guide.compile()`, which compiles what lies before. "
                 "Compiled modules that end before it are allowed."
             )
     tap.trunk = frozenset(parts)
