@@ -23,7 +23,7 @@ TARGETS = [{"boxes": torch.tensor([[4.0, 4, 20, 20]]), "labels": torch.tensor([1
 # torch.compile looks at the .grad of what it is given.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.skipif(torch.__version__ < (2, 5), reason="torch 2.4 compiles no single modules"),
+    pytest.mark.skipif(torch.__version__ < "2.5", reason="torch 2.4 compiles no single modules"),
 ]
 
 
@@ -322,6 +322,13 @@ def test_what_compile_refuses(
         assert expected in str(wrong.value)
     assert all(module._compiled_call_impl is None for module in model.modules())
     assert guide.compiled == []
+
+
+def test_compile_refuses_a_torch_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = ExplanationGuidance(net(), "2")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.4.0"))
+    with pytest.raises(GuidanceError, match=r"torch 2\.4\.0 cannot compile single modules"):
+        guide.compile()
 
 
 def test_compile_refuses_bcos_networks_and_removed_guides() -> None:

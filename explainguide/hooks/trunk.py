@@ -82,10 +82,10 @@ def compile_trunk(tap: Tap, reading: Reading, options: Mapping[str, Any]) -> lis
             "the guide's hooks were taken off the model. Build a new guide. A guide works until "
             "`remove`, or the end of its `with`."
         )
-    if torch.__version__ < (2, 5):  # whose graph of a single module calls that module again
+    if torch.__version__ < "2.5":  # whose graph of a single module calls that module again
         raise GuidanceError(
-            f"torch {torch.__version__} cannot compile single modules in place. Use torch 2.5, or leave "
-            "the model uncompiled. 2.5 and later are allowed."
+            f"torch {torch.__version__} cannot compile single modules in place. Use torch 2.5, or "
+            "leave the model uncompiled. 2.5 and later are allowed."
         )
     _check_options(options)
     model = tap.model
