@@ -22,6 +22,7 @@ FRAGMENTS = (
     "bcos_features_results.md",
     "bcos_speed_results.md",
     "cheaper_results.md",
+    "compile_results.md",
     "demo_results.md",
     "families_huggingface_results.md",
     "families_results.md",

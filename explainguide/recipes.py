@@ -163,7 +163,7 @@ class Recipe(GuideOptions):
             LayerError: With the names that are missing, and what to do.
         """
         names = (self.layer,) if isinstance(self.layer, str) else self.layer or ()
-        known = {INPUT, *list_layers(unwrap(model))}
+        known = {INPUT, *list_layers(unwrap(model, compiled_parts=True))}
         missing = [name for name in names if name not in known]
         if missing:
             raise LayerError(

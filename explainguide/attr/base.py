@@ -139,7 +139,7 @@ class LayerMap(Attribution):
             image_argument=image_argument,
             image_size=image_size,
         )
-        self.model = unwrap(model)
+        self.model = unwrap(model, compiled_parts=True)
         check_classifier(self.model, self.reading)
         self._told: set[str] = set()
         self._modules = resolve_layers(self.model, INPUT if layer is None else layer)
@@ -165,16 +165,23 @@ class LayerMap(Attribution):
         moved.layer = next(iter(moved._modules))
         return moved
 
-    def tap(self, modules: dict[str, nn.Module | None], *, fast: Fast = False) -> Tap:
+    def tap(
+        self, modules: dict[str, nn.Module | None], *, fast: Fast = False, rows: str = "all"
+    ) -> Tap:
         """What reads a forward pass for this attribution at these layers.
 
         Args:
             modules: As `resolve_layers` returns them.
             fast: Whether operations get their fast second derivative.
+            rows: ``"all"``, or ``"annotated"`` for passes of which some images are explained, once it
+                is known which.
 
         Raises:
             GuidanceError: If the model must run again, and `fully_shard` has cut it in pieces.
         """
+        argument = self.reading.image_argument
+        if rows == "annotated":
+            return SomeImages(self.model, modules, self.attentions, image_argument=argument)
         if self.reruns:
             check_rerun(self.model)
         return Tap(
@@ -182,21 +189,8 @@ class LayerMap(Attribution):
             modules,
             self.attentions,
             reruns=self.reruns,
-            image_argument=self.reading.image_argument,
+            image_argument=argument,
             fast=fast,
-        )
-
-    def tap_of_some(self, modules: dict[str, nn.Module | None]) -> SomeImages:
-        """What reads a forward pass of which some images are explained, when it is known which.
-
-        Args:
-            modules: As `resolve_layers` returns them.
-        """
-        return SomeImages(
-            self.model,
-            modules,
-            self.attentions,
-            image_argument=self.reading.image_argument,
         )
 
     def tell(self, layouts: dict[str, Layout]) -> None:

@@ -94,7 +94,7 @@ def evaluate(
     check_number("workers", workers, least=0, whole=True)
     chosen = check_metrics(metrics)
     place = None if device is None else check_device(device)
-    inner = unwrap(model)
+    inner = unwrap(model, compiled_parts=True)
     check_whole(inner, remedy="Load its full state dict in a model of its own.")
     method, layers = place_attribution(
         inner,

@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from explainguide.annotations.labels import FirstLabel
 from explainguide.attr import LayerMap
 from explainguide.attr.evidence import buffers_aside, passing
-from explainguide.errors import OptionError, check_option, operation
+from explainguide.errors import check_option, operation
+from explainguide.guidance.copies import build, rebuild
 from explainguide.guidance.objective import Objective, localize
 from explainguide.guidance.options import GuideOptions
-from explainguide.guidance.refusals import check_model, check_weights
+from explainguide.guidance.refusals import check_generator, check_model, check_weights
 from explainguide.guidance.selfcheck import Report, as_it_was, on_host, probe_gradients
-from explainguide.guidance.waiting import graph_kept, take_pass, tell_dropped
+from explainguide.guidance.waiting import graph_kept, take_pass
 from explainguide.hooks.layers import resolve_layers, unwrap
 from explainguide.hooks.logits import PREDICTED, check_classifier
 from explainguide.hooks.reading import Output
 from explainguide.hooks.sharded import check_whole, kept_whole
+from explainguide.hooks.trunk import check_compiled, compile_trunk
 from explainguide.losses import Loss
 from explainguide.losses.table import resolve_loss
 
@@ -95,6 +97,7 @@ class ExplanationGuidance:
         replaced: Operations that have run in a form that can be differentiated twice.
         fast: Operations that have run in a form that is differentiated twice in less time.
         slow: Operations that have such a form and ran as PyTorch has them, and why, by name.
+        compiled: The modules that `compile` compiled.
 
     Raises:
         OptionError: For an unknown option; with the nearest allowed one.
@@ -151,16 +154,12 @@ class ExplanationGuidance:
         self, model: nn.Module, options: GuideOptions, generator: torch.Generator | None
     ) -> None:
         self._outer = model
-        self._model = unwrap(model)
+        self._model = unwrap(model, compiled_parts=True)
         check_model(self._model)
         given = options.attribution
         named = not isinstance(given, LayerMap)  # an object says itself how the model is read
         check_classifier(self._model, options.reading if named else given.reading)
-        if not isinstance(generator, torch.Generator | None):
-            raise OptionError(
-                f"generator is {generator!r}. Use torch.Generator().manual_seed(3). A torch.Generator, "
-                "or None for torch's own numbers, is allowed."
-            )
+        check_generator(generator)
         placed = options.place(self._model, trained=True)
         self._settings = Objective(
             options=options,
@@ -171,15 +170,13 @@ class ExplanationGuidance:
             group=getattr(model, "process_group", None),
         )
         self._examined = False  # whether every operation was seen to have a second derivative
-        self._told = False  # whether it was said that passes were dropped
         self.replaced: set[str] = set()
         self.fast: set[str] = set()
         self.slow: dict[str, str] = {}
         self.attributions: dict[str, Tensor] = {}
-        if options.rows == "all":
-            self._tap = placed.method.tap(placed.layers, fast=options.fast)
-        else:
-            self._tap = placed.method.tap_of_some(placed.layers)
+        self.compiled: list[str] = []
+        self._tap = placed.method.tap(placed.layers, fast=options.fast, rows=options.rows)
+        check_compiled(self._tap, placed.method.reading)
 
     @property
     def options(self) -> GuideOptions:
@@ -204,19 +201,47 @@ class ExplanationGuidance:
     def __repr__(self) -> str:
         options = self.options
         attribution, loss = options.names()
-        replaced = f", replaced={sorted(self.replaced)}" if self.replaced else ""
-        replaced += f", fast={sorted(self.fast)}" if self.fast else ""
-        replaced += f", slow={dict(sorted(self.slow.items()))}" if self.slow else ""
+        seen: dict[str, Any] = {"replaced": sorted(self.replaced), "fast": sorted(self.fast)}
+        seen |= {"slow": dict(sorted(self.slow.items())), "compiled": self.compiled}
+        told = "".join(f", {name}={value}" for name, value in seen.items() if value)
         state = "" if self._tap.attached else ", removed"
         return (
             f"ExplanationGuidance(layer={self.layers}, attribution={attribution!r}, loss={loss!r}, "
             f"target={options.target!r}, score={options.score!r}, reduction={options.reduction!r}"
-            f"{replaced}{state})"
+            f"{told}{state})"
         )
 
     def remove(self) -> None:
-        """Take every hook off the model; `loss_loc` cannot be called any more."""
+        """Take every hook off the model, and what `compile` compiled is as it was before.
+
+        `loss_loc` cannot be called any more.
+        """
         self._tap.remove()
+
+    @operation("ExplanationGuidance.compile")
+    def compile(self, **options: Any) -> list[str]:
+        """Compile, in place, the outermost modules that end before the first guided layer.
+
+        These alone are differentiated once, so that they may be compiled, to the same values up to
+        rounding; the rest of the model runs as before. They are found in one forward pass of one image.
+        The first pass of each kind, by batch shape and mode, runs uncompiled, and so does every pass of
+        `attribute`. `remove` takes it back, as a guide that is forgotten does; neither parameters nor
+        state dict change, and copies are not compiled.
+
+        Args:
+            options: Of `torch.nn.Module.compile`, such as ``mode="max-autotune"``.
+
+        Returns:
+            The names of the modules. What was compiled before stays as it is, and is not among them.
+
+        Raises:
+            GuidanceError: If nothing ends before the layer, as before "input"; for a B-cos network.
+            LayerError: If the model does not run on an image of the probe: say `image_size`.
+            OptionError: For an option that torch.compile does not take.
+        """
+        names = compile_trunk(self._tap, self._settings.attribution.reading, options)
+        self.compiled += names
+        return names
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -263,11 +288,9 @@ class ExplanationGuidance:
 
     @operation("ExplanationGuidance.loss_loc")
     def _loss_loc(self, annotations: Any, target: Any, *, alone: bool) -> Tensor:
-        dropped = self._tap.dropped
         passed = take_pass(self._tap)
-        if dropped and not self._told:
-            self._told = True
-            tell_dropped(dropped)
+        if not passed.compiled <= self._tap.trunk:  # something was compiled since
+            check_compiled(self._tap, self._settings.attribution.reading)
         with graph_kept(), kept_whole(self._model), torch.autocast(passed.device, enabled=False):
             loss, maps = localize(
                 self._settings,
@@ -356,10 +379,8 @@ class ExplanationGuidance:
                 held = on_host(annotations), on_host(target, name="target")
                 loss = self._loss_loc(*held, alone=True)
                 logits = self._settings.attribution.logits(passed)
-                maps = self.attributions
-                return probe_gradients(
-                    self._model, passed.features, maps, loss, self.replaced, logits
-                )
+                seen = passed.features, self.attributions, loss, self.replaced, logits
+                return probe_gradients(self._model, *seen)
         finally:
             self._tap.last, self._tap.dropped = waiting, dropped
 
@@ -369,37 +390,11 @@ class ExplanationGuidance:
         state = None if generator is None else (generator.device, generator.get_state())
         layers = self.layers
         options = replace(self.options, layer=layers[0] if len(layers) == 1 else layers)
-        return _rebuild, (self._outer, options, state, self._tap.attached)
+        return rebuild, (type(self), self._outer, options, state, self._tap.attached)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever a copy lacks that was made while its model was: it is built on first use."""
         if "_late" not in vars(self) or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        _build(self, *vars(self).pop("_late"))
+        build(self, *vars(self).pop("_late"))
         return getattr(self, name)
-
-
-def _rebuild(model: nn.Module, *rest: Any) -> ExplanationGuidance:
-    """A guide from its arguments, when it was copied or read from a pickle."""
-    guide = ExplanationGuidance.__new__(ExplanationGuidance)
-    if "_modules" in vars(model):
-        _build(guide, model, *rest)
-    else:  # the model holds the guide, and is being copied itself
-        vars(guide)["_late"] = (model, *rest)
-    return guide
-
-
-def _build(
-    guide: ExplanationGuidance,
-    model: nn.Module,
-    options: GuideOptions,
-    state: tuple[torch.device, Tensor] | None,
-    attached: bool,
-) -> None:
-    generator = None
-    if state is not None:
-        generator = torch.Generator(state[0])
-        generator.set_state(state[1])
-    guide._begin(model, options, generator)
-    if not attached:
-        guide.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from explainguide.errors import GuidanceError, OptionError, warn
@@ -13,6 +14,7 @@ from explainguide.hooks.logits import overflowed
 __all__ = [
     "OVERFLOW",
     "check_devices",
+    "check_generator",
     "check_model",
     "check_weights",
     "overflowed",
@@ -48,6 +50,15 @@ def check_model(model: nn.Module) -> None:
             f"module {synchronised!r} is a SyncBatchNorm, which has no second derivative. "
             "Use BatchNorm (with larger batches a process) or another norm. Every operation above "
             "the layer must be differentiable twice."
+        )
+
+
+def check_generator(generator: Any) -> None:
+    """Refuse a seed, or anything else that draws no numbers."""
+    if not isinstance(generator, torch.Generator | None):
+        raise OptionError(
+            f"generator is {generator!r}. Use torch.Generator().manual_seed(3). A torch.Generator, "
+            "or None for torch's own numbers, is allowed."
         )
 
 

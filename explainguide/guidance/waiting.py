@@ -10,7 +10,7 @@ import torch
 from explainguide.errors import GuidanceError, first_line, warn
 from explainguide.hooks.tap import ForwardPass, Tap
 
-__all__ = ["graph_kept", "take_pass", "tell_dropped"]
+__all__ = ["graph_kept", "take_pass"]
 
 # What autograd says of a forward pass whose backward has run, or whose weights have moved on.
 _GRAPH_GONE = ("backward through the graph a second time", "modified by an inplace operation")
@@ -21,13 +21,16 @@ def take_pass(tap: Tap) -> ForwardPass:
 
     Raises:
         GuidanceError: If there is none, or none that was recorded with gradients.
+
+    Warns:
+        ExplainGuideWarning: Once, if others were recorded before it for nothing.
     """
     if not tap.attached:
         raise GuidanceError(
             "the guide's hooks were taken off the model. Build a new guide. A guide works "
             "until `remove`, or the end of its `with`."
         )
-    passed = tap.last
+    passed, dropped = tap.last, tap.dropped
     tap.forget()
     if passed is not None and passed.recorded and passed.output is None:
         passed = None  # interrupted, by Ctrl-C, before the model returned
@@ -43,17 +46,21 @@ def take_pass(tap: Tap) -> ForwardPass:
         raise GuidanceError(
             "the model ran inside torch.compile, where no layer can be read, and whose "
             "backward cannot be differentiated twice from outside. Train with the uncompiled model "
-            "(`compiled._orig_mod`). Compile for evaluation only."
+            "(`compiled._orig_mod`) and call `guide.compile()`, which compiles what lies before the "
+            "layer. Compiled modules that end before it are allowed."
         )
     if passed is None:
         raise GuidanceError(
             "no forward pass is waiting. Call the model first. Each forward pass serves one "
             "loss_loc, and one that raised or was interrupted serves none."
         )
+    if dropped and not tap.told:
+        tap.told = True
+        _tell_dropped(dropped)
     return passed
 
 
-def tell_dropped(count: int) -> None:
+def _tell_dropped(count: int) -> None:
     """Say that passes were recorded of which none asked for the loss."""
     warn(
         f"{count + 1} forward passes with gradients since the last loss_loc, of which the "

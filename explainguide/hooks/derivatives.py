@@ -43,8 +43,9 @@ def check_derivatives(
         raise GuidanceError(
             f"between the layer and the logits a part of the model was compiled by "
             f"torch.compile ({names or 'a function'}), which cannot be differentiated twice from "
-            "outside. Compile only what lies before the layer, or guide a layer after it. Every "
-            "operation between the layer and the logits must be differentiable twice."
+            "outside. Compile only what lies before the layer, as `guide.compile()` does, or guide a "
+            "layer after it. Every operation between the layer and the logits must be differentiable "
+            "twice."
         )
     named = next((n for n in map(_once_by_hand, above) if n), None)
     named = named or next((n for n in map(_without, _nodes(derived, set())) if n), None)

@@ -17,8 +17,12 @@ INPUT = "input"
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module, *, compiled_parts: bool = False) -> nn.Module:
     """The model itself, out of DistributedDataParallel.
+
+    Args:
+        model: A classifier.
+        compiled_parts: Whether parts of it may be compiled.
 
     Raises:
         GuidanceError: For wrappers through which no second derivative can be taken.
@@ -28,16 +32,18 @@ def unwrap(model: nn.Module) -> nn.Module:
             f"model is a {type(model).__name__}, not an nn.Module. "
             "Pass the classifier itself. It must map images (N, 3, H, W) to logits (N, K)."
         )
-    if hasattr(model, "_orig_mod"):
+    if "_orig_mod" in model._modules or model._compiled_call_impl is not None:
+        itself = "the model before that"
+        itself += " (`compiled._orig_mod`)" if "_orig_mod" in model._modules else ""
         raise GuidanceError(
-            "the model was passed through torch.compile, which cannot be differentiated "
-            "twice from outside. Build the guide and train with the uncompiled model "
-            "(`compiled._orig_mod`). Compile for evaluation only."
+            "the model was compiled as a whole by torch.compile, which can be differentiated once "
+            f"alone. Build the guide with {itself} and call `guide.compile()`. Compiled modules that "
+            "end before the guided layer are allowed."
         )
     compiled = next(
         (n for n, m in model.named_modules() if m._compiled_call_impl is not None), None
     )
-    if compiled is not None:
+    if compiled is not None and not compiled_parts:
         raise GuidanceError(
             f"module {compiled!r} was compiled in place by `compile()`, which cannot be "
             "differentiated twice from outside. Train the uncompiled model. Compile for evaluation "
@@ -73,7 +79,7 @@ def unwrap(model: nn.Module) -> nn.Module:
                 "DistributedDataParallel(static_graph=True) does not average the "
                 "gradients of a loss on attributions. Build it with static_graph=False."
             )
-        return unwrap(model.module)
+        return unwrap(model.module, compiled_parts=compiled_parts)
     return model
 
 

@@ -24,6 +24,22 @@ class PassMode(TorchFunctionMode):
     """
 
     _over = False
+    _depth: int | None = None  # where among the thread's modes it belongs, while it is not there
+
+    def wait(self) -> None:
+        """Enter the context, but leave the operations alone until `join`."""
+        self._depth = _len_torch_function_stack()
+
+    def join(self) -> None:
+        """Take the place that it would have had it not waited."""
+        if self._depth is None:
+            return
+        above = [
+            _pop_torch_function_stack() for _ in range(_len_torch_function_stack() - self._depth)
+        ]
+        self._depth = None
+        for mode in (self, *reversed(above)):
+            _push_on_torch_function_stack(mode)
 
     def run(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -49,6 +65,8 @@ class PassMode(TorchFunctionMode):
             raise
 
     def __exit__(self, *exc_info: Any) -> None:
+        if self._depth is not None:
+            return
         above = []
         while _len_torch_function_stack():
             mode = _pop_torch_function_stack()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.errors import ExplainGuideError, LayerError, first_line, warn
+from explainguide.hooks.compiled import compiled_parts, uncompiled
 from explainguide.hooks.derivatives import check_derivatives
 from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import INPUT, split_index
@@ -116,7 +117,8 @@ def probe(
 ) -> Result:
     """Run one random image of (C, H, W) through the model and act on a random sum of its logits.
 
-    The model is in evaluation mode meanwhile and comes back as it was. What is computed again while
+    The model is in evaluation mode meanwhile, without its compiled parts, and comes back as it was.
+    What is computed again while
     `act` takes a gradient (a checkpointed segment) sees the same mode and weights.
     """
     parameter = next(model.parameters(), torch.empty(0))
@@ -137,7 +139,8 @@ def probe(
         return act((logits * torch.randn(logits.shape, generator=generator).to(logits)).sum())
 
     probing = _Probe(model, finish)
-    with evaluating(probing), torch.inference_mode(False), torch.enable_grad():
+    plain = uncompiled(compiled_parts(model))
+    with plain, evaluating(probing), torch.inference_mode(False), torch.enable_grad():
         return cast(Result, torch.func.functional_call(probing, alive_weights, (image,)))
 
 

@@ -90,10 +90,15 @@ class TwiceDifferentiable(PassMode):
         steps: Notes what the operations show of the places of tokens.
         record: Takes the weights of an attention that runs while the mode is active; None leaves
             them where they are.
+        late: Whether operations before `activate` run without this mode, as compiled ones must:
+            torch.compile compiles it along, and once more for all that it remembers.
     """
 
-    def __init__(self, steps: Steps | None = None, *, fast: Fast = False) -> None:
+    def __init__(
+        self, steps: Steps | None = None, *, fast: Fast = False, late: bool = False
+    ) -> None:
         super().__init__()
+        self.late = late
         self.steps = steps or Steps()
         self.fast: set[str] = set()
         self.slow: dict[str, str] = {}
@@ -102,8 +107,15 @@ class TwiceDifferentiable(PassMode):
         self.record: Callable[[Weights], None] | None = None
         self._active = False
 
+    def __enter__(self) -> TwiceDifferentiable:
+        if not self.late:
+            return super().__enter__()
+        self.wait()
+        return self
+
     def activate(self) -> None:
         """From here to the end of the context, replace what has no second derivative."""
+        self.join()
         self._active = True
 
     def run(

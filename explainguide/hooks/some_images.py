@@ -66,6 +66,8 @@ class SomeImages(Tap):
         GuidanceError: If `fully_shard` has cut the model in pieces.
     """
 
+    compilable = False  # what a compiled module returns, no hook of its own sees
+
     def __init__(
         self,
         model: nn.Module,
@@ -168,9 +170,9 @@ class SomeImages(Tap):
             self._over = INPUT in self.layers
         return changed if self._mode is not None else None
 
-    def _enter_mode(self, *, activate: bool, steps: Steps | None = None) -> None:
+    def _enter_mode(self, parts: dict[str, nn.Module], **options: Any) -> None:
         if self.last is not None and _kind(self.last) not in self._shown:
-            super()._enter_mode(activate=activate, steps=steps)
+            super()._enter_mode(parts, **options)
         else:
             self._leave()
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from explainguide.hooks.attention import Weights
+from explainguide.hooks.compiled import compiled_parts, uncompiled
 from explainguide.hooks.fast import Fast
 from explainguide.hooks.fast.nodes import mark_own
+from explainguide.hooks.forward_pass import ForwardPass
 from explainguide.hooks.layers import INPUT, split_index
 from explainguide.hooks.members import find_image, find_member, is_map, with_image, with_member
 from explainguide.hooks.places import Arrangement, PlaceTracer
@@ -30,6 +31,10 @@ _READER: ContextVar[Any] = ContextVar("explainguide_reader", default=None)
 # What the first pass of a model, mode and image shape showed of its layers' tokens holds for the next.
 _Known = dict[str, tuple[tuple[int, ...], Arrangement | None]]
 _ARRANGED: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Known]] = weakref.WeakKeyDictionary()
+# The same of models with compiled parts, inside which nothing is seen.
+_SHOWN: weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[str, Steps]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @contextmanager
@@ -40,52 +45,6 @@ def unread() -> Iterator[None]:
         yield
     finally:
         _READER.reset(token)
-
-
-@dataclass
-class ForwardPass:
-    """What the tap has seen of one forward pass."""
-
-    inputs: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    recorded: bool  # gradients were enabled
-    place: int | str | None = None  # which argument the images are
-    no_image: str = ""  # why there is none
-    training: bool = False  # the model's mode
-    state: dict[str, Tensor] | None = None  # parameters and buffers, where the model may run again
-    features: dict[str, Any] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    output: Any = None
-    autocast: tuple[bool, torch.dtype | None] = (False, None)
-    replaced: set[str] = field(default_factory=set)
-    fast: set[str] = field(default_factory=set)  # operations in a fast form
-    slow: dict[str, str] = field(default_factory=dict)  # those that could not be, and why
-    problems: dict[str, str] = field(default_factory=dict)  # of layers that cannot be explained
-    attentions: dict[str, list[Weights]] = field(default_factory=dict)
-    steps: Steps = field(default_factory=Steps)  # what the pass shows of its tokens' places
-    until: dict[str, Steps] = field(default_factory=dict)  # the same, until a layer was read
-    kept: list[Any] = field(default_factory=list)  # see `SomeImages`
-
-    @property
-    def images(self) -> Tensor | None:
-        """The images that the model was called with; None where they could not be told."""
-        if self.place is None:
-            return None
-        images = self.inputs[self.place] if isinstance(self.place, int) else self.kwargs[self.place]
-        return cast(Tensor, images)
-
-    @property
-    def device(self) -> str:
-        """Type of the images' device; one that has no autocast stands for none."""
-        kind = "cpu" if self.images is None else self.images.device.type
-        return kind if torch.amp.is_autocast_available(kind) else "cpu"
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images that went in."""
-        assert self.images is not None
-        height, width = self.images.shape[-2:]
-        return int(height), int(width)
 
 
 class Tap:
@@ -110,8 +69,15 @@ class Tap:
         layers: The layers, as they were given.
         last: The last forward pass, or None before one and after `forget`.
         dropped: How many recorded passes were followed by another before somebody took them.
+        told: Whether that was said.
         compiled: Whether the model ran inside torch.compile, where no layer is read.
+        attentions: As they were given.
+        trunk: Compiled parts of the model that are known to end before the first layer. They run
+            compiled; in a pass with others, and in the first of its kind, all run uncompiled.
+        compilable: Whether parts of the model may be compiled at all.
     """
+
+    compilable = True
 
     def __init__(
         self,
@@ -125,8 +91,9 @@ class Tap:
         fast: Fast = False,
     ) -> None:
         self.last: ForwardPass | None = None
-        self.dropped = 0
+        self.dropped, self.told = 0, False
         self.compiled = False
+        self.trunk: frozenset[str] = frozenset()
         self._replace, self._reruns = replace, reruns
         self._image_argument = image_argument
         self._fast = fast
@@ -149,6 +116,7 @@ class Tap:
             # First to leave, as it was last to enter: the modes of two taps stay nested.
             model.register_forward_hook(WeakHook(self, "_end"), prepend=True, always_call=True),
         ]
+        self.attentions = tuple(attentions)
         self._attending: list[str] = []  # the attention modules that run, the innermost last
         for name in attentions:
             attention = model.get_submodule(name)
@@ -157,7 +125,11 @@ class Tap:
         for name, module in layers.items():
             if module is not None and name not in attentions:
                 handles.append(module.register_forward_hook(WeakHook(self, "_capture", name)))
-        self._finalizer = weakref.finalize(self, _remove, handles, self._context)
+        self._undo = ExitStack()
+        for handle in handles:
+            self._undo.callback(handle.remove)
+        self._undo.callback(self._context.close)
+        self._finalizer = weakref.finalize(self, self._undo.close)
 
     @property
     def model(self) -> nn.Module:
@@ -175,6 +147,10 @@ class Tap:
         """Take every hook off the model and forget the last pass."""
         self._finalizer()
         self.forget()
+
+    def take_off_too(self, undo: Callable[[], None]) -> None:
+        """What else is to be done when the hooks come off."""
+        self._undo.callback(undo)
 
     def forget(self) -> None:
         """Let the last pass and its graph go, and leave it where it was interrupted."""
@@ -233,8 +209,8 @@ class Tap:
         if self._silent:
             return None
         if self._substitute is not None:
-            self._enter_mode(activate=True)
             image = self._substitute.get(INPUT)
+            self._enter_mode(compiled_parts(self.model), activate=True, late=image is None)
             return None if image is None else with_image(args, kwargs, self._place, image.clone())
         recorded = torch.is_grad_enabled()
         self._recomputing = in_backward()
@@ -254,8 +230,15 @@ class Tap:
             return None
         if place is not None and self.last.images is not None:
             self.last.steps.images = tuple(self.last.images.shape)
-        self._enter_mode(activate=INPUT in self.layers, steps=self.last.steps)
-        self._trace(model, self.last.images)
+        parts = compiled_parts(model)
+        self.last.compiled = frozenset(parts)
+        shown = _SHOWN.get(model, {}).get(self._kind(self.last))
+        activate = INPUT in self.layers
+        self._enter_mode(parts, activate=activate, late=shown is not None, steps=self.last.steps)
+        if self._mode is not None and self._mode.late:
+            self.last.until = shown or {}
+        else:
+            self._trace(model, self.last.images)
         if INPUT not in self.layers or place is None:
             return None
         return with_image(args, kwargs, place, self._keep(INPUT, self.last.images))
@@ -265,6 +248,8 @@ class Tap:
             return None
         place, feature = find_member(name, output)
         if self._substitute is not None:
+            assert self._mode is not None
+            self._mode.activate()
             if name in self._substitute:
                 return with_member(output, place, self._substitute[name].clone())
             self._watched[name] = feature
@@ -298,7 +283,9 @@ class Tap:
 
     def _note(self, name: str, feature: Any, arrangement: Arrangement | None) -> None:
         """Keep what the pass has shown until a layer."""
-        assert self.last is not None
+        assert self.last is not None and self._mode is not None
+        if self._mode.late:  # an earlier pass has shown it
+            return
         steps = self.last.until[name] = self.last.steps.copy()
         shape = tuple(feature.shape[1:]) if isinstance(feature, Tensor) else ()
         if self._tracer is not None:
@@ -333,6 +320,8 @@ class Tap:
             self.last.replaced |= self._mode.replaced
             self.last.fast |= self._mode.fast
             self.last.slow |= self._mode.slow
+            if self.last.compiled and output is not None:
+                _SHOWN.setdefault(self.model, {})[self._kind(self.last)] = self.last.until
         if self._tracer is not None and output is not None:  # the other layers did not run
             self._known |= {n: ((), None) for n in self.layers if n not in self._known}
         self._leave()
@@ -347,12 +336,27 @@ class Tap:
         else:  # evaluation: keep the fact, not the tensors
             self.last.inputs, self.last.kwargs, self.last.place = (), {}, None
 
-    def _enter_mode(self, *, activate: bool, steps: Steps | None = None) -> None:
+    def _enter_mode(
+        self,
+        parts: dict[str, nn.Module],
+        *,
+        activate: bool,
+        late: bool,
+        steps: Steps | None = None,
+    ) -> None:
         self._context.close()
         self._attending.clear()
-        self._mode = self._context.enter_context(TwiceDifferentiable(steps, fast=self._fast))
-        if activate:
+        late = late and bool(parts) and parts.keys() <= self.trunk
+        if not late:
+            self._context.enter_context(uncompiled(parts))
+        mode = TwiceDifferentiable(steps, fast=self._fast, late=late)
+        self._mode = self._context.enter_context(mode)
+        if activate and not late:
             self._mode.activate()
+
+    def _kind(self, passed: ForwardPass) -> tuple[Any, ...]:
+        """What two passes share of which each shows the same of the layers' tokens."""
+        return passed.steps.images, passed.training, *self.layers
 
     def _keep(self, name: str, output: Any) -> Any:
         """Store a layer's output; return what goes on in its place."""
@@ -385,9 +389,3 @@ class Tap:
 def in_backward() -> bool:
     """Whether a backward pass runs now: a forward pass inside one computes a checkpoint again."""
     return torch._C._current_graph_task_id() != -1
-
-
-def _remove(handles: list[Any], context: ExitStack) -> None:
-    for handle in handles:
-        handle.remove()
-    context.close()

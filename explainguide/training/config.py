@@ -16,7 +16,7 @@ __all__ = ["TrainConfig"]
 
 # What may change when a training goes on: how it runs, not what it computes. Not the workers:
 # random transforms draw from each process's own numbers.
-_FREE = ("output_dir", "device", "tensorboard", "log_interval")
+_FREE = ("output_dir", "device", "tensorboard", "log_interval", "compile")
 
 
 _shown = partial(Shown, group="guidance")
@@ -65,6 +65,8 @@ class TrainConfig(GuideOptions):
             not finite has no gradient; but momentum, weight decay and the steps after it move the
             weights. 1 checks each step before it moves anything.
         workers: Processes that load images.
+        compile: Whether to compile what lies before the first guided layer (torch.compile), to the
+            same values up to rounding. Evaluation runs uncompiled.
         output_dir: Folder of checkpoints and logs; None writes nothing.
         tensorboard: Whether to log for TensorBoard too.
         device: ``"auto"`` or ``"cpu"``.
@@ -117,6 +119,7 @@ class TrainConfig(GuideOptions):
     grad_accumulation: int = setting(1, Shown("batches a step", least=1))
     log_interval: int = setting(50, Shown("steps between two readings of the losses", least=1))
     workers: int = setting(0, Shown("processes that load images", least=0))
+    compile: bool = setting(False, Shown("compile what lies before the first guided layer"))
     output_dir: str | None = setting(None)
     tensorboard: bool = setting(False, Shown("log for TensorBoard too"))
     device: str = setting("auto", Shown(choices=("auto", "cpu")))

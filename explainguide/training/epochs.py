@@ -17,6 +17,7 @@ from explainguide.annotations import Annotations, LimitedAnnotations
 from explainguide.datasets.batches import Batch, batches, epoch_order, seed_all, stream_seed
 from explainguide.evaluation.classification import check_labels
 from explainguide.guidance.guide import ExplanationGuidance
+from explainguide.guidance.options import GuideOptions
 from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits
 from explainguide.losses import classification_loss
@@ -58,9 +59,10 @@ class TrainingRun:
         self.data = data
         if config.annotated < 1:
             self.data = LimitedAnnotations(data, config.annotated, seed=config.seed)
-        self.inner = unwrap(model)
+        self.inner = unwrap(model, compiled_parts=True)
         self.forward = vars(self.inner).get("forward")
         self.modes = {module: module.training for module in self.inner.modules()}
+        self.compiled = contextlib.ExitStack()
 
     def prepare(self) -> None:
         """Make the optimizer, and the model ready for it; `close` takes back what that changes."""
@@ -77,6 +79,11 @@ class TrainingRun:
             config,
             steps=config.epochs * self.steps,
         )
+        if config.compile:
+            # By a guide that reads nothing: those of the epochs come and go.
+            guide = self.compiled.enter_context(self._options().build(self.inner))
+            self.compiled.enter_context(guide.pause())
+            guide.compile()
 
     @property
     def steps(self) -> int:
@@ -88,6 +95,7 @@ class TrainingRun:
 
         Each module is in the mode that it was in, training or evaluation.
         """
+        self.compiled.close()
         for module, training in self.modes.items():
             module.training = training
         attributes = vars(self.inner)
@@ -159,10 +167,12 @@ class TrainingRun:
             return
         purpose = 2 + 2 * process()[0]
         generator = torch.Generator().manual_seed(stream_seed(config.seed, epoch, purpose))
-        # What it is divided by is known here, of the whole step.
-        options = replace(config.options, layer=self.layer, reduction="sum")
-        with options.build(self.inner, generator=generator) as guide:
+        with self._options().build(self.inner, generator=generator) as guide:
             yield guide
+
+    def _options(self) -> GuideOptions:
+        # What it is divided by is known here, of the whole step.
+        return replace(self.config.options, layer=self.layer, reduction="sum")
 
     def _step(
         self,

@@ -117,7 +117,7 @@ def train(
     main = process()[0] == 0  # a launched process joins the others when Accelerate is set up
     with together(accelerator.device):
         config = _check_annotated(config, train_data, val_data)
-        inner = unwrap(model)
+        inner = unwrap(model, compiled_parts=True)
         check_whole(inner, remedy="Call train before it, or guide a loop of your own.")
         placed = config.options.place(inner)
         layers = list(placed.layers)

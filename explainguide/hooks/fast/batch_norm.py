@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainguide.hooks.fast.nodes import builds_graph, by_autograd, wanted
+from explainguide.hooks.fast.nodes import as_laid_out, builds_graph, by_autograd, wanted
 from explainguide.hooks.fast.table import Unsuited, elements, fast_form
 
 __all__ = ["batch_norm"]
@@ -52,7 +52,9 @@ def _normalized(
     # Running statistics with a momentum of 1 are the batch's own, as PyTorch would add them.
     kind = torch.promote_types(x.dtype, torch.float32)
     mean, variance = (torch.zeros(x.shape[1], dtype=kind, device=x.device) for _ in range(2))
-    output, used, factor = _aten.native_batch_norm(x, weight, bias, mean, variance, True, 1.0, eps)
+    output, used, factor = _aten.native_batch_norm(
+        as_laid_out(x), weight, bias, mean, variance, True, 1.0, eps
+    )
     return output, used, factor, variance
 
 
@@ -90,6 +92,8 @@ def _gradients(
     mask: Sequence[bool],
 ) -> Any:
     """PyTorch's first derivatives, of x, the weight and the bias."""
+    x = as_laid_out(x)
+    grad = as_laid_out(grad, x)
     return _aten.native_batch_norm_backward(
         grad, x, weight, None, None, mean, factor, True, eps, mask
     )
@@ -223,14 +227,25 @@ def _constant(
     variance: Tensor,
     eps: float,
 ) -> Tensor:
-    output: Tensor = _aten.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
+    return _shifted(x, weight, bias, mean, variance, eps)
+
+
+def _shifted(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> Tensor:
+    output: Tensor = _aten.native_batch_norm(
+        as_laid_out(x), weight, bias, mean, variance, False, 0.0, eps
+    )[0]
     return output
 
 
 _constant.register_fake(
-    lambda x, weight, bias, mean, variance, eps: _aten.native_batch_norm(
-        x, weight, bias, mean, variance, False, 0.0, eps
-    )[0]
+    lambda x, weight, bias, mean, variance, eps: _shifted(x, weight, bias, mean, variance, eps)
 )
 
 

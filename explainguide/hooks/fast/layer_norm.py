@@ -45,18 +45,30 @@ def _input(
     shape: Sequence[int],
     eps: float,
 ) -> Tensor:
-    return _aten.native_layer_norm_backward(
-        grad, x, shape, mean, factor, weight, None, (True, False, False)
+    return _of_input(grad, x, weight, mean, factor, shape)
+
+
+def _of_input(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    factor: Tensor,
+    shape: Sequence[int],
+) -> Tensor:
+    found: Tensor = _aten.native_layer_norm_backward(
+        grad.contiguous(), x.contiguous(), shape, mean, factor, weight, None, (True, False, False)
     )[0]
+    return found
 
 
 _forward.register_fake(
     lambda x, weight, bias, shape, eps: _aten.native_layer_norm(x, shape, weight, bias, eps)
 )
 _input.register_fake(
-    lambda grad, x, weight, mean, factor, shape, eps: _aten.native_layer_norm_backward(
-        grad, x, shape, mean, factor, weight, None, (True, False, False)
-    )[0]
+    lambda grad, x, weight, mean, factor, shape, eps: _of_input(
+        grad, x, weight, mean, factor, shape
+    )
 )
 
 

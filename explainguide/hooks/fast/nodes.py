@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["builds_graph", "by_autograd", "mark_own", "wanted"]
+__all__ = ["as_laid_out", "builds_graph", "by_autograd", "mark_own", "wanted"]
 
 _OWN = "_explainguide_own"  # attribute of a marked leaf
 
@@ -98,3 +98,16 @@ def by_autograd(
     return [
         next(found) if x is not None and use else None for x, use in zip(own, used, strict=False)
     ]
+
+
+def as_laid_out(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """A tensor with its elements in order, or, where `like` (or it itself) is so, channels last.
+
+    Given these two, a kernel of PyTorch's returns what its fake implementation says that it returns.
+    For other orders, or two tensors of different ones, the strides of the two may differ, and
+    inductor reads the result by those of the fake one.
+    """
+    like = x if like is None else like
+    last = like.ndim == 4 and not like.is_contiguous()
+    last = last and like.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
