@@ -341,6 +341,21 @@ def test_compile_refuses_bcos_networks_and_removed_guides() -> None:
         guide.compile()
 
 
+def test_compiled_models_and_annotated_rows_exclude_each_other() -> None:
+    model = net()
+    guide = ExplanationGuidance(model, "2", rows="annotated")
+    with pytest.raises(
+        GuidanceError, match="compile: with rows='annotated' modules before the layer"
+    ):
+        guide.compile()
+    guide.remove()
+    model[0].compile(backend="eager")
+    with pytest.raises(
+        GuidanceError, match="ExplanationGuidance: with rows='annotated' .*rows='all'"
+    ):
+        ExplanationGuidance(model, "2", rows="annotated")
+
+
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_a_guide_inside_a_compiled_function_is_refused(fullgraph: bool) -> None:
     """Neither a wrong gradient nor a loss without one."""

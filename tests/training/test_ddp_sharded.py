@@ -132,6 +132,7 @@ def work(rank: int) -> dict[str, Any]:
         "train": stopped(lambda: train_whole(model, items, items, TrainConfig(device="cpu"))),
         "evaluate": stopped(lambda: evaluate(model, items)),
         "reruns": stopped(lambda: ExplanationGuidance(model, "first", attribution="intgrad")),
+        "rows": stopped(lambda: ExplanationGuidance(model, "first", rows="annotated")),
         "first version": stopped(
             lambda: unwrap(nn.Sequential(FullyShardedDataParallel(Blocks(), device_id=CPU)))
         ),
@@ -205,6 +206,9 @@ def test_ddp_of_pieces_is_refused_with_the_remedy(both: list[Any]) -> None:
             "train": f"train: {pieces} Call train before it, or guide a loop of your own. {whole}",
             "evaluate": f"evaluate: {pieces} Load its full state dict in a model of its own. {whole}",
             "reruns": f"ExplanationGuidance: {pieces} {once} {whole}",
+            "rows": (
+                f"ExplanationGuidance: {pieces} Use rows='all', which runs the model once. {whole}"
+            ),
             "reruns, late": f"ExplanationGuidance.loss_loc: {pieces} {once} {whole}",
             "first version": (
                 "module '0' is in FullyShardedDataParallel, which lets its parameters go after a first "
