@@ -15,9 +15,6 @@ __all__ = ["Sums", "upsampling"]
 
 Size = tuple[int, int]
 
-_ONE = 2.0**50  # fixed point: 2**13 of them still fit
-
-
 @dataclass(frozen=True)
 class Sums:
     r"""Sums over the pixels of maps that are upsampled bilinearly, where the mask is made of boxes.
@@ -99,7 +96,7 @@ class Sums:
         # In half precision the weights would be others; in float32 on tensor cores, too.
         with torch.autocast(like.device.type, enabled=False):
             sums = rows.mT @ chosen.to(rows.dtype) @ columns
-        return (sums.flatten(0, -3) * (1 / _ONE**2)).to(like.dtype)
+        return sums.flatten(0, -3).to(like.dtype)
 
 
 def upsampling(places: int, pixels: int, *, device: torch.device) -> Tensor:
@@ -134,10 +131,11 @@ def _with_products(table: Tensor) -> Tensor:
 
 
 def _by_stripe(table: Tensor, edges: Tensor) -> Tensor:
-    """The sums of a table ``(length, k)`` between edges ``(..., P + 1)``: ``(..., P, k)``, times _ONE.
+    """The sums of a table ``(length, k)`` between edges ``(..., P + 1)``: ``(..., P, k)``.
 
     As differences of running sums. These are in whole numbers, so that they are the same in any
     order, on any device, and a place counts for exactly nothing in a stripe that it does not reach.
     """
-    running = F.pad((table * _ONE).round().long().cumsum(0), (0, 0, 1, 0))
-    return running[edges].diff(dim=-2).to(table.dtype)
+    one = 2.0 ** min(50, 62 - len(table).bit_length())  # as many of them fit as there are pixels
+    running = F.pad((table * one).round().long().cumsum(0), (0, 0, 1, 0))
+    return running[edges].diff(dim=-2).to(table.dtype) * (1 / one)

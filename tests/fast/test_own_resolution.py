@@ -239,6 +239,15 @@ def test_sums_are_those_of_pixels() -> None:
     assert sums.pixels == 4
 
 
+def test_sums_over_a_long_side() -> None:
+    """Running sums in whole numbers have an end; here one place has all of the pixels."""
+    low, high = spans(torch.tensor([[[1.0, 0, 30001, 1]]]), (2, 40000))
+    sums = Sums(between_edges(low, high, torch.ones(1, 1), (2, 40000)), (1, 1), (2, 40000), True)
+    inside, outside = sums.weights(torch.ones(1, 1, 1, dtype=D))
+    assert (inside.item(), outside.item()) == (30000, 50000)
+    assert sums.squares_outside(torch.full((1, 1, 1), 3.0, dtype=D)).tolist() == [450000]
+
+
 @pytest.mark.parametrize("places", [1, 2, 3, 7, 14, 28])
 @pytest.mark.parametrize("pixels", [1, 2, 7, 33, 224, 299])
 def test_the_weights_are_those_of_interpolate(places: int, pixels: int) -> None:
