@@ -351,7 +351,7 @@ def test_compiled_models_and_annotated_rows_exclude_each_other() -> None:
     guide.remove()
     model[0].compile(backend="eager")
     with pytest.raises(
-        GuidanceError, match="ExplanationGuidance: with rows='annotated' .*rows='all'"
+        GuidanceError, match=r"ExplanationGuidance: with rows='annotated' .*rows='all'"
     ):
         ExplanationGuidance(model, "2", rows="annotated")
 

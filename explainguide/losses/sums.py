@@ -15,6 +15,7 @@ __all__ = ["Sums", "upsampling"]
 
 Size = tuple[int, int]
 
+
 @dataclass(frozen=True)
 class Sums:
     r"""Sums over the pixels of maps that are upsampled bilinearly, where the mask is made of boxes.
