@@ -174,8 +174,9 @@ def as_regions(
     Warns:
         ExplainGuideWarning: If labels on the host disagree with the boxes in every image.
     """
-    for name, value in _tensors(annotations):
-        check_held(value, name)
+    if logits.device.type != "meta":
+        for name, value in _tensors(annotations):
+            check_held(value, name)
     batch = Batch(logits, size, target, first_label)
     for known in reversed(FORMS):
         if known.fits(annotations, batch):
