@@ -52,7 +52,7 @@ def _normalized(
     # Running statistics with a momentum of 1 are the batch's own, as PyTorch would add them.
     kind = torch.promote_types(x.dtype, torch.float32)
     mean, variance = (torch.zeros(x.shape[1], dtype=kind, device=x.device) for _ in range(2))
-    output, used, factor = _aten.native_batch_norm(
+    output, used, factor = _aten.native_batch_norm.default(
         as_laid_out(x), weight, bias, mean, variance, True, 1.0, eps
     )
     return output, used, factor, variance
@@ -94,7 +94,7 @@ def _gradients(
     """PyTorch's first derivatives, of x, the weight and the bias."""
     x = as_laid_out(x)
     grad = as_laid_out(grad, x)
-    return _aten.native_batch_norm_backward(
+    return _aten.native_batch_norm_backward.default(
         grad, x, weight, None, None, mean, factor, True, eps, mask
     )
 
@@ -193,7 +193,9 @@ def second_derivative(
     cross = (scaled * u_summed).addcmul_(u_scaled, summed)
     rest = (of_x * mean).addcmul_(lead, cross, value=share).neg_()
     # of_x * x + rest: a normalization in evaluation mode, in one pass.
-    dx: Tensor = _aten.native_batch_norm(x.to(kind), of_x, rest, own, unit, False, 0.0, 0.0)[0]
+    dx: Tensor = _aten.native_batch_norm.default(
+        x.to(kind), of_x, rest, own, unit, False, 0.0, 0.0
+    )[0]
     dx.addcmul_(grad, _of_channels(lead * u_scaled, x))
     dx.addcmul_(u, _of_channels(lead * scaled, x))
     return onward, dx.to(x.dtype), factor * both
@@ -238,7 +240,7 @@ def _shifted(
     variance: Tensor,
     eps: float,
 ) -> Tensor:
-    output: Tensor = _aten.native_batch_norm(
+    output: Tensor = _aten.native_batch_norm.default(
         as_laid_out(x), weight, bias, mean, variance, False, 0.0, eps
     )[0]
     return output
@@ -268,7 +270,7 @@ def _constant_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad.sum(others) if use[2] else None,
             *[None] * 3,
         )
-    found = _aten.native_batch_norm_backward(
+    found = _aten.native_batch_norm_backward.default(
         grad, x, weight, mean, variance, None, None, False, ctx.eps, use[:3]
     )
     return *(g if u else None for g, u in zip(found, use, strict=False)), None, None, None

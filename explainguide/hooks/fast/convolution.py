@@ -32,7 +32,7 @@ _NO_OUTPUT_PADDING = [0, 0]
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     sizes = window[:2], window[2:4], window[4:6]
-    output: Tensor = _aten.convolution(
+    output: Tensor = _aten.convolution.default(
         x, weight, bias, *sizes, False, _NO_OUTPUT_PADDING, window[6]
     )
     return output
@@ -54,7 +54,7 @@ def _gradients(
     found: list[Tensor | None] = [None, None, None]
     if any(rest):
         found = list(
-            _aten.convolution_backward(
+            _aten.convolution_backward.default(
                 grad, x, weight, bias, *sizes, False, _NO_OUTPUT_PADDING, window[6], rest
             )
         )
@@ -88,7 +88,7 @@ def _apart(x: Tensor, grad: Tensor, sizes: tuple[Window, Window, Window]) -> Ten
     stride, padding, dilation = sizes
     count = x.shape[0] * x.shape[1]
     image, kernel = x.reshape(1, count, *x.shape[2:]), grad.reshape(count, 1, *grad.shape[2:])
-    found: Tensor = _aten.convolution(
+    found: Tensor = _aten.convolution.default(
         image, kernel, None, dilation, padding, stride, False, _NO_OUTPUT_PADDING, count
     )
     return found.view(*x.shape[:2], *found.shape[2:])

@@ -27,7 +27,7 @@ _aten = torch.ops.aten
 def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _aten.native_layer_norm(x, shape, weight, bias, eps)
+    return _aten.native_layer_norm.default(x, shape, weight, bias, eps)
 
 
 @torch.library.custom_op(
@@ -56,14 +56,14 @@ def _of_input(
     factor: Tensor,
     shape: Sequence[int],
 ) -> Tensor:
-    found: Tensor = _aten.native_layer_norm_backward(
+    found: Tensor = _aten.native_layer_norm_backward.default(
         grad.contiguous(), x.contiguous(), shape, mean, factor, weight, None, (True, False, False)
     )[0]
     return found
 
 
 _forward.register_fake(
-    lambda x, weight, bias, shape, eps: _aten.native_layer_norm(x, shape, weight, bias, eps)
+    lambda x, weight, bias, shape, eps: _aten.native_layer_norm.default(x, shape, weight, bias, eps)
 )
 _input.register_fake(
     lambda grad, x, weight, mean, factor, shape, eps: _of_input(
@@ -84,7 +84,7 @@ def _forward_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, .
     x, weight, bias, mean, factor = ctx.saved_tensors
     use = wanted(ctx, ctx.places)
     if not builds_graph(grad):
-        found = _aten.native_layer_norm_backward(
+        found = _aten.native_layer_norm_backward.default(
             grad, x, ctx.shape, mean, factor, weight, bias, use[:3]
         )
         return *(g if u else None for g, u in zip(found, use, strict=False)), None, None

@@ -47,12 +47,12 @@ _input.register_fake(lambda grad, x, p: _through(grad, p))
 
 
 def _weights(x: Tensor) -> Tensor:
-    output: Tensor = _aten._softmax(x.contiguous(), -1, False)
+    output: Tensor = _aten._softmax.default(x.contiguous(), -1, False)
     return output
 
 
 def _through(grad: Tensor, p: Tensor) -> Tensor:
-    found: Tensor = _aten._softmax_backward_data(grad.contiguous(), p, -1, p.dtype)
+    found: Tensor = _aten._softmax_backward_data.default(grad.contiguous(), p, -1, p.dtype)
     return found
 
 
