@@ -101,7 +101,7 @@ class Steps:
     """Steps of the optimizer in one setting, on the same images."""
 
     def __init__(self, case: Case, setting: Setting) -> None:
-        self.model = build(case.model)
+        self.model = build(case.model, case.size)
         if case.table == "rows":
             for module in self.model.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -160,7 +160,7 @@ def floors(rows: list[dict[str, Any]]) -> None:
         if "relevance" in row["setting"]:
             continue
         images = torch.rand(1, 3, row["size"], row["size"])
-        share = floor(build(row["model"]).eval(), row["layer"], images) - 1
+        share = floor(build(row["model"], row["size"]).eval(), row["layer"], images) - 1
         if row["table"] == "every":
             share /= int(row["setting"].removeprefix("k="))
         if row["table"] == "rows" and row["setting"] != "all":

@@ -30,10 +30,9 @@ from step import Case, Step, build, floor, table
 import explainguide
 from explainguide.checkpoints import write_whole
 
-# The last two numbers are gates of benchmarks/step.py.
 CASES = (
-    Case("resnet18", 112, 4, ("layer2", "layer3", "layer4"), 0, 0),
-    Case("vit_tiny_patch16_224", 224, 2, ("blocks.3.norm1", "blocks.7.norm1", "blocks.11.norm1"), 0, 0),
+    Case("resnet18", 112, 4, ("layer2", "layer3", "layer4")),
+    Case("vit_tiny_patch16_224", 224, 2, ("blocks.3.norm1", "blocks.7.norm1", "blocks.11.norm1")),
 )  # fmt: skip
 
 
@@ -63,7 +62,7 @@ def measure(case: Case, layer: str, rounds: int) -> dict[str, Any]:
         "size": case.size,
         "batch": case.batch,
         "layer": layer,
-        "below": 2 - floor(build(case.model), layer, images),
+        "below": 2 - floor(build(case.model, case.size), layer, images),
         "modules": len(modules),
         "ratio": statistics.median(ratios),
         "compiling": compiling,
