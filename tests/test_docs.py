@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import NamedTuple, get_origin
 
 import pytest
+import torch
 
 import explainguide
 from explainguide import RECIPES, metrics
@@ -82,6 +83,8 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for block in blocks_of(page):
         if block.language != "python":
             continue
+        if "guide.compile()" in block.text and torch.__version__ < "2.5":
+            continue  # PyTorch 2.4 compiles no single modules, as the page says
         if ">>> " in block.text:
             run_doctest(page, block, namespace)
         else:  # blank lines before it, so that a traceback names the page's own line

@@ -569,6 +569,7 @@ def test_nothing_is_read_and_operations_are_as_many_for_any_batch(loss: str, tar
     assert counts[0] == counts[1] > 50
 
 
+@pytest.mark.skipif(torch.__version__ < "2.5", reason="torch 2.4 does not trace all of it")
 def test_it_is_compiled_as_a_whole() -> None:
     chosen = region((96, 96))
 
