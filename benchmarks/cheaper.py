@@ -19,7 +19,6 @@ import platform
 import statistics
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,9 +91,9 @@ CASES = (
 
 def some_of(annotations: Annotations, count: int) -> Annotations:
     """The first images keep their annotation."""
-    labels = annotations.labels.clone()
-    labels[count:] = -1
-    return replace(annotations, labels=labels, annotated=tuple(range(count)))
+    items = zip(annotations.boxes[:count], annotations.labels[:count], strict=True)
+    kept = [{"boxes": boxes, "labels": labels} for boxes, labels in items]
+    return Annotations.from_targets([*kept, *[None] * (len(annotations) - count)])
 
 
 class Steps:

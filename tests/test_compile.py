@@ -385,3 +385,67 @@ def test_a_trunk_compiled_by_inductor() -> None:
     guide = ExplanationGuidance(model, "2")
     guide.compile()
     equal(train(model, guide, steps=2), expected)
+
+
+class Interrupted(nn.Module):
+    """Passes on what it gets, but once."""
+
+    due = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.due:
+            raise KeyboardInterrupt
+        return x
+
+
+def test_an_interrupted_pass_leaves_nothing_behind() -> None:
+    model = nn.Sequential(*net(), odd := Interrupted())
+    backend = Backend()
+    guide = ExplanationGuidance(model, "2")
+    guide.compile(backend=backend)
+    odd.due = True
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.rand(2, 3, 32, 32, dtype=D))
+    odd.due = False
+    train(model, guide)
+    assert backend.graphs > 0
+    odd.due = True
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.rand(2, 3, 24, 24, dtype=D))
+    guide.remove()
+    assert all(module._compiled_call_impl is None for module in model.modules())
+
+
+def test_a_refused_guide_leaves_no_hooks() -> None:
+    model = net()
+    model[3].compile(backend="eager")
+    with pytest.raises(GuidanceError, match="module '3' was compiled") as refusal:
+        ExplanationGuidance(model, "2")
+    assert refusal.value.__traceback__ is not None  # which keeps the guide alive
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_compiled_part_that_the_probe_did_not_see_runs_uncompiled() -> None:
+    class InTraining(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+            self.extra = block(6, 6)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.inner[:3](images)
+            return self.inner[3:](self.extra(features) if self.training else features)
+
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(2)
+        model = InTraining().to(D)
+        backend = Backend()
+        if compiled:
+            model.extra.compile(backend=backend)
+        guide = ExplanationGuidance(model, "inner.2")
+        if compiled:
+            guide.compile(backend=backend)
+        found.append(train(model, guide))
+        assert (backend.graphs > 0) == compiled
+    equal(found[1], found[0])

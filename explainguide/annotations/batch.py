@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -37,7 +37,8 @@ class Annotations:
         largest_label: The largest label, where the labels were on the host; else None.
         first_label: What has made the labels indices of logits: the option of `from_targets`. A guide
             with the same option does not apply it again.
-        annotated: Which images have an object, where that is known without reading a device.
+        annotated: Which images have an object, where that is known without reading a device;
+            `dataclasses.replace` forgets it.
     """
 
     boxes: Tensor
@@ -47,7 +48,7 @@ class Annotations:
     most_classes: int = 0
     largest_label: int | None = None
     first_label: FirstLabel = 0
-    annotated: tuple[int, ...] | None = None
+    annotated: tuple[int, ...] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not self.most_classes:  # not counted: as many as there are objects
@@ -120,7 +121,7 @@ class Annotations:
         )
         on_host = device.type == "cpu"
         distinct = (len(set(host_array(label).tolist())) for label in labels) if on_host else ()
-        return cls(
+        read = cls(
             padded.reshape(len(boxes), -1, 4),
             padded_labels,
             _pad_masks(masks, padded, canvas),
@@ -128,8 +129,16 @@ class Annotations:
             max(distinct, default=0) if on_host else padded_labels.shape[1],
             int(host_array(padded_labels).max()) if on_host and padded_labels.numel() else None,
             first_label,
-            tuple(index for index, label in enumerate(labels) if len(label)),
         )
+        known = tuple(index for index, label in enumerate(labels) if len(label))
+        object.__setattr__(read, "annotated", known)
+        return read
+
+    def same_objects(self, **changes: Any) -> Annotations:
+        """With other fields, of the same objects of the same images: `annotated` stays."""
+        changed = replace(self, **changes)
+        object.__setattr__(changed, "annotated", self.annotated)
+        return changed
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -144,11 +153,11 @@ class Annotations:
 
     def _map(self, move: Any) -> Annotations:
         masks = None if self.masks is None else move(self.masks)
-        return replace(self, boxes=move(self.boxes), labels=move(self.labels), masks=masks)
+        return self.same_objects(boxes=move(self.boxes), labels=move(self.labels), masks=masks)
 
     def without_masks(self) -> Annotations:
         """The boxes alone."""
-        return replace(self, masks=None)
+        return self.same_objects(masks=None)
 
     @operation("Annotations.dilate")
     def dilate(self, fraction: float, *, per: Literal["side", "box"] = "side") -> Annotations:
@@ -192,7 +201,7 @@ class Annotations:
         x1, y1, x2, y2 = self.boxes.unbind(-1)
         margin = fraction if per == "side" else fraction / 2
         dx, dy = ((x2 - x1) * margin).trunc(), ((y2 - y1) * margin).trunc()
-        return replace(self, boxes=torch.stack([x1 - dx, y1 - dy, x2 + dx, y2 + dy], -1))
+        return self.same_objects(boxes=torch.stack([x1 - dx, y1 - dy, x2 + dx, y2 + dy], -1))
 
     def presence(self, num_classes: int) -> Tensor:
         """Which classes have an object in which image, ``(N, num_classes)`` bool."""

@@ -8,7 +8,7 @@ forms that fit, the later is taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -204,7 +204,7 @@ def annotated_images(regions: Regions, annotated: Tensor) -> Tensor:
     Returns:
         Indices, ``(n,)`` int64, on that device.
     """
-    known = getattr(regions, "annotated", None)
+    known = regions.annotated if isinstance(regions, Annotations) else None
     if known is None or annotated.device.type == "cpu":
         shown = annotated.any(0)
         shown = shown if shown.device.type == "cpu" else shown.cpu()
@@ -271,7 +271,7 @@ def _counted(annotations: Annotations, first_label: FirstLabel) -> Annotations:
     labels = to_logits(annotations.labels, first_label, where="an object")
     on_host = annotations.largest_label is not None
     largest = int(host_array(labels).max()) if on_host and labels.numel() else None
-    return replace(annotations, labels=labels, largest_label=largest, first_label=first_label)
+    return annotations.same_objects(labels=labels, largest_label=largest, first_label=first_label)
 
 
 @dataclass(frozen=True)

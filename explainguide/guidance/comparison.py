@@ -53,7 +53,9 @@ class Chosen:
         """Those of some images; of all for None."""
         if images is None:
             return self
-        return Chosen(self.regions, self.classes, self.size, images)
+        part = Chosen(self.regions, self.classes, self.size, images)
+        part._masks = None if self._masks is None else self._masks.index_select(1, images)
+        return part
 
     def have_pixels(self) -> Tensor:
         """Which of them are not empty, ``(S, N)`` bool."""
@@ -98,7 +100,7 @@ def compare(
     flat = loss.prepare(maps.flatten(0, 1))
     losses = None
     if loss.coarse is not None and _is_worth_it(flat, chosen):
-        sums = Sums(chosen.cells(), (flat.shape[-2], flat.shape[-1]), chosen.size, non_negative)
+        sums = Sums(chosen.cells, (flat.shape[-2], flat.shape[-1]), chosen.size, non_negative)
         losses = loss.coarse(flat, sums)
     if losses is None:
         losses = _at_full_resolution(loss, flat, chosen)

@@ -25,7 +25,7 @@ from explainguide.hooks.layers import resolve_layers, unwrap
 from explainguide.hooks.logits import PREDICTED, check_classifier
 from explainguide.hooks.reading import Output
 from explainguide.hooks.sharded import check_whole, kept_whole
-from explainguide.hooks.trunk import check_compiled, compile_trunk
+from explainguide.hooks.trunk import check_compiled, compile_trunk, with_compiled
 from explainguide.losses import Loss
 from explainguide.losses.table import resolve_loss
 
@@ -102,7 +102,8 @@ class ExplanationGuidance:
     Raises:
         OptionError: For an unknown option; with the nearest allowed one.
         LayerError: For an unknown layer.
-        GuidanceError: For a model that cannot be guided: frozen, compiled, SyncBatchNorm.
+        GuidanceError: For a model that cannot be guided: frozen, compiled as a whole or above the
+            layer, SyncBatchNorm.
 
     References:
         Rao et al., 2023, Eq. 2 to 6.
@@ -170,13 +171,12 @@ class ExplanationGuidance:
             group=getattr(model, "process_group", None),
         )
         self._examined = False  # whether every operation was seen to have a second derivative
-        self.replaced: set[str] = set()
-        self.fast: set[str] = set()
+        self.replaced, self.fast = set[str](), set[str]()
         self.slow: dict[str, str] = {}
         self.attributions: dict[str, Tensor] = {}
         self.compiled: list[str] = []
-        self._tap = placed.method.tap(placed.layers, fast=options.fast, rows=options.rows)
-        check_compiled(self._tap, placed.method.reading)
+        tap = placed.method.tap(placed.layers, fast=options.fast, rows=options.rows)
+        self._tap = with_compiled(tap, placed.method.reading)
 
     @property
     def options(self) -> GuideOptions:
@@ -260,7 +260,7 @@ class ExplanationGuidance:
 
         Costs one backward pass through the layers above the first guided one, and a second when the
         loss is differentiated. No value is read from the device when the annotations are there
-        already. The graph of the forward pass is let go.
+        already, but with rows="annotated" where these are masks. The graph of the pass is let go.
 
         Args:
             annotations: A list of detection-style dicts, `Annotations`, or masks ``(N, H, W)``,
@@ -289,7 +289,7 @@ class ExplanationGuidance:
     @operation("ExplanationGuidance.loss_loc")
     def _loss_loc(self, annotations: Any, target: Any, *, alone: bool) -> Tensor:
         passed = take_pass(self._tap)
-        if not passed.compiled <= self._tap.trunk:  # something was compiled since
+        if not passed.compiled <= self._tap.examined:  # something was compiled since
             check_compiled(self._tap, self._settings.attribution.reading)
         with graph_kept(), kept_whole(self._model), torch.autocast(passed.device, enabled=False):
             loss, maps = localize(

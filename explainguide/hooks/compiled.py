@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from explainguide.errors import GuidanceError
-from explainguide.hooks.layers import split_index
+from explainguide.hooks.layers import each_module, split_index
 
 __all__ = ["CompiledPart", "check_outside", "compiled_parts", "uncompiled"]
 
 
 def compiled_parts(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that were compiled in place (`nn.Module.compile`) or wrapped (`torch.compile`)."""
+    if not any(_is_wrapper(m) or _in_place(m) for m in each_module(model)):
+        return {}
     return {name: m for name, m in model.named_modules() if _is_wrapper(m) or _in_place(m)}
 
 

@@ -36,6 +36,7 @@ class ForwardPass:
     attentions: dict[str, list[Weights]] = field(default_factory=dict)
     steps: Steps = field(default_factory=Steps)  # what the pass shows of its tokens' places
     until: dict[str, Steps] = field(default_factory=dict)  # the same, until a layer was read
+    versions: dict[str, int] = field(default_factory=dict)  # of parameters; see `SomeImages`
     kept: list[Any] = field(default_factory=list)  # see `SomeImages`
     compiled: frozenset[str] = frozenset()  # the parts that torch.compile has compiled
 

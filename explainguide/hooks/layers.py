@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,15 @@ __all__ = ["INPUT", "list_layers", "nearest_attribute", "resolve_layers", "split
 
 INPUT = "input"
 _WRAPPERS = ("module.", "_orig_mod.")
+
+
+def each_module(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules, some twice: for a look in every pass, without the cost of names."""
+    stack = [model]
+    while stack:
+        module = stack.pop()
+        yield module
+        stack.extend(m for m in module._modules.values() if m is not None)
 
 
 def unwrap(model: nn.Module, *, compiled_parts: bool = False) -> nn.Module:

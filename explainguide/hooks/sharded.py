@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide.errors import GuidanceError
+from explainguide.hooks.layers import each_module
 
 __all__ = ["check_whole", "from_logits", "kept_whole"]
 
@@ -22,6 +23,8 @@ __all__ = ["check_whole", "from_logits", "kept_whole"]
 def _sharded(model: nn.Module) -> dict[str, Any]:
     """The modules by name that gather their parameters themselves; torch's class has moved twice."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return {}
+    if not any(hasattr(type(m), "set_reshard_after_backward") for m in each_module(model)):
         return {}
     return {
         n: m for n, m in model.named_modules() if hasattr(type(m), "set_reshard_after_backward")

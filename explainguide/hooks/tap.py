@@ -72,8 +72,9 @@ class Tap:
         told: Whether that was said.
         compiled: Whether the model ran inside torch.compile, where no layer is read.
         attentions: As they were given.
-        trunk: Compiled parts of the model that are known to end before the first layer. They run
-            compiled; in a pass with others, and in the first of its kind, all run uncompiled.
+        examined: Compiled parts of the model of which it was seen when they run.
+        trunk: Those that end before the first layer. They run compiled, but in the first pass of its
+            kind; others never do.
         compilable: Whether parts of the model may be compiled at all.
     """
 
@@ -93,7 +94,7 @@ class Tap:
         self.last: ForwardPass | None = None
         self.dropped, self.told = 0, False
         self.compiled = False
-        self.trunk: frozenset[str] = frozenset()
+        self.trunk = self.examined = frozenset[str]()
         self._replace, self._reruns = replace, reruns
         self._image_argument = image_argument
         self._fast = fast
@@ -149,8 +150,9 @@ class Tap:
         self.forget()
 
     def take_off_too(self, undo: Callable[[], None]) -> None:
-        """What else is to be done when the hooks come off."""
+        """What else is to be done when the hooks come off, out of any pass."""
         self._undo.callback(undo)
+        self._undo.callback(self._context.close)
 
     def forget(self) -> None:
         """Let the last pass and its graph go, and leave it where it was interrupted."""
@@ -208,6 +210,7 @@ class Tap:
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._silent:
             return None
+        self._leave()  # a pass that was interrupted
         if self._substitute is not None:
             image = self._substitute.get(INPUT)
             self._enter_mode(compiled_parts(self.model), activate=True, late=image is None)
@@ -234,7 +237,8 @@ class Tap:
         self.last.compiled = frozenset(parts)
         shown = _SHOWN.get(model, {}).get(self._kind(self.last))
         activate = INPUT in self.layers
-        self._enter_mode(parts, activate=activate, late=shown is not None, steps=self.last.steps)
+        late = shown is not None and not activate
+        self._enter_mode(parts, activate=activate, late=late, steps=self.last.steps)
         if self._mode is not None and self._mode.late:
             self.last.until = shown or {}
         else:
@@ -346,9 +350,9 @@ class Tap:
     ) -> None:
         self._context.close()
         self._attending.clear()
-        late = late and bool(parts) and parts.keys() <= self.trunk
-        if not late:
-            self._context.enter_context(uncompiled(parts))
+        late = late and not self.trunk.isdisjoint(parts)
+        plain = {n: part for n, part in parts.items() if not (late and n in self.trunk)}
+        self._context.enter_context(uncompiled(plain))
         mode = TwiceDifferentiable(steps, fast=self._fast, late=late)
         self._mode = self._context.enter_context(mode)
         if activate and not late:

@@ -25,7 +25,7 @@ from explainguide.hooks.probe import probe, probed_size
 from explainguide.hooks.reading import Reading
 from explainguide.hooks.tap import Tap, unread
 
-__all__ = ["check_compiled", "compile_trunk"]
+__all__ = ["check_compiled", "compile_trunk", "with_compiled"]
 
 
 def check_compiled(tap: Tap, reading: Reading) -> None:
@@ -57,7 +57,19 @@ def check_compiled(tap: Tap, reading: Reading) -> None:
                 "Leave it uncompiled and call `guide.compile()`, which compiles what lies before. "
                 "Compiled modules that end before it are allowed."
             )
-    tap.trunk = frozenset(parts)
+    layers = tap.layers.values()
+    tap.trunk = frozenset(n for n, p in parts.items() if p in before or p in layers)
+    tap.examined = frozenset(parts)
+
+
+def with_compiled(tap: Tap, reading: Reading) -> Tap:
+    """The tap itself after `check_compiled`, which takes it off the model where it refuses."""
+    try:
+        check_compiled(tap, reading)
+    except BaseException:
+        tap.remove()
+        raise
+    return tap
 
 
 def compile_trunk(tap: Tap, reading: Reading, options: Mapping[str, Any]) -> list[str]:
@@ -117,6 +129,7 @@ def compile_trunk(tap: Tap, reading: Reading, options: Mapping[str, Any]) -> lis
             undo.callback(part.remove)
         tap.take_off_too(undo.pop_all().close)
     tap.trunk |= frozenset(names)
+    tap.examined |= frozenset(names)
     return names
 
 

@@ -28,17 +28,22 @@ class Sums:
     gradients; no tensor has the size of the image.
 
     Attributes:
-        cells: The masks, ``(..., N)`` of them; maps are flattened, N of them below.
+        masks: Makes their cells, ``(..., N)`` of them; maps are flattened, N of them below.
         places: (h, w) of the maps.
         size: (H, W) of the image.
         non_negative: Whether no value of the maps is negative, so that a clamp before upsampling is
             one after it.
     """
 
-    cells: Cells
+    masks: Callable[[], Cells]
     places: Size
     size: Size
     non_negative: bool
+
+    @property
+    def cells(self) -> Cells:
+        """The masks."""
+        return self.masks()
 
     @property
     def pixels(self) -> int:
@@ -56,7 +61,8 @@ class Sums:
         Returns:
             Twice ``(N, h, w)``, non-negative.
         """
-        both = torch.stack([self.cells.covered, ~self.cells.covered])
+        covered = self.cells.covered
+        both = torch.stack([covered, ~covered])
         inside, outside = self._over_cells(lambda table: table, both, maps).chunk(2)
         return inside, outside
 

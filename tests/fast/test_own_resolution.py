@@ -222,7 +222,7 @@ def test_a_box_over_all_of_the_image(loss: str) -> None:
 
 def test_sums_have_the_gradients_of_finite_differences() -> None:
     chosen = region((40, 36), count=2, slots=1)
-    sums = Sums(chosen.cells(), (4, 3), chosen.size, False)
+    sums = Sums(chosen.cells, (4, 3), chosen.size, False)
     maps = torch.randn(2, 4, 3, dtype=D, requires_grad=True)
     assert gradcheck(sums.squares_outside, maps)
 
@@ -230,7 +230,7 @@ def test_sums_have_the_gradients_of_finite_differences() -> None:
 def test_sums_are_those_of_pixels() -> None:
     """By hand: one row of two places, 1 and 3, on four pixels, which are 1, 1.5, 2.5 and 3."""
     low, high = spans(torch.tensor([[[1.0, 0, 2.5, 1]]]), (1, 4))
-    sums = Sums(between_edges(low, high, torch.ones(1, 1), (1, 4)), (1, 2), (1, 4), True)
+    sums = Sums(lambda: between_edges(low, high, torch.ones(1, 1), (1, 4)), (1, 2), (1, 4), True)
     maps = torch.tensor([[[1.0, 3.0]]])
     inside, outside = sums.weights(maps)
     assert inside.tolist() == [[[1.0, 1.0]]]
@@ -242,7 +242,9 @@ def test_sums_are_those_of_pixels() -> None:
 def test_sums_over_a_long_side() -> None:
     """Running sums in whole numbers have an end; here one place has all of the pixels."""
     low, high = spans(torch.tensor([[[1.0, 0, 30001, 1]]]), (2, 40000))
-    sums = Sums(between_edges(low, high, torch.ones(1, 1), (2, 40000)), (1, 1), (2, 40000), True)
+    sums = Sums(
+        lambda: between_edges(low, high, torch.ones(1, 1), (2, 40000)), (1, 1), (2, 40000), True
+    )
     inside, outside = sums.weights(torch.ones(1, 1, 1, dtype=D))
     assert (inside.item(), outside.item()) == (30000, 50000)
     assert sums.squares_outside(torch.full((1, 1, 1), 3.0, dtype=D)).tolist() == [450000]

@@ -169,7 +169,7 @@ def per_class(rows: list[int]) -> Tensor:
     "what",
     [
         Annotations.from_targets([*targets(12), None]),
-        replace(Annotations.from_targets([*targets(12), None]), annotated=None),
+        replace(Annotations.from_targets([*targets(12), None])),  # which forgets who is annotated
         per_class([1]),
         per_class([0, 1, 2, 3]),
         [None, targets(12)[0], None, None],
@@ -422,9 +422,9 @@ def test_which_images_is_known_without_reading_a_device() -> None:
     somewhere = torch.zeros(1, 4, dtype=torch.bool, device="meta")  # whose values nobody can read
     assert annotated_images(known, somewhere).device.type == "meta"
     assert len(annotated_images(known, somewhere)) == 2
-    assert len(annotated_images(replace(known, annotated=()), somewhere)) == 1
+    assert len(annotated_images(Annotations.from_targets([None] * 4), somewhere)) == 1
     with pytest.raises(NotImplementedError):
-        annotated_images(replace(known, annotated=None), somewhere)
+        annotated_images(replace(known), somewhere)
     here = torch.tensor([[True, False, False, False]])
     assert annotated_images(known, here).tolist() == [0]
 
@@ -579,3 +579,70 @@ def test_a_mean_is_over_the_annotated_images_of_all_processes(
         found = torch.load(tmp_path / f"{rank}.pt")
         for own, parameter in zip(found, model.parameters(), strict=True):
             torch.testing.assert_close(own, parameter.grad, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("layer", ["input", "stem"])
+@pytest.mark.parametrize("how", ["backward", "weights"])
+def test_a_pass_that_is_over_is_refused(layer: str, how: str) -> None:
+    """It would be continued with other weights than it saw, or without a way back to the first ones."""
+    model = frozen(Odd().to(D))
+    guide = ExplanationGuidance(model, layer=layer, rows="annotated")
+    for _ in range(2):  # the first of its kind is read in another way
+        logits = model(batch(dtype=D))
+        if how == "backward":
+            logits.sum().backward()
+            message = "since then its backward has run"
+        else:
+            with torch.no_grad():
+                model.head.weight.mul_(1.0005)
+            message = "since then 'head.weight' was changed"
+        with pytest.raises(GuidanceError, match=rf"loss_loc: .*{message}\. Call loss_loc before"):
+            guide.loss_loc(targets(12))
+
+
+def test_annotations_that_were_cut_forget_which_images_are_annotated() -> None:
+    known = Annotations.from_targets([*targets(12), None])
+    assert known.annotated == (0, 2)
+    assert replace(known, boxes=known.boxes[1:], labels=known.labels[1:]).annotated is None
+    assert known.to("cpu").dilate(0.1).without_masks().annotated == (0, 2)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_table_with_as_many_rows_as_there_are_images_is_none_of_them(count: int) -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.values = nn.Parameter(torch.linspace(0, 1, 4, dtype=D)[:, None, None])
+
+        def forward(self) -> Tensor:
+            return self.values * 2
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.table = nn.Conv2d(3, 4, 3, padding=1), Table()
+            self.layer = nn.Conv2d(4, 4, 3, padding=1)
+            self.head = nn.Sequential(
+                nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+            )
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.layer(self.stem(images) + self.table()))
+
+    torch.manual_seed(0)
+    model = Beside().to(D)
+    images = torch.rand(count, 3, 12, 12, dtype=D)
+    annotations = [*targets(12), None][:count]
+    found = []
+    for rows in ("all", "annotated"):
+        guide = ExplanationGuidance(model, layer="layer", rows=rows, target="all")
+        for _ in range(2):
+            model.zero_grad()
+            model(images)
+            loss = guide.loss_loc(annotations)
+            loss.backward()
+        found.append(
+            [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        )
+        guide.remove()
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
