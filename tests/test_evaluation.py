@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -229,6 +229,54 @@ def test_a_fitted_threshold_is_reported() -> None:
     found = evaluate(model, data, layer="stage2", threshold="fit")
     again = evaluate(model, data, layer="stage2", threshold=found["iou_threshold"])
     assert again["iou"] == pytest.approx(found["iou"])
+
+
+def test_a_threshold_is_fitted_on_other_images_for_each_layer() -> None:
+    model, data, others = tiny(), Scenes(5), Scenes(11)
+    found = evaluate(model, data, layer=["stage1", "stage2"], fit_on=others)
+    for name in ("stage1", "stage2"):
+        fitted = evaluate(model, others, layer=name, threshold="fit")["iou_threshold"]
+        assert found[f"iou_threshold {name}"] == fitted
+        alone = evaluate(model, data, layer=name, threshold=fitted)
+        assert found[f"iou {name}"] == pytest.approx(alone["iou"])
+    assert found["iou_threshold"] == found["iou_threshold stage1"]
+    best = evaluate(model, data, layer="stage2", threshold="fit")
+    assert found["iou stage2"] < best["iou"]  # on the images themselves it is too good
+    assert found["pairs"] == best["pairs"]
+    without = evaluate(model, data, layer="stage2", metrics=["epg"], fit_on=others)
+    assert list(without) == ["f1", "map", "epg", "epg_undefined", "images", "pairs", "skipped"]
+
+
+def test_a_threshold_that_cannot_be_fitted() -> None:
+    model, data = tiny(), Scenes(5)
+    plain = [(image, labels, None) for image, labels, _ in data.items]
+    with pytest.raises(DataError) as caught:
+        evaluate(model, data, layer="stage2", fit_on=plain)
+    assert str(caught.value) == (
+        "evaluate: none of the 5 images of fit_on is annotated, so that no threshold can be fitted on "
+        "them. Name images with boxes, or leave fit_on out. One annotated image is enough."
+    )
+    with pytest.raises(OptionError) as refused:
+        evaluate(model, data, layer="stage2", fit_on=data, threshold=0.4)
+    assert str(refused.value) == (
+        "evaluate: threshold is 0.4 beside fit_on. Leave it out: it is fitted on those images. One of "
+        "the two is allowed."
+    )
+    with pytest.raises(DataError, match="evaluate: fit_on is empty"):
+        evaluate(model, data, layer="stage2", fit_on=[])
+
+
+def test_a_data_set_that_reads_batches_at_once_still_does() -> None:
+    class Reading(Scenes):
+        asked: ClassVar[list[list[int]]] = []
+
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            self.asked.append(indices)
+            return [self[index] for index in indices]
+
+    model, data = tiny(), Reading(5)
+    assert evaluate(model, data, layer="stage2") == evaluate(model, Scenes(5), layer="stage2")
+    assert Reading.asked == [[0, 1, 2, 3, 4]]
 
 
 def test_the_metrics_that_are_named_are_those_reported() -> None:

@@ -185,12 +185,13 @@ def open_validation(args: argparse.Namespace, source: DataSource) -> Any:
     return _open(args.data, source, {**asked, "size": args.size, "masks": True}, prefix="val_")
 
 
-def open_evaluation(args: argparse.Namespace, info: Mapping[str, Any]) -> Any:
+def open_evaluation(args: argparse.Namespace, info: Mapping[str, Any], *, fit: bool = False) -> Any:
     """The images that are named, else those that the training of a checkpoint was evaluated on.
 
     Args:
         args: The options of `evaluate`.
         info: What the checkpoint says of itself.
+        fit: Whether those are meant on which a threshold is fitted, ``--fit-on``.
 
     Raises:
         OptionError, DataError, AnnotationError: As `open_training`.
@@ -213,7 +214,26 @@ def open_evaluation(args: argparse.Namespace, info: Mapping[str, Any]) -> Any:
     given = {name: getattr(args, name) for name in ("image_set", "root", "boxes")}
     given |= _own_options(args, source)
     asked |= {name: value for name, value in given.items() if value is not None}
+    if fit:
+        asked = _elsewhere(args, asked, source)
     return _open(kind, source, {**asked, "masks": True, "size": info["image_size"]})
+
+
+def _elsewhere(
+    args: argparse.Namespace, asked: Mapping[str, Any], source: DataSource
+) -> dict[str, Any]:
+    """The same data set with the images of ``--fit-on``: a split, or a folder where it has none."""
+    from explainguide.datasets.table import taken
+
+    splits = "image_set" in taken(source)
+    name = "image_set" if splits else "root"
+    if args.fit_on == asked.get(name):
+        raise UsageError(
+            f"--fit-on: {args.fit_on!r} is what is evaluated, on which a fitted threshold is too good. "
+            f"Name {'the split train' if splits else 'another folder'}. Other images are allowed."
+        )
+    boxes = {} if splits and args.fit_boxes is None else {"boxes": args.fit_boxes}
+    return {**asked, name: args.fit_on, **boxes}
 
 
 def check_same_classes(

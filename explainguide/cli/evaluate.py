@@ -41,6 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threshold", metavar="X", help="of the IoU, or fit (default: the training's)"
     )
+    group.add_argument(
+        "--fit-on",
+        metavar="SET",
+        help="split, or folder of images, on which the threshold of the IoU is fitted",
+    )
+    group.add_argument(
+        "--fit-boxes", metavar="FILE", help="boxes of --fit-on, where it is a folder"
+    )
     group.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
     group.add_argument("--workers", type=int, default=0, metavar="N", help="default: 0")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto or cpu")
@@ -52,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate every checkpoint, and print a table."""
     with operation("--device"):
         check_option("device", args.device, ("auto", "cpu"))
+    threshold = _threshold(args)
     from explainguide.cli.data import allow_local_modules
     from explainguide.processes import process
 
@@ -61,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     skipped = 0.0
     for path in args.checkpoint:
-        scores = _evaluate(path, args, device, progress=first and not args.quiet)
+        scores = _evaluate(
+            path, args, device, threshold=threshold, progress=first and not args.quiet
+        )
         skipped = max(skipped, scores.pop("skipped"))
         rows.append({"checkpoint": path, **scores})
     if not first:
@@ -84,7 +95,7 @@ def _device(name: str) -> Any:
 
 
 def _evaluate(
-    path: str, args: argparse.Namespace, device: Any, *, progress: bool
+    path: str, args: argparse.Namespace, device: Any, *, threshold: Any, progress: bool
 ) -> dict[str, float]:
     # Here, since a mistake in an option needs none of it.
     from explainguide.cli.data import build_transforms, fits_classes, image_encoding
@@ -114,6 +125,10 @@ def _evaluate(
         )
     encoding = image_encoding(model, info["mean"], info["std"])
     data.transforms = build_transforms(info["image_size"], encoding)
+    fit_on = None
+    if args.fit_on is not None:
+        fit_on = open_evaluation(args, info, fit=True)
+        fit_on.transforms = data.transforms
     method, layers = _options(args, config).place(model)
     return evaluate(
         model,
@@ -121,7 +136,8 @@ def _evaluate(
         layer=list(layers),
         attribution=method,
         region=args.region or config["region"],
-        threshold=_threshold(args.threshold, config["threshold"]),
+        threshold=config["threshold"] if threshold is None else threshold,
+        fit_on=fit_on,
         batch_size=args.batch_size,
         workers=args.workers,
         progress=progress,
@@ -135,9 +151,20 @@ def _options(args: argparse.Namespace, config: Mapping[str, Any]) -> GuideOption
     return explaining({**config, **own, **given})
 
 
-def _threshold(given: str | None, default: float) -> Any:
-    if given is None or given == "fit":
-        return given or default
+def _threshold(args: argparse.Namespace) -> Any:
+    """What is said of the threshold; None where it is the training's."""
+    given = args.threshold
+    if args.fit_boxes is not None and args.fit_on is None:
+        raise UsageError("--fit-boxes: they are of --fit-on, which is missing. Name both, or none.")
+    if args.fit_on is not None:
+        if given is not None:
+            raise UsageError(
+                f"--threshold: {given!r} beside --fit-on, which fits it. Leave one of them out. One of "
+                "the two is allowed."
+            )
+        return 0.5
+    if given in (None, "fit"):
+        return given
     try:
         return float(given)
     except ValueError:

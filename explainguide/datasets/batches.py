@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Batch(NamedTuple):
-    """A batch, and two facts that would cost a synchronisation on the device.
+    """A batch, and facts that would cost a synchronisation on the device.
 
     Attributes:
         images: ``(N, 3, H, W)``.
@@ -37,6 +37,7 @@ class Batch(NamedTuple):
         annotations: Of all N images.
         segmented: ``(N,)`` bool, on the host: which images came with masks.
         annotated: How many images have an annotation that covers a pixel.
+        indices: ``(N,)`` int64, on the host: which items of the data set the images are.
         skipped: How many items could not be read; they are not among the N.
     """
 
@@ -45,6 +46,7 @@ class Batch(NamedTuple):
     annotations: Annotations
     segmented: Tensor
     annotated: int
+    indices: Tensor
     skipped: int
 
     @property
@@ -61,18 +63,39 @@ class Batch(NamedTuple):
         )
 
 
-def _collate(items: Sequence[Any]) -> Batch:
-    readable = [item for item in items if item is not None]
-    skipped = len(items) - len(readable)
+class _Numbered(Dataset[tuple[int, Any]]):
+    """The items of a data set with their indices, which tell whose image could be read."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.data[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, Any]]:
+        # A data set may read a batch at once, and the loader asks it for that by this name.
+        read = getattr(self.data, "__getitems__", None)
+        items = [self.data[i] for i in indices] if read is None else read(indices)
+        return list(zip(indices, items, strict=True))
+
+
+def _collate(numbered: Sequence[tuple[int, Any]]) -> Batch:
+    readable = [item for _, item in numbered if item is not None]
+    indices = torch.tensor([i for i, item in numbered if item is not None], dtype=torch.int64)
+    skipped = len(numbered) - len(readable)
     if not readable:
         nothing = torch.zeros(0)
         annotations = Annotations(torch.zeros(0, 0, 4), torch.zeros(0, 0, dtype=torch.int64))
-        return Batch(nothing, nothing, annotations, nothing.bool(), 0, skipped)
+        return Batch(nothing, nothing, annotations, nothing.bool(), 0, indices, skipped)
     segmented = [annotation is not None and "masks" in annotation for _, _, annotation in readable]
     images, labels, annotations = collate(readable)
     size = (int(images.shape[-2]), int(images.shape[-1]))
     annotated = int(host_array(_covering(annotations, size)).any(1).sum())
-    return Batch(images, labels, annotations, torch.tensor(segmented), annotated, skipped)
+    known = torch.tensor(segmented)
+    return Batch(images, labels, annotations, known, annotated, indices, skipped)
 
 
 def _covering(annotations: Annotations, size: tuple[int, int]) -> Tensor:
@@ -107,7 +130,7 @@ def batches(
         device: Where the batches go.
     """
     loader = DataLoader(
-        data,
+        _Numbered(data),
         batch_size=batch_size,
         sampler=order,
         num_workers=workers,

@@ -41,17 +41,25 @@ class MapScores:
     Args:
         metrics: Keys of the table.
         threshold: Handed to the metrics that take one.
+        fitted: Of a metric that takes a threshold, by its key, the one that was fitted on other images;
+            it takes the place of `threshold`.
         device: Where the maps are.
     """
 
     def __init__(
-        self, metrics: Sequence[str], *, threshold: float | Literal["fit"], device: torch.device
+        self,
+        metrics: Sequence[str],
+        *,
+        threshold: float | Literal["fit"],
+        fitted: Mapping[str, float] | None = None,
+        device: torch.device,
     ) -> None:
-        self._options = {"threshold": threshold}
+        self._fits = threshold == "fit" or fitted is not None
         self._metrics: dict[str, Any] = {}
         for key in metrics:
             entry = MAP_METRICS[key]
-            options: dict[str, Any] = {name: self._options[name] for name in entry.options}
+            options: dict[str, Any] = {"threshold": (fitted or {}).get(key, threshold)}
+            options = {name: options[name] for name in entry.options}
             self._metrics[key] = entry.kind(**options).to(device)
 
     def update(
@@ -94,11 +102,15 @@ class MapScores:
         }
 
     def fitted(self) -> dict[str, float]:
-        """After `compute`, the thresholds that were fitted."""
+        """After `compute`, the thresholds that were fitted, on these images or on others."""
+        return {f"{key}_threshold": value for key, value in self.thresholds().items()}
+
+    def thresholds(self) -> dict[str, float]:
+        """The same, by the keys of the metrics."""
         return {
-            f"{key}_threshold": metric.best_threshold
+            key: metric.best_threshold
             for key, metric in self._metrics.items()
-            if self._options["threshold"] == "fit" and "threshold" in MAP_METRICS[key].options
+            if self._fits and "threshold" in MAP_METRICS[key].options
         }
 
 
@@ -109,15 +121,16 @@ def over_layers(maps: Mapping[str, MapScores]) -> dict[str, float]:
     """
     scores = {layer: metrics.compute() for layer, metrics in maps.items()}
     undefined = {layer: metrics.undefined() for layer, metrics in maps.items()}
+    fitted = {layer: metrics.fitted() for layer, metrics in maps.items()}
     first = next(iter(maps))
     numbers: dict[str, float] = {
         key: sum(each.get(key, math.nan) for each in scores.values()) / len(maps)
         for key in dict.fromkeys(chain.from_iterable(scores.values()))
     }
     counts = {key: sum(each[key] for each in undefined.values()) for key in undefined[first]}
-    parts: list[dict[str, float]] = [numbers, {**counts}, maps[first].fitted()]
+    parts: list[dict[str, float]] = [numbers, {**counts}, fitted[first]]
     if len(maps) > 1:
         for layer in maps:
-            own = side_by_side(scores[layer], {**undefined[layer]})
+            own = side_by_side(scores[layer], {**undefined[layer]}, fitted[layer])
             parts.append({f"{key} {layer}": value for key, value in own.items()})
     return side_by_side(*parts)

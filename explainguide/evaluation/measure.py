@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from explainguide.attr import LayerMap
 from explainguide.attr.evidence import explain, passing
 from explainguide.attr.placement import place_attribution
 from explainguide.datasets.batches import Batch, batches, check_data, check_device
-from explainguide.errors import DataError, check_number, check_option, operation
+from explainguide.errors import DataError, OptionError, check_number, check_option, operation
 from explainguide.evaluation.classification import ClassificationScores, check_labels, is_multilabel
 from explainguide.evaluation.map_scores import MapScores, check_metrics, over_layers
 from explainguide.hooks.dynamic import evaluating
@@ -26,7 +27,7 @@ from explainguide.hooks.logits import check_logits, class_scores
 from explainguide.hooks.reading import Output, check_reading
 from explainguide.hooks.sharded import check_whole
 from explainguide.hooks.tap import Tap
-from explainguide.metrics.table import side_by_side
+from explainguide.metrics.table import MAP_METRICS, side_by_side
 from explainguide.processes import add_up, process, together
 
 __all__ = ["evaluate"]
@@ -42,6 +43,7 @@ def evaluate(
     output: Output | None = None,
     region: Literal["boxes", "masks"] = "boxes",
     threshold: float | Literal["fit"] = 0.5,
+    fit_on: Any = None,
     metrics: Sequence[str] | None = None,
     batch_size: int = 32,
     workers: int = 0,
@@ -66,7 +68,9 @@ def evaluate(
             attribute, or a callable that takes what the model returned.
         region: What a class should be found in: its ``"boxes"``, or its ``"masks"`` where there
             are any.
-        threshold: Of the IoU, or ``"fit"`` for the best one on these data.
+        threshold: Of the IoU, or ``"fit"`` for the best one on these data, which is then too good.
+        fit_on: Other images, of the form of `data`, on which the threshold is fitted for each layer. It
+            costs their evaluation.
         metrics: Which metrics of the maps to report: keys of `explainguide.metrics.MAP_METRICS`, those
             of your own (`explainguide.metrics.map_metric`) too. None is those named below.
         batch_size: Images a forward pass.
@@ -79,7 +83,7 @@ def evaluate(
         ``"accuracy"`` and ``"worst_class_accuracy"``; ``"epg"`` and ``"iou"``, means over
         annotated (image, class) pairs, NaN without any; ``"on_object_epg"``, over the pairs of
         images with masks, where there are any; ``"epg_undefined"``, how many maps have no positive
-        part; ``"iou_threshold"`` where it was fitted, on the first layer; ``"images"``,
+        part; ``"iou_threshold"`` where it was fitted, that of the first layer; ``"images"``,
         ``"pairs"``, ``"skipped"``. With several layers ``"epg"``, ``"iou"`` and
         ``"on_object_epg"`` are means over layers, and ``"epg layer4"`` and so on are those of each.
 
@@ -93,6 +97,11 @@ def evaluate(
     check_number("batch_size", batch_size, least=1, whole=True)
     check_number("workers", workers, least=0, whole=True)
     chosen = check_metrics(metrics)
+    if fit_on is not None and threshold != 0.5:
+        raise OptionError(
+            f"threshold is {threshold!r} beside fit_on. Leave it out: it is fitted on those images. "
+            "One of the two is allowed."
+        )
     place = None if device is None else check_device(device)
     inner = unwrap(model, compiled_parts=True)
     check_whole(inner, remedy="Load its full state dict in a model of its own.")
@@ -103,30 +112,73 @@ def evaluate(
         reading=check_reading(output=output),
         movable=True,
     )
-    count = check_data(data, name="data")
+    check_data(data, name="data")
     if place is not None:
         inner.to(place)
+    how = _How(method, layers, region, batch_size, workers, progress)
+    fitted: dict[str, dict[str, float]] = {}
+    if fit_on is not None:
+        check_data(fit_on, name="fit_on")
+        fitted = _fit(how, fit_on, chosen)
     device = _device(inner)
+    maps = {
+        name: MapScores(chosen, threshold=threshold, fitted=fitted.get(name), device=device)
+        for name in layers
+    }
+    return _measure(how, data, maps)
+
+
+@dataclass(frozen=True)
+class _How:
+    """How images are explained, and how they are gone through."""
+
+    method: LayerMap
+    layers: dict[str, nn.Module | None]
+    region: str
+    batch_size: int
+    workers: int
+    progress: bool
+
+
+def _fit(how: _How, data: Any, metrics: Sequence[str]) -> dict[str, dict[str, float]]:
+    """For each layer and each metric that takes a threshold, the one that is best on these images."""
+    taking = [key for key in metrics if "threshold" in MAP_METRICS[key].options]
+    if not taking:
+        return {}
+    device = _device(how.method.model)
+    maps = {name: MapScores(taking, threshold="fit", device=device) for name in how.layers}
+    numbers = _measure(how, data, maps)
+    if not numbers["pairs"]:
+        raise DataError(
+            f"none of the {len(data)} images of fit_on is annotated, so that no threshold can be "
+            "fitted on them. Name images with boxes, or leave fit_on out. One annotated image is "
+            "enough."
+        )
+    return {name: scores.thresholds() for name, scores in maps.items()}
+
+
+def _measure(how: _How, data: Any, maps: dict[str, MapScores]) -> dict[str, float]:
+    """Every number, in one pass over the images."""
+    count, device = len(data), _device(how.method.model)
     rank, world = process()
     source = batches(
         data,
         range(rank, count, world),
-        batch_size=batch_size,
-        workers=workers,
+        batch_size=how.batch_size,
+        workers=how.workers,
         device=device,
     )
-    steps = -(-len(range(rank, count, world)) // batch_size)
-    with _explaining(method, layers) as tap, torch.inference_mode(False), torch.no_grad():
+    steps = -(-len(range(rank, count, world)) // how.batch_size)
+    with _explaining(how.method, how.layers) as tap, torch.inference_mode(False), torch.no_grad():
         scores: ClassificationScores | None = None
-        maps = {name: MapScores(chosen, threshold=threshold, device=device) for name in layers}
         totals = [0, 0, 0]
         with together(device):
-            for batch in tqdm(source, "evaluate", steps, disable=not progress, leave=False):
+            for batch in tqdm(source, "evaluate", steps, disable=not how.progress, leave=False):
                 totals[0] += len(batch.images)
                 totals[2] += batch.skipped
                 if not batch.readable:
                     continue
-                logits, pairs = _step(method, tap, batch, region, maps)
+                logits, pairs = _step(how.method, tap, batch, how.region, maps)
                 check_labels(batch.labels, logits)
                 if scores is None:
                     scores = ClassificationScores(

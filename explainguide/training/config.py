@@ -56,6 +56,9 @@ class TrainConfig(GuideOptions):
         annotated: Fraction of the training images that keep their annotation.
         dilate: Growth of the boxes, as a fraction of their side, on each side; training only.
         threshold: Of the IoU in evaluation.
+        fit_share: Fraction of the training images that are kept aside and never trained on: after each
+            epoch the threshold of the IoU is fitted on those of them that are annotated, and takes the
+            place of `threshold`. 0 keeps none.
         seed: Of the order, the class draw, the choice of annotated images, and all else.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
         grad_accumulation: Batches whose gradients make one step; equal to one large batch, up to
@@ -114,6 +117,10 @@ class TrainConfig(GuideOptions):
         0.0, _shown("growth of the boxes on each side, as a fraction of it", least=0)
     )
     threshold: float = setting(0.5, _shown("of the IoU in evaluation", least=0, most=1))
+    fit_share: float = setting(
+        0.0,
+        _shown("fraction of the training images kept aside to fit that threshold", least=0, most=1),
+    )
     seed: int = setting(0, Shown("of everything random", least=0))
     mixed_precision: str = setting("no", Shown(choices=("no", "fp16", "bf16")))
     grad_accumulation: int = setting(1, Shown("batches a step", least=1))
@@ -138,6 +145,11 @@ class TrainConfig(GuideOptions):
                 f"temperature is {self.temperature} with class_loss="
                 f"{self.class_loss!r}. Use class_loss='confidence-boosting'. Other losses have no "
                 "temperature; 1 is allowed."
+            )
+        if self.fit_share and self.threshold != 0.5:
+            raise OptionError(
+                f"threshold is {self.threshold:g} with fit_share={self.fit_share:g}. Leave one of them "
+                "out: the threshold is fitted on the images kept aside. The default 0.5 is allowed."
             )
         for name in ("first_label", "sync_dist"):
             if getattr(self, name) != getattr(GuideOptions, name):

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from explainguide.annotations import Annotations, LimitedAnnotations
+from explainguide.annotations import Annotations
 from explainguide.datasets.batches import Batch, batches, epoch_order, seed_all, stream_seed
 from explainguide.evaluation.classification import check_labels
 from explainguide.guidance.guide import ExplanationGuidance
@@ -57,8 +57,6 @@ class TrainingRun:
     ) -> None:
         self.config, self.layer, self.accelerator = config, layer, accelerator
         self.data = data
-        if config.annotated < 1:
-            self.data = LimitedAnnotations(data, config.annotated, seed=config.seed)
         self.inner = unwrap(model, compiled_parts=True)
         self.forward = vars(self.inner).get("forward")
         self.modes = {module: module.training for module in self.inner.modules()}

@@ -17,9 +17,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.utils.data import Subset
 
 from explainguide.annotations import LimitedAnnotations
-from explainguide.datasets.batches import check_data, count_annotated
+from explainguide.annotations.subset import draw_annotated
+from explainguide.datasets.batches import check_data, count_annotated, stream_seed
 from explainguide.errors import (
     DataError,
     GuidanceError,
@@ -113,6 +115,9 @@ def train(
     config = config or TrainConfig()
     count = check_data(train_data, name="train_data")
     check_data(val_data, name="val_data")
+    if config.annotated < 1:
+        train_data = LimitedAnnotations(train_data, config.annotated, seed=config.seed)
+    train_data, kept_aside = _keep_aside(train_data, config)
     accelerator = _accelerator(config)
     main = process()[0] == 0  # a launched process joins the others when Accelerate is set up
     with together(accelerator.device):
@@ -148,6 +153,7 @@ def train(
                 attribution=placed.method,
                 region=config.region,  # type: ignore[arg-type]
                 threshold=config.threshold,
+                fit_on=kept_aside,
                 batch_size=config.batch_size,
                 workers=config.workers,
             )
@@ -174,16 +180,37 @@ def train(
     return history
 
 
+def _keep_aside(train_data: Any, config: TrainConfig) -> tuple[Any, Any]:
+    """The images to train on, and those to fit the threshold of the IoU on; None without any.
+
+    Images kept aside are annotated as sparsely as the others, so that they cost no more boxes.
+    """
+    if not config.fit_share:
+        return train_data, None
+    seed = stream_seed(config.seed, 0, 0)  # not that of the annotated ones, who would all be drawn
+    aside = draw_annotated(len(train_data), config.fit_share, seed, option="fit_share")
+    if aside.all():
+        raise OptionError(
+            f"fit_share is {config.fit_share:g}, which leaves none of {len(train_data)} images to "
+            "train on. Use 0.1. A smaller fraction is allowed."
+        )
+    kept = Subset(train_data, torch.nonzero(aside).flatten().tolist())
+    if count_annotated(kept) == 0:
+        raise OptionError(
+            f"fit_share is {config.fit_share:g}, but none of the {len(kept)} images kept aside is "
+            "annotated, so that no threshold can be fitted on them. Use a larger share, or annotate "
+            "more. One annotated image among them is enough."
+        )
+    return Subset(train_data, torch.nonzero(~aside).flatten().tolist()), kept
+
+
 def _check_annotated(config: TrainConfig, train_data: Any, val_data: Any) -> TrainConfig:
     """The settings with a number for lam, which is 0 where it is not given and nothing is annotated.
 
     Raises:
         OptionError: If it is given and nothing is annotated.
     """
-    kept = train_data
-    if config.annotated < 1:
-        kept = LimitedAnnotations(train_data, config.annotated, seed=config.seed)
-    nothing = count_annotated(kept) == 0
+    nothing = count_annotated(train_data) == 0
     if nothing and config.lam:
         share = f" (annotated={config.annotated:g})" if config.annotated < 1 else ""
         raise OptionError(

@@ -84,6 +84,42 @@ def test_another_set_layer_and_threshold_can_be_evaluated(
     assert lines[2].split("|")[-2].strip() == "8"
 
 
+def test_a_threshold_is_fitted_on_a_folder_or_on_images_kept_aside(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--epochs", "1", "--fit-share", "0.25"]) == 0
+    capsys.readouterr()
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        (logged,) = csv.DictReader(file)
+    assert 0 <= float(logged["iou_threshold"]) < 1
+    last, images = str(tmp_path / "run" / "last.pt"), str(tmp_path / "images")
+    options = ["evaluate", last, "--fit-on", images, "--fit-boxes", f"{images}.csv", "--quiet"]
+    assert main([*options, "--device", "cpu"]) == 0
+    header, values = (line.split() for line in capsys.readouterr().out.splitlines())
+    found = dict(zip(header, values, strict=True))
+    same = ["evaluate", last, "--root", images, "--boxes", f"{images}.csv", "--threshold", "fit"]
+    assert main([*same, "--quiet", "--device", "cpu"]) == 0
+    header, values = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert found["iou_threshold"] == dict(zip(header, values, strict=True))["iou_threshold"]
+
+
+def test_fit_on_tells_its_mistakes(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--epochs", "1"]) == 0
+    last, root = str(tmp_path / "run" / "last.pt"), str(tmp_path / "images")
+    capsys.readouterr()
+    mistakes = [
+        ("--fit-boxes b.csv", "--fit-boxes: they are of --fit-on, which is missing. Name both, or"),
+        ("--fit-on x --threshold 0.4", "--threshold: '0.4' beside --fit-on, which fits it. Le"),
+        (f"--root {root} --fit-on {root}", "is what is evaluated, on which a fitted threshold is"),
+        ("--fit-on nowhere", "root 'nowhere' does not exist"),
+    ]
+    for options, text in mistakes:
+        assert main(["evaluate", last, *options.split(), "--quiet", "--device", "cpu"]) == 2
+        assert text in capsys.readouterr().err
+
+
 def test_resume_goes_on_to_the_same_weights(command: list[str], tmp_path: Path) -> None:
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     assert main([*command, "--resume"]) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from explainguide.checkpoints import load_checkpoint, save_checkpoint
 from explainguide.errors import DataError, GuidanceError, LayerError, OptionError
+from explainguide.evaluation import evaluate
 from explainguide.training import TrainConfig, run_folder, train
 
 from .small_runs import QUICK, Plain, rows_of, tiny
@@ -127,6 +128,10 @@ def test_an_unknown_layer_is_told_before_anything_is_written(digits: Any, tmp_pa
         ({"log_interval": 0}, r"log_interval is 0\. A whole number from 1 on is"),
         ({"clip_grad_norm": 0.0}, r"clip_grad_norm is 0\.0\. A number above 0 is allowed"),
         ({"negatives": 1.5}, r"negatives is 1\.5\. .*A number from 0 to 1 is"),
+        (
+            {"threshold": 0.4, "fit_share": 0.1},
+            r"threshold is 0\.4 with fit_share=0\.1\. Leave one of them out: the threshold is",
+        ),
         ({"threshold": -0.1}, r"threshold is -0\.1\. A number from 0 to 1 is"),
         ({"lam": math.nan}, r"lam is nan"),
         ({"annotated": 10}, r"annotated is 10\. Did you mean 0\.1\? A number from 0 to 1 is"),
@@ -186,3 +191,43 @@ def test_a_training_without_a_readable_image_saves_nothing(digits: Any, tmp_path
 def test_a_config_is_a_train_config(digits: Any, config: Any) -> None:
     with pytest.raises(OptionError, match=r"train: config is a \w+\. Use TrainConfig.* is allowed"):
         train(tiny(), *digits, config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (1.0, "train: fit_share is 1, which leaves none of 20 images to train on. Use 0.1. A sma"),
+        (
+            0.1,
+            "train: fit_share is 0.1, but none of the 2 images kept aside is annotated, so that ",
+        ),
+    ],
+)
+def test_images_kept_aside_that_fit_nothing(digits: Any, share: float, text: str) -> None:
+    config = replace(QUICK, epochs=1, annotated=0.05, fit_share=share)
+    with pytest.raises(OptionError) as caught:
+        train(tiny(), *digits, config, progress=False)
+    assert str(caught.value).startswith(text)
+
+
+def test_images_kept_aside_are_not_trained_on_and_fit_the_threshold(digits: Any) -> None:
+    model = tiny()
+
+    class Seen(torch.utils.data.Dataset):
+        trained: ClassVar[set[int]] = set()
+        measured: ClassVar[set[int]] = set()
+
+        def __len__(self) -> int:
+            return len(digits[0])
+
+        def __getitem__(self, index: int) -> Any:
+            (self.trained if model.training else self.measured).add(index)
+            return digits[0][index]
+
+    config = replace(QUICK, epochs=2, fit_share=0.25)
+    history = train(model, Seen(), digits[1], config, progress=False)
+    assert (len(Seen.trained), len(Seen.measured)) == (15, 5)
+    assert Seen.trained.isdisjoint(Seen.measured)
+    aside = torch.utils.data.Subset(digits[0], sorted(Seen.measured))
+    again = evaluate(model, aside, layer="stage2", threshold="fit")
+    assert again["iou_threshold"] == history.last["iou_threshold"]
