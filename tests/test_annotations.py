@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -133,6 +134,47 @@ def test_collate_stacks_and_leaves_out_what_could_not_be_read() -> None:
     assert multi_hot.shape == (1, 2)
     with pytest.raises(AnnotationError, match="none of the 2 images"):
         collate([None, None])
+
+
+def test_collate_of_items_with_a_group() -> None:
+    image = torch.zeros(3, 12, 12)
+    *_, groups = collate([(image, 1, TARGETS[0], 3), None, (image, 0, None, torch.tensor(1))])
+    assert groups.dtype == torch.int64
+    assert groups.tolist() == [3, 1]
+    limited = LimitedAnnotations([(image, 1, TARGETS[0], 3)] * 4, 0.25)
+    assert [item[3] for item in limited] == [3] * 4
+    assert sum(item[2] is not None for item in limited) == 1
+
+
+@pytest.mark.parametrize(
+    ("items", "text"),
+    [
+        (
+            [(1, 1, None, 0), (1, 1, None)],
+            "collate: some items of a batch have a group behind the annotation, and others have none. "
+            "Return a group for each image. All or none is allowed.",
+        ),
+        (
+            [(torch.zeros(3, 4, 4), 1, None, 0.5)],
+            "collate: the groups of a batch have shape (1,) and dtype torch.float32. Give the index of a "
+            "group, as groups.index(name). An int an image is allowed.",
+        ),
+        (
+            [(torch.zeros(3, 4, 4), 1, None, "land")],
+            "collate: item 0 of a batch has groups that make no tensor: 'land'. Give the index of a "
+            "group, as groups.index(name). An int is allowed.",
+        ),
+        (
+            [(torch.zeros(3, 4, 4), 1, None, 0, 0)],
+            "collate: item 0 of a batch is a tuple of 5. Return image, labels, annotation; None for an "
+            "image without annotation. Three things an item are allowed, and a group as a fourth.",
+        ),
+    ],
+)
+def test_collate_refuses_groups_that_are_none(items: list[Any], text: str) -> None:
+    with pytest.raises(AnnotationError) as caught:
+        collate(items)
+    assert str(caught.value) == text
 
 
 def test_a_fixed_fraction_keeps_its_annotation() -> None:

@@ -273,10 +273,8 @@ def _stack(parts: Sequence[Any], name: str, remedy: str) -> Tensor:
 
 
 @operation("collate")
-def collate(
-    batch: Sequence[Any], *, first_label: FirstLabel = 0
-) -> tuple[Tensor, Tensor, Annotations]:
-    """A DataLoader's `collate_fn` for items ``(image, labels, annotation)``.
+def collate(batch: Sequence[Any], *, first_label: FirstLabel = 0) -> tuple[Any, ...]:
+    """A DataLoader's `collate_fn` for items ``(image, labels, annotation)``, or with a group behind.
 
     Items that are None (files that could not be read) are left out.
 
@@ -286,11 +284,12 @@ def collate(
             as they are. ``functools.partial(collate, first_label=1)`` is a `collate_fn`, too.
 
     Returns:
-        Images ``(N, 3, H, W)``, labels ``(N,)`` int64 or ``(N, K)`` float32, `Annotations`.
+        Images ``(N, 3, H, W)``, labels ``(N,)`` int64 or ``(N, K)`` float32, `Annotations`; and of
+        items with a group the groups, ``(N,)`` int64.
 
     Raises:
-        AnnotationError: If no item is left, if items are no triples, if images or labels make no batch,
-            or for an annotation that cannot be meant.
+        AnnotationError: If no item is left, if items are none of these, if images, labels or groups
+            make no batch, or for an annotation that cannot be meant.
 
     Warns:
         ExplainGuideWarning: If boxes in two images or more all have a label one higher than the image.
@@ -302,13 +301,14 @@ def collate(
             "for their names. At least one must be readable."
         )
     for index, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) != 3:
-            length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-            raise AnnotationError(
-                f"item {index} of a batch is a {type(item).__name__}{length}. Return image, labels, "
-                "annotation; None for an image without annotation. Three things an item are allowed."
-            )
-    images, labels, targets = zip(*items, strict=True)
+        check_item(item, f"item {index} of a batch", error=AnnotationError)
+    lengths = {len(item) for item in items}
+    if len(lengths) > 1:
+        raise AnnotationError(
+            "some items of a batch have a group behind the annotation, and others have none. Return a "
+            "group for each image. All or none is allowed."
+        )
+    images, labels, targets, *groups = zip(*items, strict=True)
     stacked = _stack(
         images,
         "images",
@@ -324,4 +324,26 @@ def collate(
     canvas = (stacked.shape[-2], stacked.shape[-1])
     annotations = Annotations.from_targets(targets, canvas=canvas, first_label=first_label)
     warn_if_strangers(annotations.labels, of_images, sure=True)
-    return stacked.as_subclass(Tensor), of_images, annotations
+    return stacked.as_subclass(Tensor), of_images, annotations, *map(_groups, groups)
+
+
+def check_item(item: Any, name: str, *, error: type[Exception]) -> None:
+    """Refuse what is neither image, labels, annotation nor image, labels, annotation, group."""
+    if not isinstance(item, tuple | list) or len(item) not in (3, 4):
+        length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+        raise error(
+            f"{name} is a {type(item).__name__}{length}. Return image, labels, annotation; None for an "
+            "image without annotation. Three things an item are allowed, and a group as a fourth."
+        )
+
+
+def _groups(groups: Sequence[Any]) -> Tensor:
+    stacked = _stack(
+        groups, "groups", "Give the index of a group, as groups.index(name). An int is allowed."
+    )
+    if stacked.ndim != 1 or stacked.is_floating_point() or stacked.is_complex():
+        raise AnnotationError(
+            f"the groups of a batch have shape {tuple(stacked.shape)} and dtype {stacked.dtype}. Give "
+            "the index of a group, as groups.index(name). An int an image is allowed."
+        )
+    return stacked.long()

@@ -61,7 +61,7 @@ class LimitedAnnotations(Dataset):
     The choice is that of `draw_annotated`, and so that of ``annotated=`` of this package's datasets.
 
     Args:
-        dataset: Items ``(image, labels, annotation)``.
+        dataset: Items ``(image, labels, annotation)``, or with a group behind.
         fraction: In [0, 1]; at least one image keeps its annotation when it is above 0.
         seed: Chooses the images.
 
@@ -81,5 +81,5 @@ class LimitedAnnotations(Dataset):
         item = self.dataset[index]
         if item is None or host_array(self.kept)[index]:
             return item
-        image, labels, _ = item
-        return image, labels, None
+        image, labels, _, *group = item
+        return image, labels, None, *group

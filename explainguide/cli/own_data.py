@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
+from explainguide.annotations.batch import check_item
 from explainguide.datasets.batches import check_data
 from explainguide.errors import OptionError
 from explainguide.evaluation.classification import is_multilabel
@@ -60,12 +61,7 @@ def check_items(data: Any, kind: str) -> None:
         item, seen = _read(data, index, kind)
         if item is None:
             continue
-        if not isinstance(item, tuple | list) or len(item) != 3:
-            length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-            raise OptionError(
-                f"item {index} of {kind!r} is a {type(item).__name__}{length}. Return image, labels, "
-                "annotation; None for an image without annotation. Three things an item are allowed."
-            )
+        check_item(item, f"item {index} of {kind!r}", error=OptionError)
         _check_labels(item[1], data, kind)
         _check_transformed(seen, item[2], kind)
         if item[2] is not None:

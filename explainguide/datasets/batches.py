@@ -39,6 +39,7 @@ class Batch(NamedTuple):
         annotated: How many images have an annotation that covers a pixel.
         indices: ``(N,)`` int64, on the host: which items of the data set the images are.
         skipped: How many items could not be read; they are not among the N.
+        groups: ``(N,)`` int64; None where items have no group.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class Batch(NamedTuple):
     annotated: int
     indices: Tensor
     skipped: int
+    groups: Tensor | None = None
 
     @property
     def readable(self) -> bool:
@@ -60,6 +62,7 @@ class Batch(NamedTuple):
             images=send(self.images, device),
             labels=send(self.labels, device),
             annotations=self.annotations.to(device, non_blocking=True),
+            groups=None if self.groups is None else send(self.groups, device),
         )
 
 
@@ -90,12 +93,12 @@ def _collate(numbered: Sequence[tuple[int, Any]]) -> Batch:
         nothing = torch.zeros(0)
         annotations = Annotations(torch.zeros(0, 0, 4), torch.zeros(0, 0, dtype=torch.int64))
         return Batch(nothing, nothing, annotations, nothing.bool(), 0, indices, skipped)
-    segmented = [annotation is not None and "masks" in annotation for _, _, annotation in readable]
-    images, labels, annotations = collate(readable)
+    images, labels, annotations, *groups = collate(readable)
+    segmented = [item[2] is not None and "masks" in item[2] for item in readable]
     size = (int(images.shape[-2]), int(images.shape[-1]))
     annotated = int(host_array(_covering(annotations, size)).any(1).sum())
     known = torch.tensor(segmented)
-    return Batch(images, labels, annotations, known, annotated, indices, skipped)
+    return Batch(images, labels, annotations, known, annotated, indices, skipped, *groups)
 
 
 def _covering(annotations: Annotations, size: tuple[int, int]) -> Tensor:
@@ -122,7 +125,8 @@ def batches(
     A batch of which no item can be read has no images; its `skipped` still counts.
 
     Args:
-        data: Items ``(image, labels, annotation)``, or None for an item that cannot be read.
+        data: Items ``(image, labels, annotation)`` or ``(image, labels, annotation, group)``, or None
+            for an item that cannot be read.
         order: Indices.
         batch_size: Items a batch; the last batch may hold fewer.
         workers: Processes that load; 0 loads in this one. They start anew in every epoch, so that
