@@ -1,31 +1,36 @@
-"""`explainguide evaluate`: checkpoints of a training, measured on a data set."""
+"""`explainguide evaluate`: models, attributions and layers, measured on a data set."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from explainguide.cli.data_options import add_data_arguments, check_same_classes, open_evaluation
-from explainguide.cli.settings import add_settings, given_settings
+from explainguide.cli.data_options import add_data_arguments
+from explainguide.cli.settings import Later, add_settings
 from explainguide.cli.usage import UsageError
-from explainguide.errors import DataError, OptionError, check_option, operation
-from explainguide.guidance.options import EXPLAINING, GuideOptions, explaining
+from explainguide.errors import ExplanationError, check_option, operation
+from explainguide.guidance.options import EXPLAINING
 from explainguide.training.config import TrainConfig
 from explainguide.visualization.tables import format_table
 
+if TYPE_CHECKING:
+    from explainguide.cli.evaluation_rows import Row
+
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
-HELP = "measure checkpoints: F1, mAP or accuracy, EPG, IoU, on-object EPG"
+HELP = "judge checkpoints, attributions and layers: a table, and a report"
 EXAMPLE = """\
 explainguide evaluate runs/energy/last.pt --root VOC2007 --image-set test
-  explainguide evaluate runs/*/last.pt --data decoy --decoy class --markdown"""
+  explainguide evaluate runs/*/last.pt --data decoy --decoy class --markdown
+  explainguide evaluate before.pt after.pt --attribution ixg captum:GuidedBackprop \\
+      --metrics epg iou pointing_game --fit-on train --report report
+  explainguide evaluate resnet50 --pretrained --data voc --root VOC2007 --size 224 --ml-att"""
 
-
-_SETTINGS = (*EXPLAINING, "region")
+# Of the attribution there may be several.
+_SETTINGS = tuple(name for name in (*EXPLAINING, "region") if name != "attribution")
+_USUAL_REFERENCES = ("center", "edge", "random")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +38,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         nargs="+",
-        help="last.pt, epoch_003.pt or weights.safetensors of a training; several make a table",
+        help="last.pt, epoch_003.pt or weights.safetensors of a training, or the name of a model; "
+        "several make a table",
+    )
+    models = parser.add_argument_group("models by name")
+    models.add_argument(
+        "--weights", nargs="+", metavar="FILE", help="weights of the model; each is judged"
+    )
+    models.add_argument("--pretrained", action="store_true", help="download the model's weights")
+    models.add_argument(
+        "--size",
+        type=int,
+        metavar="N",
+        help="side that images are squashed to (default: the model's)",
     )
     add_data_arguments(parser, training=False)
     group = parser.add_argument_group("measures")
+    group.add_argument(
+        "--attribution",
+        nargs="+",
+        metavar="NAME",
+        help=Later(_about_attributions),
+    )
     add_settings({"guidance": group}, TrainConfig, only=_SETTINGS, default="the training's")
+    group.add_argument(
+        "--ml-att",
+        action="store_true",
+        help="every attribution at the input, a middle layer and the last spatial one",
+    )
+    group.add_argument("--metrics", nargs="+", metavar="NAME", help=Later(_about_metrics))
+    group.add_argument(
+        "--references",
+        nargs="*",
+        metavar="NAME",
+        help=Later(_about_references),
+    )
     group.add_argument(
         "--threshold", metavar="X", help="of the IoU, or fit (default: the training's)"
     )
@@ -49,38 +84,126 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fit-boxes", metavar="FILE", help="boxes of --fit-on, where it is a folder"
     )
+    group.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     group.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
     group.add_argument("--workers", type=int, default=0, metavar="N", help="default: 0")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto or cpu")
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    group = parser.add_argument_group("what is written")
+    group.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    group.add_argument("--csv", metavar="FILE", help="write the table as CSV")
+    group.add_argument("--json", metavar="FILE", help="write the table as JSON")
+    group.add_argument(
+        "--report",
+        metavar="DIR",
+        help="folder for report.html and the scores; an interrupted command goes on from it",
+    )
+    group.add_argument(
+        "--save-maps", metavar="DIR", help="folder for the maps: a .npz for each image"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def _about_attributions() -> str:
+    from explainguide.attr import ATTRIBUTIONS
+
+    return (
+        f"{', '.join(ATTRIBUTIONS)}, captum:Class, pytorch_grad_cam:Class, or package.module:name; "
+        "several make a table (default: the training's)"
+    )
+
+
+def _about_metrics() -> str:
+    from explainguide.evaluation.map_scores import check_metrics
+    from explainguide.metrics import MAP_METRICS
+
+    return f"{', '.join(MAP_METRICS)} (default: {', '.join(check_metrics(None))})"
+
+
+def _about_references() -> str:
+    from explainguide.attr.references import REFERENCES
+
+    return (
+        f"judge {', '.join(REFERENCES)} too, to compare with (default, and where none is named: center, "
+        "edge and random with --report, else none)"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
-    """Evaluate every checkpoint, and print a table."""
+    """Evaluate all that is named, and print a table."""
     with operation("--device"):
         check_option("device", args.device, ("auto", "cpu"))
     threshold = _threshold(args)
+    _check(args)
+    # Here, since a mistake in an option needs none of it.
     from explainguide.cli.data import allow_local_modules
+    from explainguide.cli.evaluation_rows import ScoreFolder, measure
+    from explainguide.cli.judged import list_judged, open_judged
+    from explainguide.evaluation.map_scores import check_metrics
     from explainguide.processes import process
 
     allow_local_modules()
+    with operation("--metrics"):
+        metrics = check_metrics(args.metrics)
+    references = _references(args)
     device = _device(args.device)
     first = process()[0] == 0
-    rows = []
-    skipped = 0.0
-    for path in args.checkpoint:
-        scores = _evaluate(
-            path, args, device, threshold=threshold, progress=first and not args.quiet
+    folder = None if args.report is None else ScoreFolder(open_folder(args.report))
+    rows: list[Row] = []
+
+    def failed(text: str) -> None:
+        if first:
+            print(f"left out: {text}", file=sys.stderr)
+
+    for named in list_judged(args):
+        judged = open_judged(named, args, device)
+        rows += measure(
+            named,
+            judged,
+            args,
+            metrics=metrics,
+            threshold=threshold,
+            references=[] if rows else references,
+            folder=folder,
+            failed=failed,
         )
-        skipped = max(skipped, scores.pop("skipped"))
-        rows.append({"checkpoint": path, **scores})
-    if not first:
-        return 0
-    print(format_table(rows, markdown=args.markdown))
-    if skipped:
-        print(f"{skipped:.0f} images could not be read and were left out.", file=sys.stderr)
+    if not rows:
+        raise ExplanationError(
+            "nothing could be judged; the lines above say why. Choose another attribution. One that can "
+            "be computed is enough."
+        )
+    if first:
+        _show(args, rows)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit: {args.limit} is no number of images. 1 or more is allowed.")
+    if args.attribution_options and len(args.attribution or [None]) > 1:
+        raise UsageError(
+            "--attribution-options: there are several attributions, and it is not said whose they are. "
+            "Evaluate the one with options on its own. One --attribution is allowed."
+        )
+    if args.ml_att and args.layer:
+        raise UsageError(
+            "--layer: --ml-att chooses three layers itself. Leave one of them out. Either is allowed."
+        )
+
+
+def _references(args: argparse.Namespace) -> list[str]:
+    from explainguide.attr.references import REFERENCES
+
+    if args.references is None:
+        return list(_USUAL_REFERENCES) if args.report else []
+    for name in args.references:
+        with operation("--references"):
+            check_option("reference", name, REFERENCES)
+    return list(args.references or _USUAL_REFERENCES)
+
+
+def _show(args: argparse.Namespace, rows: list[Row]) -> None:
+    """Print the table, and write what is asked for."""
 
 
 def _device(name: str) -> Any:
@@ -92,63 +215,6 @@ def _device(name: str) -> Any:
 
         return PartialState(cpu=name == "cpu").device
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")
-
-
-def _evaluate(
-    path: str, args: argparse.Namespace, device: Any, *, threshold: Any, progress: bool
-) -> dict[str, float]:
-    # Here, since a mistake in an option needs none of it.
-    from explainguide.cli.data import build_transforms, fits_classes, image_encoding
-    from explainguide.evaluation.measure import evaluate
-    from explainguide.training.checkpoints import load_model
-
-    model, info = load_model(path, device=device)
-    if "image_size" not in info or "mean" not in info:
-        raise DataError(
-            f"'{Path(path)}' does not say how its images were prepared. Use "
-            "explainguide.evaluation.evaluate in Python. Those of `explainguide train` say it."
-        )
-    config = info["config"]
-    data = open_evaluation(args, info)
-    if info.get("classes"):
-        check_same_classes(
-            data.classes,
-            info["classes"],
-            of=("the data", f"'{Path(path)}'"),
-            remedy="Name the data of the training, or let yours list the classes as "
-            f"{', '.join(map(repr, info['classes']))}.",
-        )
-    if not fits_classes(info["num_classes"], len(data.classes)):
-        raise OptionError(
-            f"the data have {len(data.classes)} classes and '{Path(path)}' "
-            f"{info['num_classes']}. Name the data of the training. The classes must agree."
-        )
-    encoding = image_encoding(model, info["mean"], info["std"])
-    data.transforms = build_transforms(info["image_size"], encoding)
-    fit_on = None
-    if args.fit_on is not None:
-        fit_on = open_evaluation(args, info, fit=True)
-        fit_on.transforms = data.transforms
-    method, layers = _options(args, config).place(model)
-    return evaluate(
-        model,
-        data,
-        layer=list(layers),
-        attribution=method,
-        region=args.region or config["region"],
-        threshold=config["threshold"] if threshold is None else threshold,
-        fit_on=fit_on,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        progress=progress,
-    )
-
-
-def _options(args: argparse.Namespace, config: Mapping[str, Any]) -> GuideOptions:
-    """Those of the training, but for what is given; another attribution has no options of the old."""
-    given = given_settings(args, GuideOptions)
-    own: dict[str, Any] = {"attribution_options": {}} if "attribution" in given else {}
-    return explaining({**config, **own, **given})
 
 
 def _threshold(args: argparse.Namespace) -> Any:
