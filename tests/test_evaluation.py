@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from torchvision import tv_tensors
 
 from explainguide.attr import ATTRIBUTIONS, InputXGradient
 from explainguide.errors import DataError, ExplainGuideError, OptionError, ShapeError
-from explainguide.evaluation import evaluate
+from explainguide.evaluation import BatchMaps, Record, Scores, evaluate
 from explainguide.evaluation.classification import ClassificationScores, classification_loss
 from explainguide.metrics import (
     MAP_METRICS,
@@ -264,6 +266,76 @@ def test_a_threshold_that_cannot_be_fitted() -> None:
     )
     with pytest.raises(DataError, match="evaluate: fit_on is empty"):
         evaluate(model, data, layer="stage2", fit_on=[])
+
+
+def test_a_record_keeps_each_score_in_the_order_of_the_data() -> None:
+    model, data = tiny(), Scenes(11)
+    record = Record()
+    layers = ["stage1", "stage2"]
+    found = evaluate(model, data, layer=layers, batch_size=4, on_batch=record.add)
+    scores = record.finish()
+    assert scores.images.tolist() == list(range(11))
+    assert scores.pair_images.tolist() == sorted(scores.pair_images.tolist())
+    for image, classes in ((0, 1), (1, 2), (2, 0), (3, 1)):  # as Scenes annotates them
+        annotation = data.items[image][2]
+        expected = [] if annotation is None else sorted(annotation["labels"].tolist())
+        assert len(expected) == classes
+        assert sorted(scores.classes[scores.pair_images == image].tolist()) == expected
+    for layer in layers:
+        for key in ("epg", "iou", "on_object_epg"):
+            own = scores.scores[layer][key]
+            assert own[~np.isnan(own)].mean() == pytest.approx(found[f"{key} {layer}"])
+        assert np.isnan(scores.scores[layer]["epg"]).sum() == found[f"epg_undefined {layer}"]
+    assert np.isnan(scores.scores["stage1"]["on_object_epg"]).sum() == found["pairs"] - 2
+    shown = torch.stack([labels for _, labels, _ in data.items]).bool()
+    assert torch.equal(torch.from_numpy(scores.labels), shown)
+    hits = (scores.labels & scores.answers).sum() * 2
+    assert hits / (scores.labels.sum() + scores.answers.sum()) == pytest.approx(found["f1"])
+    again = Scores.from_dict(json.loads(json.dumps(scores.to_dict())))
+    for name, value in vars(scores).items():
+        if name != "scores":
+            np.testing.assert_array_equal(value, getattr(again, name))
+    np.testing.assert_array_equal(again.scores["stage2"]["epg"], scores.scores["stage2"]["epg"])
+
+
+def test_a_record_of_class_indices_groups_and_no_annotation() -> None:
+    model = tiny()
+    data = [(*item[:2], None, i % 2) for i, item in enumerate(Scenes(5, multilabel=False).items)]
+    record = Record()
+    found = evaluate(model, data, layer="stage2", on_batch=record.add)
+    scores = record.finish()
+    assert (scores.labels == scores.answers).mean() == pytest.approx(found["accuracy"])
+    assert scores.groups is not None
+    assert scores.groups.tolist() == [0, 1, 0, 1, 0]
+    assert len(scores.classes) == len(scores.pair_images) == 0
+    assert scores.scores == {}
+    assert Scores.from_dict(scores.to_dict()).groups.tolist() == [0, 1, 0, 1, 0]  # type: ignore[union-attr]
+
+
+def test_a_threshold_that_is_fitted_on_the_maps_themselves_gives_no_single_scores() -> None:
+    record = Record()
+    evaluate(tiny(), Scenes(5), layer="stage2", threshold="fit", on_batch=record.add)
+    assert list(record.finish().scores["stage2"]) == ["epg", "on_object_epg"]
+    record = Record()
+    evaluate(tiny(), Scenes(5), layer="stage2", fit_on=Scenes(8), on_batch=record.add)
+    assert list(record.finish().scores["stage2"]) == ["epg", "iou", "on_object_epg"]
+
+
+def test_what_is_told_of_a_batch_is_what_was_scored() -> None:
+    told: list[BatchMaps] = []
+    data = Scenes(4)
+    evaluate(tiny(), data, layer="stage2", batch_size=2, on_batch=told.append)
+    for batch in told:
+        expected = energy_pointing_game(batch.maps["stage2"], batch.regions)
+        torch.testing.assert_close(batch.scores["stage2"]["epg"], expected, equal_nan=True)
+        for row, k, region in zip(batch.rows, batch.classes, batch.regions, strict=True):
+            annotation = data.items[int(batch.indices[row])][2]
+            assert k in annotation["labels"]
+            boxes = annotation["boxes"][annotation["labels"] == k].int().tolist()
+            drawn = torch.zeros(SIZE, SIZE)
+            for x1, y1, x2, y2 in boxes:
+                drawn[y1:y2, x1:x2] = 1
+            assert torch.equal(region, drawn)
 
 
 def test_a_data_set_that_reads_batches_at_once_still_does() -> None:

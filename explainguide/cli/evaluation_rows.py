@@ -281,7 +281,7 @@ class _MapFiles:
     """Writes the maps of each image to a file of its name."""
 
     def __init__(self, folder: Path, named: Named, job: _Job, judged: Judged) -> None:
-        self._parts = [folder, _word(named.label), _word(job.name)]
+        self._folder = folder / _word(named.label) / _word(job.name)
         self._names, self._classes = item_names(judged.data), judged.classes
 
     def add(self, batch: BatchMaps) -> None:
@@ -297,7 +297,7 @@ class _MapFiles:
                 "names": np.asarray([self._classes[k] for k in classes[of_image]]),
             }
             for layer, own in maps.items():
-                file = Path(*self._parts, _word(layer), f"{self._names[index]}.npz")
+                file = self._folder / _word(layer) / f"{self._names[index]}.npz"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(file, partial(np.savez_compressed, maps=own[of_image], **content))
 

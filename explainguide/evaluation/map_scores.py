@@ -56,11 +56,12 @@ class MapScores:
     ) -> None:
         self._fits = threshold == "fit" or fitted is not None
         self._metrics: dict[str, Any] = {}
+        self._options: dict[str, dict[str, Any]] = {}
         for key in metrics:
             entry = MAP_METRICS[key]
-            options: dict[str, Any] = {"threshold": (fitted or {}).get(key, threshold)}
-            options = {name: options[name] for name in entry.options}
-            self._metrics[key] = entry.kind(**options).to(device)
+            known: dict[str, Any] = {"threshold": (fitted or {}).get(key, threshold)}
+            self._options[key] = {name: known[name] for name in entry.options}
+            self._metrics[key] = entry.kind(**self._options[key]).to(device)
 
     def update(
         self, maps: Tensor, target: Tensor, box: Tensor, masks: Tensor | None, segmented: Tensor
@@ -74,6 +75,28 @@ class MapScores:
                 metric.update(*rows)
             elif masks is not None:
                 metric.update(*(row[segmented] for row in rows))
+
+    def each(
+        self, maps: Tensor, target: Tensor, box: Tensor, masks: Tensor | None, segmented: Tensor
+    ) -> dict[str, Tensor]:
+        """One score a map, ``(P,)``, of the metrics that say how; NaN is undefined.
+
+        Takes what `update` takes. A threshold that is fitted on these maps is not known yet, and the
+        metrics that take it have no score.
+        """
+        given: dict[str, Any] = {"region": target, "boxes": box, "segmentation": masks}
+        scores = {}
+        for key, options in self._options.items():
+            entry = MAP_METRICS[key]
+            absent = masks is None and "segmentation" in entry.needs
+            if entry.each is None or absent or "fit" in options.values():
+                continue
+            rows = [maps, *(given[need] for need in entry.needs)]
+            found = entry.each(*rows, **options)
+            if "segmentation" in entry.needs:
+                found = torch.where(segmented, found, torch.nan)
+            scores[key] = found
+        return scores
 
     def compute(self) -> dict[str, float]:
         """The scores; those that need a segmentation only where they are defined."""

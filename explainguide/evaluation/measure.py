@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from explainguide.datasets.batches import Batch, batches, check_data, check_devi
 from explainguide.errors import DataError, OptionError, check_number, check_option, operation
 from explainguide.evaluation.classification import ClassificationScores, check_labels, is_multilabel
 from explainguide.evaluation.map_scores import MapScores, check_metrics, over_layers
+from explainguide.evaluation.record import BatchMaps
 from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits, class_scores
@@ -45,6 +46,7 @@ def evaluate(
     threshold: float | Literal["fit"] = 0.5,
     fit_on: Any = None,
     metrics: Sequence[str] | None = None,
+    on_batch: Callable[[BatchMaps], object] | None = None,
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str | None = None,
@@ -73,6 +75,8 @@ def evaluate(
             costs their evaluation.
         metrics: Which metrics of the maps to report: keys of `explainguide.metrics.MAP_METRICS`, those
             of your own (`explainguide.metrics.map_metric`) too. None is those named below.
+        on_batch: Called with each batch of `data`, its maps and their scores, as by
+            `explainguide.evaluation.Record`. Each process sees its own share.
         batch_size: Images a forward pass.
         workers: Processes that load images.
         device: Where to compute; None is where the model is. The model is not moved back.
@@ -125,7 +129,7 @@ def evaluate(
         name: MapScores(chosen, threshold=threshold, fitted=fitted.get(name), device=device)
         for name in layers
     }
-    return _measure(how, data, maps)
+    return _measure(how, data, maps, on_batch)
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,12 @@ def _fit(how: _How, data: Any, metrics: Sequence[str]) -> dict[str, dict[str, fl
     return {name: scores.thresholds() for name, scores in maps.items()}
 
 
-def _measure(how: _How, data: Any, maps: dict[str, MapScores]) -> dict[str, float]:
+def _measure(
+    how: _How,
+    data: Any,
+    maps: dict[str, MapScores],
+    on_batch: Callable[[BatchMaps], object] | None = None,
+) -> dict[str, float]:
     """Every number, in one pass over the images."""
     count, device = len(data), _device(how.method.model)
     rank, world = process()
@@ -178,7 +187,7 @@ def _measure(how: _How, data: Any, maps: dict[str, MapScores]) -> dict[str, floa
                 totals[2] += batch.skipped
                 if not batch.readable:
                     continue
-                logits, pairs = _step(how.method, tap, batch, how.region, maps)
+                logits, pairs = _step(how.method, tap, batch, how.region, maps, on_batch)
                 check_labels(batch.labels, logits)
                 if scores is None:
                     scores = ClassificationScores(
@@ -226,13 +235,22 @@ def _explaining(method: LayerMap, layers: dict[str, nn.Module | None]) -> Iterat
 
 
 def _step(
-    method: LayerMap, tap: Tap, batch: Batch, region: str, scores: dict[str, MapScores]
+    method: LayerMap,
+    tap: Tap,
+    batch: Batch,
+    region: str,
+    scores: dict[str, MapScores],
+    on_batch: Callable[[BatchMaps], object] | None,
 ) -> tuple[Tensor, int]:
     """The logits of a batch, and of how many pairs the maps were scored."""
     images, annotations = batch.images, batch.annotations
     if not annotations.most_classes:
         output = method.model(images)
-        return check_logits(output, reading=method.reading, images=len(images)), 0
+        logits = check_logits(output, reading=method.reading, images=len(images))
+        if on_batch is not None:
+            nothing = torch.zeros(0, dtype=torch.int64, device=logits.device)
+            on_batch(_told(batch, logits, nothing, nothing, images.new_zeros(0), {}, {}))
+        return logits, 0
     size = (int(images.shape[-2]), int(images.shape[-1]))
     with passing(tap, images) as passed:
         logits = method.logits(passed)
@@ -257,10 +275,41 @@ def _step(
     if annotations.masks is not None:
         masks = annotations.region(choice.classes, size)[valid]
     segmented = batch.segmented.to(valid.device).expand(valid.shape)[valid]
+    target = box if masks is None or region == "boxes" else masks
+    given = (target, box, masks, segmented)
+    placed: dict[str, Tensor] = {}
     for name, layer_maps in maps.items():
         pairs = layer_maps.detach()[valid][:, None]
         if pairs.shape[-2:] != size:
             pairs = F.interpolate(pairs, size, mode="bilinear", align_corners=False)
-        target = box if masks is None or region == "boxes" else masks
-        scores[name].update(pairs[:, 0], target, box, masks, segmented)
+        placed[name] = pairs[:, 0]
+        scores[name].update(placed[name], *given)
+    if on_batch is not None:
+        each = {name: scores[name].each(own, *given) for name, own in placed.items()}
+        rows = torch.arange(len(images), device=valid.device).expand(valid.shape)[valid]
+        classes = choice.classes[valid]
+        on_batch(_told(batch, logits.detach(), rows, classes, target, placed, each))
     return logits.detach(), int(valid.sum())
+
+
+def _told(
+    batch: Batch,
+    logits: Tensor,
+    rows: Tensor,
+    classes: Tensor,
+    regions: Tensor,
+    maps: dict[str, Tensor],
+    scores: dict[str, dict[str, Tensor]],
+) -> BatchMaps:
+    return BatchMaps(
+        batch.indices,
+        batch.images,
+        batch.labels,
+        batch.groups,
+        logits,
+        rows,
+        classes,
+        regions,
+        maps,
+        scores,
+    )

@@ -165,16 +165,16 @@ def _joined(batches: Sequence[Mapping[str, Any]]) -> Scores:
     order = np.argsort(column("images"), kind="stable")
     pairs = np.argsort(column("pair_images"), kind="stable")
     first = batches[0]
-    layers = {layer: list(own) for batch in batches for layer, own in batch["scores"].items()}
-    scores = {
-        layer: {
-            key: np.concatenate(
-                [b["scores"][layer][key] for b in batches if b["scores"].get(layer)]
-            ).astype(np.float64)[pairs]
-            for key in keys
-        }
-        for layer, keys in layers.items()
-    }
+    # Not every batch has every score: of masks, for example, none may be in it.
+    names = dict.fromkeys(
+        (layer, key) for b in batches for layer, own in b["scores"].items() for key in own
+    )
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    for layer, key in names:
+        parts = [
+            b["scores"].get(layer, {}).get(key, np.full(len(b["classes"]), np.nan)) for b in batches
+        ]
+        scores.setdefault(layer, {})[key] = np.concatenate(parts).astype(np.float64)[pairs]
     return Scores(
         images=column("images")[order],
         labels=column("labels")[order],

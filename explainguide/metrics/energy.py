@@ -61,7 +61,13 @@ def energy_pointing_game(
     return mark_undefined(*_energy_scores(attribution.clamp(min=0), mask, min_energy), undefined)
 
 
-@map_metric("epg", title="EPG", default=True, counts_undefined=True)
+@map_metric(
+    "epg",
+    title="EPG",
+    default=True,
+    counts_undefined=True,
+    each=energy_pointing_game,
+)
 class EnergyPointingGame(ImageMean):
     r"""Share of the positive attribution that falls inside the mask, averaged over images (EPG).
 
@@ -177,7 +183,13 @@ def on_object_energy(
     return mark_undefined(*_energy_scores(inside, mask, min_energy), undefined)
 
 
-@map_metric("on_object_epg", title="On-object EPG", needs=("segmentation", "boxes"), default=True)
+@map_metric(
+    "on_object_epg",
+    title="On-object EPG",
+    needs=("segmentation", "boxes"),
+    default=True,
+    each=on_object_energy,
+)
 class OnObjectEnergy(ImageMean):
     r"""Share of the positive attribution inside the box that falls on the object, over images.
 

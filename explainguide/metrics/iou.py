@@ -70,7 +70,13 @@ def localization_iou(
     return mark_undefined(scores[:, 0], defined, undefined)
 
 
-@map_metric("iou", title="IoU", options=("threshold",), default=True)
+@map_metric(
+    "iou",
+    title="IoU",
+    options=("threshold",),
+    default=True,
+    each=localization_iou,
+)
 class LocalizationIoU(ImageMean):
     """Intersection over union of the mask and the thresholded map, averaged over images.
 

@@ -64,7 +64,12 @@ def pointing_game(
     return mark_undefined(*_pointing_scores(attribution, mask, tolerance), undefined)
 
 
-@map_metric("pointing_game", title="Pointing game", counts_undefined=True)
+@map_metric(
+    "pointing_game",
+    title="Pointing game",
+    counts_undefined=True,
+    each=pointing_game,
+)
 class PointingGame(ImageMean):
     """Share of the images whose map has its highest point in the mask.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
+from torch import Tensor
 from torchmetrics import Metric
 
 from explainguide.errors import OptionError, Table, did_you_mean, operation
@@ -37,6 +38,7 @@ class MapMetric:
     options: tuple[Option, ...] = ()
     default: bool = False
     counts_undefined: bool = False
+    each: Callable[..., Tensor] | None = None
 
     @property
     def higher_is_better(self) -> bool | None:
@@ -56,6 +58,7 @@ def map_metric(
     options: tuple[Option, ...] = (),
     default: bool = False,
     counts_undefined: bool = False,
+    each: Callable[..., Tensor] | None = None,
 ) -> Callable[[Kind], Kind]:
     """Enter a torchmetrics class into the table of the metrics that `evaluate` can report.
 
@@ -76,6 +79,9 @@ def map_metric(
             ``"fit"``, the class's ``best_threshold`` is reported as ``<key>_threshold``.
         default: Whether `evaluate` reports it without being asked.
         counts_undefined: Whether the class's ``undefined`` is reported as ``<key>_undefined``.
+        each: The function that the class is the mean of: it takes what ``update`` takes, and the
+            ``options`` by name, and returns one score a map, ``(N,)``, NaN where it is undefined. With
+            it a report has intervals, classes, and the best and worst images.
 
     Returns:
         A decorator that hands the class back as it was. A class that is defined again, as in a
@@ -107,7 +113,9 @@ def map_metric(
         _check_key(key, kind)
         _check_names("need", needs, get_args(Need))
         _check_names("option", options, get_args(Option))
-        MAP_METRICS[key] = MapMetric(key, kind, title, needs, options, default, counts_undefined)
+        MAP_METRICS[key] = MapMetric(
+            key, kind, title, needs, options, default, counts_undefined, each
+        )
         return kind
 
     return enter
