@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from explainguide.cli.data_options import add_data_arguments
 from explainguide.cli.settings import Later, add_settings
 from explainguide.cli.usage import UsageError
-from explainguide.errors import ExplanationError, check_option, operation
+from explainguide.errors import DataError, ExplanationError, check_option, operation
 from explainguide.guidance.options import EXPLAINING
 from explainguide.training.config import TrainConfig
-from explainguide.visualization.tables import format_table
 
 if TYPE_CHECKING:
     from explainguide.cli.evaluation_rows import Row
@@ -31,6 +32,7 @@ explainguide evaluate runs/energy/last.pt --root VOC2007 --image-set test
 # Of the attribution there may be several.
 _SETTINGS = tuple(name for name in (*EXPLAINING, "region") if name != "attribution")
 _USUAL_REFERENCES = ("center", "edge", "random")
+_PAGE, _SCORES = "report.html", "scores"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for report.html and the scores; an interrupted command goes on from it",
     )
+    group.add_argument("--title", metavar="TEXT", help="of the report")
     group.add_argument(
         "--save-maps", metavar="DIR", help="folder for the maps: a .npz for each image"
     )
@@ -123,8 +126,8 @@ def _about_references() -> str:
     from explainguide.attr.references import REFERENCES
 
     return (
-        f"judge {', '.join(REFERENCES)} too, to compare with (default, and where none is named: center, "
-        "edge and random with --report, else none)"
+        f"judge {', '.join(REFERENCES)} too, to compare with (where none is named, and with --report: "
+        f"{', '.join(_USUAL_REFERENCES)})"
     )
 
 
@@ -147,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     references = _references(args)
     device = _device(args.device)
     first = process()[0] == 0
-    folder = None if args.report is None else ScoreFolder(open_folder(args.report))
+    folder = None if args.report is None else ScoreFolder(_open_folder(args.report))
     rows: list[Row] = []
 
     def failed(text: str) -> None:
@@ -168,8 +171,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if not rows:
         raise ExplanationError(
-            "nothing could be judged; the lines above say why. Choose another attribution. One that can "
-            "be computed is enough."
+            "nothing could be judged; the lines above say why. Choose another attribution. One that "
+            "can be computed is enough."
         )
     if first:
         _show(args, rows)
@@ -182,8 +185,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--limit: {args.limit} is no number of images. 1 or more is allowed.")
     if args.attribution_options and len(args.attribution or [None]) > 1:
         raise UsageError(
-            "--attribution-options: there are several attributions, and it is not said whose they are. "
-            "Evaluate the one with options on its own. One --attribution is allowed."
+            "--attribution-options: there are several attributions, and it is not said whose they "
+            "are. Evaluate the one with options on its own. One --attribution is allowed."
         )
     if args.ml_att and args.layer:
         raise UsageError(
@@ -204,6 +207,80 @@ def _references(args: argparse.Namespace) -> list[str]:
 
 def _show(args: argparse.Namespace, rows: list[Row]) -> None:
     """Print the table, and write what is asked for."""
+    from explainguide.visualization.tables import rows_as_csv, rows_as_json, rows_as_markdown
+
+    table = _table(args, rows)
+    for file, text in ((args.csv, rows_as_csv), (args.json, rows_as_json)):
+        if file is not None:
+            _write(file, text(table))
+    remarks = []
+    if args.report is not None:
+        from explainguide.cli.evaluation_report import build_page
+        from explainguide.visualization.evaluation_page import write_evaluation
+
+        page = build_page(rows, args, shlex.join(["explainguide", *sys.argv[1:]]))
+        remarks = [f"{result.label}: {note}" for result in page.results for note in result.notes]
+        remarks.append(f"The report is {write_evaluation(page, Path(args.report) / _PAGE)}")
+    print(rows_as_markdown(table) if args.markdown else format_table(table))
+    for line in remarks:
+        print(line)
+    skipped = rows[0].skipped()
+    if skipped:
+        names = f"{', '.join(skipped[:3])}{' and others' if len(skipped) > 3 else ''}"
+        print(
+            f"{len(skipped)} images could not be read and were left out: {names}.", file=sys.stderr
+        )
+
+
+def _table(args: argparse.Namespace, rows: list[Row]) -> list[dict[str, object]]:
+    """What tells rows apart, and their numbers."""
+    named = args.attribution or args.ml_att or len({row.attribution for row in rows}) > 1
+    layers = named or len({row.layer for row in rows}) > 1
+    return [
+        {
+            "checkpoint": row.model,
+            **({"attribution": row.attribution} if named else {}),
+            **({"layer": row.layer} if layers else {}),
+            **{key: value for key, value in row.numbers.items() if key != "skipped"},
+        }
+        for row in rows
+    ]
+
+
+def _write(file: str, text: str) -> None:
+    from explainguide.files import replace_file
+
+    target = Path(file)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, lambda opened: opened.write(text.encode()))
+    except OSError as error:
+        raise DataError(
+            f"'{file}' could not be written ({error.strerror or error}). Choose another folder. An "
+            "earlier file is unchanged."
+        ) from error
+
+
+def _open_folder(name: str) -> Path:
+    """The folder of a report, with the folder in it where the scores are kept.
+
+    Raises:
+        OptionError: If it holds something else.
+    """
+    from explainguide.visualization.evaluation_page import check_page_path
+
+    folder = Path(name)
+    scores = folder / _SCORES
+    if folder.exists() and not (folder.is_dir() and (scores.is_dir() or not any(folder.iterdir()))):
+        what = "a folder with other files" if folder.is_dir() else "a file"
+        raise UsageError(
+            f"--report: '{name}' is {what}. Name another folder, as '{name}-report'. A new or empty "
+            "folder, or one of an earlier report, is allowed."
+        )
+    with operation("--report"):
+        check_page_path(folder / _PAGE)
+    scores.mkdir(parents=True, exist_ok=True)
+    return scores
 
 
 def _device(name: str) -> Any:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from explainguide.attr import LayerMap
 from explainguide.attr.any_attribution import as_explainer, is_own
@@ -21,7 +22,6 @@ from explainguide.attr.references import REFERENCES
 from explainguide.cli.judged import Judged, Named
 from explainguide.cli.layers import list_stages
 from explainguide.cli.settings import given_settings
-from explainguide.datasets.names import item_names
 from explainguide.errors import ExplainGuideError, operation
 from explainguide.evaluation.measure import evaluate
 from explainguide.evaluation.record import BatchMaps, Record, Scores
@@ -39,6 +39,14 @@ EXPLAINED = tuple(name for name in EXPLAINING if name != "attribution")
 _DECIDES = ("data", "root", "boxes", "image_set", "decoy", "limit", "size", "fit_on", "fit_boxes")
 
 
+class _Job(NamedTuple):
+    """An attribution of a model at one layer or several, which take one pass over the images."""
+
+    name: str
+    attribution: Any
+    layers: list[str] | None
+
+
 @dataclass(frozen=True)
 class Row:
     """What was measured of one model, attribution and layer.
@@ -49,6 +57,8 @@ class Row:
         layer: Dotted name, or ``"input"``.
         numbers: As `evaluate` returns them, of this layer alone.
         scores: One by one; of this layer, and perhaps of others.
+        judged: The model and its images.
+        job: The attribution.
         reference: Whether the attribution knows nothing of the model.
     """
 
@@ -57,15 +67,36 @@ class Row:
     layer: str
     numbers: Mapping[str, float]
     scores: Scores
+    judged: Judged
+    job: _Job
     reference: bool = False
 
+    def skipped(self) -> list[str]:
+        """The names of the images that could not be read."""
+        names, read = self.judged.names, set(self.scores.images.tolist())
+        return [name for index, name in enumerate(names) if index not in read]
 
-class _Job(NamedTuple):
-    """An attribution of a model at one layer or several, which take one pass over the images."""
+    def look(self, images: Sequence[int]) -> dict[tuple[int, int], Tensor]:
+        """The maps of some items of the data set, by item and class, ``(H, W)`` each."""
+        chosen = sorted(set(images))
+        found: dict[tuple[int, int], Tensor] = {}
 
-    name: str
-    attribution: Any
-    layers: list[str] | None
+        def keep(batch: BatchMaps) -> None:
+            items = [chosen[index] for index in batch.indices.tolist()]
+            pairs = zip(batch.rows.tolist(), batch.classes.tolist(), strict=True)
+            maps = batch.maps.get(self.layer, ())
+            for (row, k), own in zip(pairs, maps, strict=True):
+                found[items[row], k] = own.cpu()
+
+        evaluate(
+            self.judged.model,
+            Subset(self.judged.data, chosen),
+            layer=self.job.layers,
+            attribution=self.job.attribution,
+            metrics=[],
+            on_batch=keep,
+        )
+        return found
 
 
 class ScoreFolder:
@@ -145,7 +176,8 @@ def measure(
             layers = list(scores.scores) or job.layers or [""]
             for layer in layers:
                 own = _of_layer(numbers, layer, layers)
-                yield Row(named.label, job.name, layer, own, scores, name in REFERENCES)
+                reference = name in REFERENCES
+                yield Row(named.label, job.name, layer, own, scores, judged, job, reference)
 
 
 def _jobs(
@@ -282,7 +314,7 @@ class _MapFiles:
 
     def __init__(self, folder: Path, named: Named, job: _Job, judged: Judged) -> None:
         self._folder = folder / _word(named.label) / _word(job.name)
-        self._names, self._classes = item_names(judged.data), judged.classes
+        self._names, self._classes = judged.names, judged.classes
 
     def add(self, batch: BatchMaps) -> None:
         """Write those of a batch."""

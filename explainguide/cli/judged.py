@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from explainguide.cli.data import (
@@ -22,6 +22,7 @@ from explainguide.cli.data import (
 )
 from explainguide.cli.data_options import check_same_classes, find_source, open_evaluation
 from explainguide.cli.usage import UsageError
+from explainguide.datasets.names import item_names
 from explainguide.errors import DataError, OptionError
 from explainguide.models.build import build_model, load_weights, set_image_size
 from explainguide.training.checkpoints import describe_weights, load_model
@@ -58,7 +59,9 @@ class Judged:
         data: The images, with their transforms.
         fit_on: Those that a threshold is fitted on, or None.
         classes: Names, in the order of the labels.
-        encoding: What lies between an image in [0, 1] and the model.
+        groups: Names of the groups; none where the data have none.
+        names: Of the images.
+        plain: What brings an image to the model's size and leaves its colours.
     """
 
     model: nn.Module
@@ -66,7 +69,22 @@ class Judged:
     data: Any
     fit_on: Any
     classes: list[str]
-    encoding: list[Any]
+    groups: list[str]
+    names: list[str]
+    plain: Any
+
+    def picture(self, index: int, label: int) -> tuple[Tensor, Tensor]:
+        """An image in [0, 1] and the boxes of a class in it, ``(3, H, W)`` and ``(M, 4)``."""
+        data, place = self.data, index
+        while isinstance(data, Subset):
+            data, place = data.dataset, int(data.indices[place])
+        own, data.transforms = data.transforms, self.plain
+        try:
+            image, _, annotation, *_ = data[place]
+        finally:
+            data.transforms = own
+        boxes = annotation["boxes"][annotation["labels"] == label]
+        return image.as_subclass(Tensor), boxes.as_subclass(Tensor)
 
 
 def list_judged(args: argparse.Namespace) -> Iterator[Named]:
@@ -146,10 +164,19 @@ def open_judged(named: Named, args: argparse.Namespace, device: Any) -> Judged:
     if args.fit_on is not None:
         fit_on = open_evaluation(args, info, fit=True)
         fit_on.transforms = data.transforms
-    classes = list(data.classes)
+    classes, groups = list(data.classes), list(getattr(data, "groups", []))
     if args.limit is not None:
         data = Subset(data, range(min(args.limit, len(data))))
-    return Judged(model, config, data, fit_on, classes, encoding)
+    return Judged(
+        model,
+        config,
+        data,
+        fit_on,
+        classes,
+        groups=groups,
+        names=item_names(data),
+        plain=build_transforms(info["image_size"], []),
+    )
 
 
 def _by_name(named: Named, args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any], Any]:
