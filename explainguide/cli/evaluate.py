@@ -207,7 +207,12 @@ def _references(args: argparse.Namespace) -> list[str]:
 
 def _show(args: argparse.Namespace, rows: list[Row]) -> None:
     """Print the table, and write what is asked for."""
-    from explainguide.visualization.tables import rows_as_csv, rows_as_json, rows_as_markdown
+    from explainguide.visualization.tables import (
+        format_table,
+        rows_as_csv,
+        rows_as_json,
+        rows_as_markdown,
+    )
 
     table = _table(args, rows)
     for file, text in ((args.csv, rows_as_csv), (args.json, rows_as_json)):
