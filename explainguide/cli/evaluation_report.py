@@ -48,8 +48,8 @@ _CLASSIFICATION = {
 _NOT_SHOWN = (
     "Maps say where the evidence for a class is, at the layer that is named. What it is there, the "
     "shape or the colour of an object, they do not say.",
-    "Only classes that an image is annotated for are explained. Evidence for other classes, and against "
-    "this one, has no map here.",
+    "Only classes that an image is annotated for are explained. Evidence for other classes, and "
+    "against this one, has no map here.",
     "A map in the box is no proof that the model would answer the same on another background. That "
     "is measured on images that have one.",
     "Intervals come of drawing these images again. Another training of the same model may differ by "

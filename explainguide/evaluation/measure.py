@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from explainguide.annotations.class_choice import choose_classes
-from explainguide.annotations.forms import as_regions
+from explainguide.annotations import Annotations
+from explainguide.annotations.class_choice import Choice, choose_classes
+from explainguide.annotations.forms import Regions, as_regions
 from explainguide.attr import LayerMap
+from explainguide.attr.any_attribution import as_explainer, is_own
 from explainguide.attr.evidence import explain, passing
+from explainguide.attr.explainer import Explainer
 from explainguide.attr.placement import place_attribution
 from explainguide.datasets.batches import Batch, batches, check_data, check_device
 from explainguide.errors import DataError, OptionError, check_number, check_option, operation
@@ -40,7 +43,7 @@ def evaluate(
     data: Any,
     *,
     layer: str | Sequence[str] | None = None,
-    attribution: str | LayerMap = "ixg",
+    attribution: Any = "ixg",
     output: Output | None = None,
     region: Literal["boxes", "masks"] = "boxes",
     threshold: float | Literal["fit"] = 0.5,
@@ -65,7 +68,10 @@ def evaluate(
         data: Items ``(image, labels, annotation)``; None for an image that could not be read.
             Labels are an int, or multi-hot floats.
         layer: ``"input"``, a dotted name, or several; None finds the last spatial layer.
-        attribution: A name, or an object of `explainguide.attr` built with this model.
+        attribution: A name, or an object of `explainguide.attr` built with this model; or what else
+            `explainguide.attr.as_explainer` takes, at one layer: an attribution of Captum's, as
+            ``"captum:GuidedBackprop"``, an object of pytorch-grad-cam, a reference such as
+            ``"center"``, a callable. Those cost what they cost, for each class of an image.
         output: Which of several things that the model returns are the logits: an index, a key, an
             attribute, or a callable that takes what the model returned.
         region: What a class should be found in: its ``"boxes"``, or its ``"masks"`` where there
@@ -109,17 +115,23 @@ def evaluate(
     place = None if device is None else check_device(device)
     inner = unwrap(model, compiled_parts=True)
     check_whole(inner, remedy="Load its full state dict in a model of its own.")
-    method, layers = place_attribution(
-        inner,
-        attribution,
-        layer,
-        reading=check_reading(output=output),
-        movable=True,
-    )
+    method: LayerMap | Explainer
+    layers: dict[str, nn.Module | None]
+    if is_own(attribution):
+        method, layers = place_attribution(
+            inner,
+            attribution,
+            layer,
+            reading=check_reading(output=output),
+            movable=True,
+        )
+    else:
+        method = as_explainer(attribution, inner, layer=_one_layer(layer), output=output)
+        layers = {method.layer: None}
     check_data(data, name="data")
     if place is not None:
         inner.to(place)
-    how = _How(method, layers, region, batch_size, workers, progress)
+    how = _How(inner, method, layers, region, batch_size, workers, progress)
     fitted: dict[str, dict[str, float]] = {}
     if fit_on is not None:
         check_data(fit_on, name="fit_on")
@@ -136,7 +148,8 @@ def evaluate(
 class _How:
     """How images are explained, and how they are gone through."""
 
-    method: LayerMap
+    model: nn.Module
+    method: LayerMap | Explainer
     layers: dict[str, nn.Module | None]
     region: str
     batch_size: int
@@ -149,7 +162,7 @@ def _fit(how: _How, data: Any, metrics: Sequence[str]) -> dict[str, dict[str, fl
     taking = [key for key in metrics if "threshold" in MAP_METRICS[key].options]
     if not taking:
         return {}
-    device = _device(how.method.model)
+    device = _device(how.model)
     maps = {name: MapScores(taking, threshold="fit", device=device) for name in how.layers}
     numbers = _measure(how, data, maps)
     if not numbers["pairs"]:
@@ -168,7 +181,7 @@ def _measure(
     on_batch: Callable[[BatchMaps], object] | None = None,
 ) -> dict[str, float]:
     """Every number, in one pass over the images."""
-    count, device = len(data), _device(how.method.model)
+    count, device = len(data), _device(how.model)
     rank, world = process()
     source = batches(
         data,
@@ -178,7 +191,7 @@ def _measure(
         device=device,
     )
     steps = -(-len(range(rank, count, world)) // how.batch_size)
-    with _explaining(how.method, how.layers) as tap, torch.inference_mode(False), torch.no_grad():
+    with _explaining(how) as tap, torch.inference_mode(False), torch.no_grad():
         scores: ClassificationScores | None = None
         totals = [0, 0, 0]
         with together(device):
@@ -187,7 +200,7 @@ def _measure(
                 totals[2] += batch.skipped
                 if not batch.readable:
                     continue
-                logits, pairs = _step(how.method, tap, batch, how.region, maps, on_batch)
+                logits, pairs = _step(how, tap, batch, maps, on_batch)
                 check_labels(batch.labels, logits)
                 if scores is None:
                     scores = ClassificationScores(
@@ -223,44 +236,94 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
+def _one_layer(layer: Any) -> Any:
+    """The layer of an attribution that is not the package's."""
+    if isinstance(layer, str | nn.Module | None):
+        return layer
+    layers = list(layer)
+    if len(layers) != 1:
+        raise OptionError(
+            f"layer is {layers!r}, but the attribution explains one layer at a time. Evaluate it for "
+            "each. One layer is allowed."
+        )
+    return layers[0]
+
+
 @contextmanager
-def _explaining(method: LayerMap, layers: dict[str, nn.Module | None]) -> Iterator[Tap]:
-    """Evaluation mode and a tap, both undone on the way out."""
-    tap = method.tap(layers)
-    try:
-        with evaluating(method.model), tap.alone():
-            yield tap
-    finally:
-        tap.remove()
+def _explaining(how: _How) -> Iterator[Tap | None]:
+    """Evaluation mode and, for an attribution of the package, a tap; both undone on the way out."""
+    with ExitStack() as stack:
+        tap = None
+        if isinstance(how.method, LayerMap):
+            tap = how.method.tap(how.layers)
+            stack.callback(tap.remove)
+        stack.enter_context(evaluating(how.model))
+        if tap is not None:
+            stack.enter_context(tap.alone())
+        yield tap
 
 
 def _step(
-    method: LayerMap,
-    tap: Tap,
+    how: _How,
+    tap: Tap | None,
     batch: Batch,
-    region: str,
     scores: dict[str, MapScores],
     on_batch: Callable[[BatchMaps], object] | None,
 ) -> tuple[Tensor, int]:
     """The logits of a batch, and of how many pairs the maps were scored."""
     images, annotations = batch.images, batch.annotations
     if not annotations.most_classes:
-        output = method.model(images)
-        logits = check_logits(output, reading=method.reading, images=len(images))
+        output = how.model(images)
+        logits = check_logits(output, reading=how.method.reading, images=len(images))
         if on_batch is not None:
             nothing = torch.zeros(0, dtype=torch.int64, device=logits.device)
             on_batch(_told(batch, logits, nothing, nothing, images.new_zeros(0), {}, {}))
         return logits, 0
     size = (int(images.shape[-2]), int(images.shape[-1]))
+    logits, boxes, choice, maps = _maps(how, tap, images, annotations, size)
+    valid = choice.valid
+    box = boxes.region(choice.classes, size)[valid]
+    masks = None
+    if annotations.masks is not None:
+        masks = annotations.region(choice.classes, size)[valid]
+    segmented = batch.segmented.to(valid.device).expand(valid.shape)[valid]
+    target = box if masks is None or how.region == "boxes" else masks
+    given = (target, box, masks, segmented)
+    for name, own in maps.items():
+        scores[name].update(own, *given)
+    if on_batch is not None:
+        each = {name: scores[name].each(own, *given) for name, own in maps.items()}
+        rows = torch.arange(len(images), device=valid.device).expand(valid.shape)[valid]
+        on_batch(_told(batch, logits, rows, choice.classes[valid], target, maps, each))
+    return logits, int(valid.sum())
+
+
+def _maps(
+    how: _How, tap: Tap | None, images: Tensor, annotations: Annotations, size: tuple[int, int]
+) -> tuple[Tensor, Regions, Choice, dict[str, Tensor]]:
+    """The logits, and of every annotated class of every image the map at the image's size."""
+
+    def choose(logits: Tensor) -> tuple[Regions, Choice]:
+        scores = class_scores(logits)
+        boxes = as_regions(annotations.without_masks(), scores, size)
+        return boxes, choose_classes("all", boxes, scores, None, negatives=0.0, generator=None)
+
+    if isinstance(how.method, Explainer):
+        logits = check_logits(how.model(images), reading=how.method.reading, images=len(images))
+        boxes, choice = choose(logits)
+        found = [
+            how.method(images[shown], classes[shown])
+            for classes, shown in zip(choice.classes, choice.valid, strict=True)
+            if shown.any()
+        ]
+        empty = images.new_zeros(0, *size)
+        return logits, boxes, choice, {how.method.layer: torch.cat(found) if found else empty}
+    assert tap is not None
     with passing(tap, images) as passed:
-        logits = method.logits(passed)
-        scores_of_classes = class_scores(logits)
-        boxes = as_regions(annotations.without_masks(), scores_of_classes, size)
-        choice = choose_classes(
-            "all", boxes, scores_of_classes, None, negatives=0.0, generator=None
-        )
-        maps, _ = explain(
-            method,
+        logits = how.method.logits(passed)
+        boxes, choice = choose(logits)
+        by_layer, _ = explain(
+            how.method,
             tap,
             passed,
             score=lambda z: torch.where(
@@ -269,27 +332,13 @@ def _step(
             create_graph=False,
         )
     tap.forget()
-    valid = choice.valid
-    box = boxes.region(choice.classes, size)[valid]
-    masks = None
-    if annotations.masks is not None:
-        masks = annotations.region(choice.classes, size)[valid]
-    segmented = batch.segmented.to(valid.device).expand(valid.shape)[valid]
-    target = box if masks is None or region == "boxes" else masks
-    given = (target, box, masks, segmented)
-    placed: dict[str, Tensor] = {}
-    for name, layer_maps in maps.items():
-        pairs = layer_maps.detach()[valid][:, None]
+    maps = {}
+    for name, layer_maps in by_layer.items():
+        pairs = layer_maps.detach()[choice.valid][:, None]
         if pairs.shape[-2:] != size:
             pairs = F.interpolate(pairs, size, mode="bilinear", align_corners=False)
-        placed[name] = pairs[:, 0]
-        scores[name].update(placed[name], *given)
-    if on_batch is not None:
-        each = {name: scores[name].each(own, *given) for name, own in placed.items()}
-        rows = torch.arange(len(images), device=valid.device).expand(valid.shape)[valid]
-        classes = choice.classes[valid]
-        on_batch(_told(batch, logits.detach(), rows, classes, target, placed, each))
-    return logits.detach(), int(valid.sum())
+        maps[name] = pairs[:, 0]
+    return logits.detach(), boxes, choice, maps
 
 
 def _told(
