@@ -19,6 +19,7 @@ from explainguide.evaluation.bootstrap import Interval, bootstrap_interval, pair
 from explainguide.metrics import MAP_METRICS, pareto_front
 from explainguide.visualization.evaluation_data import (
     Bars,
+    Better,
     Difference,
     EvaluationPage,
     Example,
@@ -102,15 +103,15 @@ def _note(key: str) -> MetricNote:
     document = (entry.kind.__doc__ or "").strip().split("\n\n")[0]
     meaning = " ".join(document.replace("`", "").split())
     low, high = (getattr(entry.kind, f"plot_{end}_bound", None) for end in ("lower", "upper"))
-    better = {True: "higher", False: "lower", None: "neither"}[entry.higher_is_better]
+    better: dict[bool | None, Better] = {True: "higher", False: "lower", None: "neither"}
     title = f"{entry.title}, {part.replace('_', ' ')}" if part else entry.title
     return MetricNote(
         title,
         meaning,
-        better,
+        better[entry.higher_is_better],
         low,
         high,
-        percent=(low, high) == (0.0, 1.0),  # type: ignore[arg-type]
+        percent=(low, high) == (0.0, 1.0),
     )
 
 

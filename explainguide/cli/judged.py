@@ -75,7 +75,8 @@ class Judged:
 
     def picture(self, index: int, label: int) -> tuple[Tensor, Tensor]:
         """An image in [0, 1] and the boxes of a class in it, ``(3, H, W)`` and ``(M, 4)``."""
-        data, place = self.data, index
+        data: Any = self.data
+        place = index
         while isinstance(data, Subset):
             data, place = data.dataset, int(data.indices[place])
         own, data.transforms = data.transforms, self.plain

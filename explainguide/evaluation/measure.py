@@ -28,7 +28,7 @@ from explainguide.evaluation.record import BatchMaps
 from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits, class_scores
-from explainguide.hooks.reading import Output, check_reading
+from explainguide.hooks.reading import Output, Reading, check_reading
 from explainguide.hooks.sharded import check_whole
 from explainguide.hooks.tap import Tap
 from explainguide.metrics.table import MAP_METRICS, side_by_side
@@ -117,21 +117,17 @@ def evaluate(
     check_whole(inner, remedy="Load its full state dict in a model of its own.")
     method: LayerMap | Explainer
     layers: dict[str, nn.Module | None]
+    reading = check_reading(output=output)
     if is_own(attribution):
-        method, layers = place_attribution(
-            inner,
-            attribution,
-            layer,
-            reading=check_reading(output=output),
-            movable=True,
-        )
+        method, layers = place_attribution(inner, attribution, layer, reading=reading, movable=True)
+        reading = method.reading
     else:
         method = as_explainer(attribution, inner, layer=_one_layer(layer), output=output)
         layers = {method.layer: None}
     check_data(data, name="data")
     if place is not None:
         inner.to(place)
-    how = _How(inner, method, layers, region, batch_size, workers, progress)
+    how = _How(inner, method, layers, reading, region, batch_size, workers, progress)
     fitted: dict[str, dict[str, float]] = {}
     if fit_on is not None:
         check_data(fit_on, name="fit_on")
@@ -151,6 +147,7 @@ class _How:
     model: nn.Module
     method: LayerMap | Explainer
     layers: dict[str, nn.Module | None]
+    reading: Reading
     region: str
     batch_size: int
     workers: int
@@ -274,7 +271,7 @@ def _step(
     images, annotations = batch.images, batch.annotations
     if not annotations.most_classes:
         output = how.model(images)
-        logits = check_logits(output, reading=how.method.reading, images=len(images))
+        logits = check_logits(output, reading=how.reading, images=len(images))
         if on_batch is not None:
             nothing = torch.zeros(0, dtype=torch.int64, device=logits.device)
             on_batch(_told(batch, logits, nothing, nothing, images.new_zeros(0), {}, {}))
@@ -309,7 +306,7 @@ def _maps(
         return boxes, choose_classes("all", boxes, scores, None, negatives=0.0, generator=None)
 
     if isinstance(how.method, Explainer):
-        logits = check_logits(how.model(images), reading=how.method.reading, images=len(images))
+        logits = check_logits(how.model(images), reading=how.reading, images=len(images))
         boxes, choice = choose(logits)
         found = [
             how.method(images[shown], classes[shown])

@@ -80,7 +80,7 @@ def test_another_set_layer_and_threshold_can_be_evaluated(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("| checkpoint")
-    assert "iou_threshold" in lines[0]
+    assert "iou\\_threshold" in lines[0]
     assert lines[2].split("|")[-2].strip() == "8"
 
 
