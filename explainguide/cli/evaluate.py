@@ -147,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
     allow_local_modules()
     with operation("--metrics"):
         metrics = check_metrics(args.metrics)
+    _check_names(args)
     references = _references(args)
     device = _device(args.device)
     first = process()[0] == 0
@@ -192,6 +193,20 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "--layer: --ml-att chooses three layers itself. Leave one of them out. Either is allowed."
         )
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """Refuse names that stand for nothing, before anything is measured."""
+    from explainguide.attr import ATTRIBUTIONS
+    from explainguide.attr.any_attribution import is_own
+    from explainguide.attr.references import REFERENCES
+
+    with operation("--attribution"):
+        for name in args.attribution or ():
+            if ":" not in name:
+                known = [*ATTRIBUTIONS, *REFERENCES]
+                check_option("attribution", name, known, also="captum:Class or module:name")
+            is_own(name)
 
 
 def _references(args: argparse.Namespace) -> list[str]:

@@ -210,8 +210,6 @@ def _jobs(
                     name, judged.model, layer=layer, arguments=arguments, **reading
                 )
         except ExplainGuideError as error:
-            if len(layers) == 1:
-                raise
             failed(str(error))
             continue
         yield _Job(name, found, None)
