@@ -156,7 +156,7 @@ def _units(row: Row, key: str) -> tuple[np.ndarray, np.ndarray] | None:
 def _result(row: Row, notes: Mapping[str, MetricNote], remarks: Sequence[str] = ()) -> Result:
     scores: dict[str, Score] = {}
     for key in notes:
-        if key not in row.numbers:
+        if key not in row.numbers or (row.reference and key in _CLASSIFICATION):
             continue
         units = _units(row, key)
         if units is None:
@@ -172,7 +172,8 @@ def _result(row: Row, notes: Mapping[str, MetricNote], remarks: Sequence[str] = 
                     "total": int(row.numbers["pairs"]),
                 }
             )
-    return Result(row.model, scores, row.attribution, row.layer, remarks, row.reference)
+    model = "reference" if row.reference else row.model
+    return Result(model, scores, row.attribution, row.layer, remarks, row.reference)
 
 
 def _against(
@@ -182,7 +183,7 @@ def _against(
     center = next((r for r in rows if r.reference and r.attribution == "center"), None)
     if row.reference or center is None:
         return []
-    remarks = []
+    below, unsure = [], []
     for name in _single(row):
         entry = MAP_METRICS[name]
         pair = _pair(center, row, name)
@@ -190,12 +191,21 @@ def _against(
             continue
         found = paired_difference(*pair[:2], images=pair[2])
         sign = 1 if entry.higher_is_better else -1
-        ends = sorted((sign * found.low, sign * found.high))
         if sign * found.value <= 0:
-            remarks.append(f"Does not beat a centred Gaussian in {notes[name].title}.")
-        elif ends[0] <= 0:
-            remarks.append(f"In {notes[name].title} not surely above a centred Gaussian.")
+            below.append(notes[name].title)
+        elif min(sign * found.low, sign * found.high) <= 0:
+            unsure.append(notes[name].title)
+    remarks = []
+    if below:
+        remarks.append(f"Does not beat a centred Gaussian in {_listed(below)}.")
+    if unsure:
+        remarks.append(f"In {_listed(unsure)} not surely above a centred Gaussian.")
     return remarks
+
+
+def _listed(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _pair(one: Row, other: Row, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
