@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from explainguide.annotations.class_choice import choose_classes
 from explainguide.annotations.forms import as_regions
-from explainguide.attr import LayerMap
-from explainguide.attr.evidence import explain, passing
-from explainguide.attr.placement import place_attribution
+from explainguide.attr.map_checks import at_image_size
 from explainguide.datasets.batches import Batch, batches, check_data, check_device
 from explainguide.errors import DataError, check_number, check_option, operation
 from explainguide.evaluation.classification import ClassificationScores, check_labels, is_multilabel
+from explainguide.evaluation.explaining import Pass, explaining
 from explainguide.evaluation.map_scores import MapScores, check_metrics, over_layers
-from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import unwrap
-from explainguide.hooks.logits import check_logits, class_scores
+from explainguide.hooks.logits import class_scores
 from explainguide.hooks.reading import Output, check_reading
 from explainguide.hooks.sharded import check_whole
-from explainguide.hooks.tap import Tap
 from explainguide.metrics.table import side_by_side
 from explainguide.processes import add_up, process, together
 
@@ -38,7 +33,7 @@ def evaluate(
     data: Any,
     *,
     layer: str | Sequence[str] | None = None,
-    attribution: str | LayerMap = "ixg",
+    attribution: Any = "ixg",
     output: Output | None = None,
     region: Literal["boxes", "masks"] = "boxes",
     threshold: float | Literal["fit"] = 0.5,
@@ -61,7 +56,9 @@ def evaluate(
         data: Items ``(image, labels, annotation)``; None for an image that could not be read.
             Labels are an int, or multi-hot floats.
         layer: ``"input"``, a dotted name, or several; None finds the last spatial layer.
-        attribution: A name, or an object of `explainguide.attr` built with this model.
+        attribution: A name, or an object of `explainguide.attr` built with this model; or whatever else
+            `explainguide.attr.as_explainer` takes, as ``"captum:Occlusion"`` or a function
+            ``(images, target) -> maps``. What it makes costs what its own runs of the model cost.
         output: Which of several things that the model returns are the logits: an index, a key, an
             attribute, or a callable that takes what the model returned.
         region: What a class should be found in: its ``"boxes"``, or its ``"masks"`` where there
@@ -85,6 +82,8 @@ def evaluate(
 
     Raises:
         LayerError: For a layer that cannot be explained.
+        ExplanationError: For an attribution of another package, or of one's own, that fails.
+        ShapeError: For maps that are none of these images.
         OptionError: For another option that is not allowed.
         GuidanceError: For a model that cannot be explained, or that `fully_shard` has cut in pieces.
         DataError: If no image can be read, or labels and model do not fit.
@@ -96,13 +95,7 @@ def evaluate(
     place = None if device is None else check_device(device)
     inner = unwrap(model, compiled_parts=True)
     check_whole(inner, remedy="Load its full state dict in a model of its own.")
-    method, layers = place_attribution(
-        inner,
-        attribution,
-        layer,
-        reading=check_reading(output=output),
-        movable=True,
-    )
+    judged = explaining(inner, attribution, layer, reading=check_reading(output=output))
     count = check_data(data, name="data")
     if place is not None:
         inner.to(place)
@@ -116,9 +109,11 @@ def evaluate(
         device=device,
     )
     steps = -(-len(range(rank, count, world)) // batch_size)
-    with _explaining(method, layers) as tap, torch.inference_mode(False), torch.no_grad():
+    with judged.on() as passing, torch.inference_mode(False), torch.no_grad():
         scores: ClassificationScores | None = None
-        maps = {name: MapScores(chosen, threshold=threshold, device=device) for name in layers}
+        maps = {
+            name: MapScores(chosen, threshold=threshold, device=device) for name in judged.layers
+        }
         totals = [0, 0, 0]
         with together(device):
             for batch in tqdm(source, "evaluate", steps, disable=not progress, leave=False):
@@ -126,7 +121,7 @@ def evaluate(
                 totals[2] += batch.skipped
                 if not batch.readable:
                     continue
-                logits, pairs = _step(method, tap, batch, region, maps)
+                logits, pairs = _step(passing, batch, region, maps)
                 check_labels(batch.labels, logits)
                 if scores is None:
                     scores = ClassificationScores(
@@ -162,53 +157,32 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-@contextmanager
-def _explaining(method: LayerMap, layers: dict[str, nn.Module | None]) -> Iterator[Tap]:
-    """Evaluation mode and a tap, both undone on the way out."""
-    tap = method.tap(layers)
-    try:
-        with evaluating(method.model), tap.alone():
-            yield tap
-    finally:
-        tap.remove()
-
-
 def _step(
-    method: LayerMap, tap: Tap, batch: Batch, region: str, scores: dict[str, MapScores]
+    passing: Pass,
+    batch: Batch,
+    region: str,
+    scores: dict[str, MapScores],
 ) -> tuple[Tensor, int]:
     """The logits of a batch, and of how many pairs the maps were scored."""
     images, annotations = batch.images, batch.annotations
-    if not annotations.most_classes:
-        output = method.model(images)
-        return check_logits(output, reading=method.reading, images=len(images)), 0
-    size = (int(images.shape[-2]), int(images.shape[-1]))
-    with passing(tap, images) as passed:
-        logits = method.logits(passed)
+    shown = annotations.most_classes > 0
+    with passing(images, maps=shown) as (logits, explain):
+        if not shown:
+            return logits, 0
+        size = (int(images.shape[-2]), int(images.shape[-1]))
         scores_of_classes = class_scores(logits)
         boxes = as_regions(annotations.without_masks(), scores_of_classes, size)
         choice = choose_classes(
             "all", boxes, scores_of_classes, None, negatives=0.0, generator=None
         )
-        maps, _ = explain(
-            method,
-            tap,
-            passed,
-            score=lambda z: torch.where(
-                choice.valid, class_scores(z).gather(1, choice.classes.T).T, 0
-            ),
-            create_graph=False,
-        )
-    tap.forget()
+        maps = explain(choice)
     valid = choice.valid
     box = boxes.region(choice.classes, size)[valid]
     masks = None
     if annotations.masks is not None:
         masks = annotations.region(choice.classes, size)[valid]
     segmented = batch.segmented.to(valid.device).expand(valid.shape)[valid]
-    for name, layer_maps in maps.items():
-        pairs = layer_maps.detach()[valid][:, None]
-        if pairs.shape[-2:] != size:
-            pairs = F.interpolate(pairs, size, mode="bilinear", align_corners=False)
-        target = box if masks is None or region == "boxes" else masks
-        scores[name].update(pairs[:, 0], target, box, masks, segmented)
+    target = box if masks is None or region == "boxes" else masks
+    for name, pairs in maps.items():
+        scores[name].update(at_image_size(pairs, size), target, box, masks, segmented)
     return logits.detach(), int(valid.sum())
