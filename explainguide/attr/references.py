@@ -68,9 +68,13 @@ def edge_map(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         Adebayo et al., 2018, Sec. 5.1: an edge detector, which some attributions resemble.
     """
     grey = F.pad(images[:, :3].mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-    both = send(torch.stack([across, across.T])[:, None].to(images.dtype), images.device)
-    return F.conv2d(grey, both).square().sum(1).sqrt()
+    return torch.hypot(_sobel(grey[:, 0]), _sobel(grey[:, 0].mT).mT)
+
+
+def _sobel(padded: Tensor) -> Tensor:
+    """The derivative along the last dimension; exactly zero where nothing changes."""
+    change = padded[..., 2:] - padded[..., :-2]
+    return change[..., :-2, :] + 2 * change[..., 1:-1, :] + change[..., 2:, :]
 
 
 @reference("center")
