@@ -109,10 +109,10 @@ class Explainer:
                 "W) is allowed."
             )
         with (
-            untouched(self._source.root),
-            unread(),
             torch.inference_mode(False),
             torch.enable_grad(),
+            untouched(self._source.root),
+            unread(),
         ):
             own = images.detach().clone()
             maps = self._made(own, target).detach() if len(own) else own[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 from typing import Any
@@ -70,6 +71,13 @@ class CamMaps:
             self._look(images)
         return _maps_of(self.cam, images, target, self.arguments)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CamMaps:
+        _let_go(self.cam)  # no tensor of a graph can be copied
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return copied
+
     def _look(self, images: Tensor) -> None:
         """Warn of an in-place operation behind the layer, which rewrites what the package keeps."""
         versions: dict[str, tuple[Tensor, int]] = {}
@@ -120,7 +128,7 @@ class NamedCamMaps(CamMaps):
         reading: Reading,
         arguments: Mapping[str, Any],
     ) -> None:
-        self.kind, self.model = kind, model
+        self.kind, self.model, self.cam = kind, model, None
         self.name, self.copyable = package_name(kind), True
         self.root = ClassScores(model, reading)
         self.modules = dict(layers)
@@ -163,11 +171,16 @@ def _maps_of(cam: Any, images: Tensor, target: Tensor, arguments: Mapping[str, A
     try:
         return np.asarray(cam(input_tensor=images, targets=targets, **arguments))
     finally:
-        kept = getattr(cam, "activations_and_grads", None)
-        if kept is not None:
-            kept.activations, kept.gradients = [], []
-        if hasattr(cam, "outputs"):
-            cam.outputs = None  # with the graph of the whole pass
+        _let_go(cam)
+
+
+def _let_go(cam: Any) -> None:
+    """What an object keeps of a pass, with its graph; its hooks keep what others run, too."""
+    kept = getattr(cam, "activations_and_grads", None)
+    if kept is not None:
+        kept.activations, kept.gradients = [], []
+    if hasattr(cam, "outputs"):
+        cam.outputs = None
 
 
 def _checked(arguments: Mapping[str, Any], kind: type, name: str) -> dict[str, Any]:
