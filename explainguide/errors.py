@@ -23,6 +23,7 @@ __all__ = [
     "DataError",
     "ExplainGuideError",
     "ExplainGuideWarning",
+    "ExplanationError",
     "GuidanceError",
     "LayerError",
     "OptionError",
@@ -89,6 +90,10 @@ class DataError(ExplainGuideError, ValueError):
 
 class GuidanceError(ExplainGuideError, RuntimeError):
     """A call that comes at the wrong time, or on a model that cannot be guided."""
+
+
+class ExplanationError(ExplainGuideError, RuntimeError):
+    """An attribution of another package, or of one's own, that fails on a model or layer."""
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

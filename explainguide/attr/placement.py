@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from explainguide.attr.base import ATTRIBUTIONS, LayerMap
+from explainguide.attr.references import REFERENCES
 from explainguide.errors import OptionError, did_you_mean
 from explainguide.hooks.layers import resolve_layers
 from explainguide.hooks.probe import automatic_layer, find_layer, probe_layers
@@ -89,6 +90,14 @@ def check_attribution(attribution: Any, options: Mapping[str, Any]) -> type[Laye
         name = attribution.__name__
         raise OptionError(
             f"attribution is the class {name}. Build it: {name}(model). A name or an object is allowed."
+        )
+    if isinstance(attribution, str) and (
+        attribution in REFERENCES or attribution.startswith("captum:")
+    ):
+        raise OptionError(
+            f"attribution {attribution!r} can be judged, but not guided: its map has no gradient that "
+            "training could follow. Use 'ixg', and give this one to `evaluate`. "
+            f"{', '.join(map(repr, ATTRIBUTIONS))} are allowed."
         )
     kind = look_up("attribution", attribution, ATTRIBUTIONS)
     if not (isinstance(kind, type) and issubclass(kind, LayerMap)):

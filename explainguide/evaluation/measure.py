@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from explainguide.annotations import Annotations
-from explainguide.annotations.class_choice import Choice, choose_classes
-from explainguide.annotations.forms import Regions, as_regions
-from explainguide.attr import LayerMap
-from explainguide.attr.any_attribution import as_explainer, is_own
-from explainguide.attr.evidence import explain, passing
-from explainguide.attr.explainer import Explainer
-from explainguide.attr.placement import place_attribution
+from explainguide.annotations.class_choice import choose_classes
+from explainguide.annotations.forms import as_regions
+from explainguide.attr.map_checks import at_image_size
 from explainguide.datasets.batches import Batch, batches, check_data, check_device
 from explainguide.errors import DataError, OptionError, check_number, check_option, operation
 from explainguide.evaluation.classification import ClassificationScores, check_labels, is_multilabel
+from explainguide.evaluation.explaining import Explaining, Pass, explaining
 from explainguide.evaluation.map_scores import MapScores, check_metrics, over_layers
 from explainguide.evaluation.record import BatchMaps
-from explainguide.hooks.dynamic import evaluating
 from explainguide.hooks.layers import unwrap
-from explainguide.hooks.logits import check_logits, class_scores
-from explainguide.hooks.reading import Output, Reading, check_reading
+from explainguide.hooks.logits import class_scores
+from explainguide.hooks.reading import Output, check_reading
 from explainguide.hooks.sharded import check_whole
-from explainguide.hooks.tap import Tap
 from explainguide.metrics.table import MAP_METRICS, side_by_side
 from explainguide.processes import add_up, process, together
 
@@ -115,19 +107,11 @@ def evaluate(
     place = None if device is None else check_device(device)
     inner = unwrap(model, compiled_parts=True)
     check_whole(inner, remedy="Load its full state dict in a model of its own.")
-    method: LayerMap | Explainer
-    layers: dict[str, nn.Module | None]
-    reading = check_reading(output=output)
-    if is_own(attribution):
-        method, layers = place_attribution(inner, attribution, layer, reading=reading, movable=True)
-        reading = method.reading
-    else:
-        method = as_explainer(attribution, inner, layer=_one_layer(layer), output=output)
-        layers = {method.layer: None}
+    found = explaining(inner, attribution, layer, reading=check_reading(output=output))
     check_data(data, name="data")
     if place is not None:
         inner.to(place)
-    how = _How(inner, method, layers, reading, region, batch_size, workers, progress)
+    how = _How(inner, found, region, batch_size, workers, progress)
     fitted: dict[str, dict[str, float]] = {}
     if fit_on is not None:
         check_data(fit_on, name="fit_on")
@@ -135,7 +119,7 @@ def evaluate(
     device = _device(inner)
     maps = {
         name: MapScores(chosen, threshold=threshold, fitted=fitted.get(name), device=device)
-        for name in layers
+        for name in found.layers
     }
     return _measure(how, data, maps, on_batch)
 
@@ -145,9 +129,7 @@ class _How:
     """How images are explained, and how they are gone through."""
 
     model: nn.Module
-    method: LayerMap | Explainer
-    layers: dict[str, nn.Module | None]
-    reading: Reading
+    explaining: Explaining
     region: str
     batch_size: int
     workers: int
@@ -160,7 +142,9 @@ def _fit(how: _How, data: Any, metrics: Sequence[str]) -> dict[str, dict[str, fl
     if not taking:
         return {}
     device = _device(how.model)
-    maps = {name: MapScores(taking, threshold="fit", device=device) for name in how.layers}
+    maps = {
+        name: MapScores(taking, threshold="fit", device=device) for name in how.explaining.layers
+    }
     numbers = _measure(how, data, maps)
     if not numbers["pairs"]:
         raise DataError(
@@ -188,7 +172,7 @@ def _measure(
         device=device,
     )
     steps = -(-len(range(rank, count, world)) // how.batch_size)
-    with _explaining(how) as tap, torch.inference_mode(False), torch.no_grad():
+    with how.explaining.on() as passing, torch.inference_mode(False), torch.no_grad():
         scores: ClassificationScores | None = None
         totals = [0, 0, 0]
         with together(device):
@@ -197,7 +181,7 @@ def _measure(
                 totals[2] += batch.skipped
                 if not batch.readable:
                     continue
-                logits, pairs = _step(how, tap, batch, maps, on_batch)
+                logits, pairs = _step(how, passing, batch, maps, on_batch)
                 check_labels(batch.labels, logits)
                 if scores is None:
                     scores = ClassificationScores(
@@ -233,52 +217,24 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _one_layer(layer: Any) -> Any:
-    """The layer of an attribution that is not the package's."""
-    if isinstance(layer, str | nn.Module | None):
-        return layer
-    layers = list(layer)
-    if len(layers) != 1:
-        raise OptionError(
-            f"layer is {layers!r}, but the attribution explains one layer at a time. Evaluate it for "
-            "each. One layer is allowed."
-        )
-    return layers[0]
-
-
-@contextmanager
-def _explaining(how: _How) -> Iterator[Tap | None]:
-    """Evaluation mode and, for an attribution of the package, a tap; both undone on the way out."""
-    with ExitStack() as stack:
-        tap = None
-        if isinstance(how.method, LayerMap):
-            tap = how.method.tap(how.layers)
-            stack.callback(tap.remove)
-        stack.enter_context(evaluating(how.model))
-        if tap is not None:
-            stack.enter_context(tap.alone())
-        yield tap
-
-
 def _step(
     how: _How,
-    tap: Tap | None,
+    passing: Pass,
     batch: Batch,
     scores: dict[str, MapScores],
     on_batch: Callable[[BatchMaps], object] | None,
 ) -> tuple[Tensor, int]:
     """The logits of a batch, and of how many pairs the maps were scored."""
     images, annotations = batch.images, batch.annotations
-    if not annotations.most_classes:
-        output = how.model(images)
-        logits = check_logits(output, reading=how.reading, images=len(images))
-        if on_batch is not None:
-            nothing = torch.zeros(0, dtype=torch.int64, device=logits.device)
-            on_batch(_told(batch, logits, nothing, nothing, images.new_zeros(0), {}, {}))
-        return logits, 0
     size = (int(images.shape[-2]), int(images.shape[-1]))
-    logits, boxes, choice, maps = _maps(how, tap, images, annotations, size)
-    valid = choice.valid
+    with passing(images, maps=annotations.most_classes > 0) as (logits, explain):
+        scores_of_classes = class_scores(logits)
+        boxes = as_regions(annotations.without_masks(), scores_of_classes, size)
+        choice = choose_classes(
+            "all", boxes, scores_of_classes, None, negatives=0.0, generator=None
+        )
+        maps = {name: at_image_size(own, size) for name, own in explain(choice).items()}
+    logits, valid = logits.detach(), choice.valid
     box = boxes.region(choice.classes, size)[valid]
     masks = None
     if annotations.masks is not None:
@@ -293,49 +249,6 @@ def _step(
         rows = torch.arange(len(images), device=valid.device).expand(valid.shape)[valid]
         on_batch(_told(batch, logits, rows, choice.classes[valid], target, maps, each))
     return logits, int(valid.sum())
-
-
-def _maps(
-    how: _How, tap: Tap | None, images: Tensor, annotations: Annotations, size: tuple[int, int]
-) -> tuple[Tensor, Regions, Choice, dict[str, Tensor]]:
-    """The logits, and of every annotated class of every image the map at the image's size."""
-
-    def choose(logits: Tensor) -> tuple[Regions, Choice]:
-        scores = class_scores(logits)
-        boxes = as_regions(annotations.without_masks(), scores, size)
-        return boxes, choose_classes("all", boxes, scores, None, negatives=0.0, generator=None)
-
-    if isinstance(how.method, Explainer):
-        logits = check_logits(how.model(images), reading=how.reading, images=len(images))
-        boxes, choice = choose(logits)
-        found = [
-            how.method(images[shown], classes[shown])
-            for classes, shown in zip(choice.classes, choice.valid, strict=True)
-            if shown.any()
-        ]
-        empty = images.new_zeros(0, *size)
-        return logits, boxes, choice, {how.method.layer: torch.cat(found) if found else empty}
-    assert tap is not None
-    with passing(tap, images) as passed:
-        logits = how.method.logits(passed)
-        boxes, choice = choose(logits)
-        by_layer, _ = explain(
-            how.method,
-            tap,
-            passed,
-            score=lambda z: torch.where(
-                choice.valid, class_scores(z).gather(1, choice.classes.T).T, 0
-            ),
-            create_graph=False,
-        )
-    tap.forget()
-    maps = {}
-    for name, layer_maps in by_layer.items():
-        pairs = layer_maps.detach()[choice.valid][:, None]
-        if pairs.shape[-2:] != size:
-            pairs = F.interpolate(pairs, size, mode="bilinear", align_corners=False)
-        maps[name] = pairs[:, 0]
-    return logits.detach(), boxes, choice, maps
 
 
 def _told(
