@@ -14,6 +14,7 @@ from explainguide.visualization.evaluation_data import (
     Result,
     Score,
     ShownMap,
+    result_rows,
 )
 from explainguide.visualization.evaluation_page import check_page_path, write_evaluation
 from explainguide.visualization.report import write_report
@@ -33,6 +34,7 @@ __all__ = [
     "Score",
     "ShownMap",
     "check_page_path",
+    "result_rows",
     "write_evaluation",
     "write_report",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "Result",
     "Score",
     "ShownMap",
+    "result_rows",
 ]
 
 Better = Literal["higher", "lower", "neither"]
@@ -332,3 +333,36 @@ class EvaluationPage:
         keys += [key for plot in self.trade_offs for key in (plot.x, plot.y)]
         keys += [part.metric for part in self.bars] + [part.metric for part in self.layer_tables]
         return keys + [part.metric for part in self.mean_maps] + [g.metric for g in self.galleries]
+
+
+def result_rows(results: Sequence[Result]) -> list[dict[str, object]]:
+    """The results as flat rows, for a terminal and for other programs.
+
+    Args:
+        results: As the page has them.
+
+    Returns:
+        A dict each: ``"model"``, ``"attribution"``, ``"layer"``; for each metric its key, and where there
+        are any ``"<key> low"``, ``"<key> high"`` and ``"<key> undefined"``; ``"notes"`` where a row has
+        some. Write them with `explainguide.tables.rows_as_csv` and the functions beside it.
+
+    Example:
+        >>> result_rows([Result("a.pt", {"epg": Score(0.6, 0.5, 0.7)}, "ixg", "layer4")])
+        [{'model': 'a.pt', 'attribution': 'ixg', 'layer': 'layer4', 'epg': 0.6, 'epg low': 0.5, 'epg high': 0.7}]
+    """
+    rows = []
+    for result in results:
+        row: dict[str, object] = {
+            "model": result.model,
+            "attribution": result.attribution,
+            "layer": result.layer,
+        }
+        for key, score in result.scores.items():
+            row[key] = score.value
+            ends = {"low": score.low, "high": score.high, "undefined": score.undefined or None}
+            row |= {f"{key} {name}": end for name, end in ends.items() if end is not None}
+        notes = [*result.notes, *(score.note for score in result.scores.values() if score.note)]
+        if notes:
+            row["notes"] = "; ".join(notes)
+        rows.append(row)
+    return rows

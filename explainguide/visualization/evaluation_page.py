@@ -11,6 +11,7 @@ from explainguide.errors import operation
 from explainguide.visualization.evaluation_data import (
     EvaluationPage,
     LayerTable,
+    MetricNote,
     Result,
     Score,
 )
@@ -114,7 +115,8 @@ def _row_head(result: Result) -> str:
 def _results(page: EvaluationPage) -> str:
     best = {key: _best(page, key) for key in page.metrics}
     head = "".join(
-        f'<th scope="col" class="number">{safe(note.title)}</th>' for note in page.metrics.values()
+        f'<th scope="col" class="number">{safe(note.title)}{_direction(note)}</th>'
+        for note in page.metrics.values()
     )
     body = ""
     for result in page.results:
@@ -138,6 +140,10 @@ def _results(page: EvaluationPage) -> str:
         for note in result.notes
     ]
     return table + (f"<h3>Read with care</h3>\n{_list(notes)}" if notes else "")
+
+
+def _direction(note: MetricNote) -> str:
+    return "" if note.better == "neither" else f"<br><small>{note.better} is better</small>"
 
 
 def _best(page: EvaluationPage, key: str) -> set[str]:
@@ -180,7 +186,7 @@ def _bars(page: EvaluationPage) -> str:
     html = ""
     for bars in page.bars:
         html += f"<h3>{safe(bars.title)}</h3>\n{_paragraphs(bars.text)}"
-        html += bar_chart(bars, page.metrics[bars.metric])
+        html += f'<div class="charts">{bar_chart(bars, page.metrics[bars.metric])}</div>'
     return html
 
 

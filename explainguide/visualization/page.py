@@ -35,8 +35,11 @@ _MARK = '<meta name="generator" content="explainguide">'
 _NUMBER = re.compile(
     r"[+\-\N{MINUS SIGN}]?\d[\d.,]*(e[+-]\d+)? ?%?( ?± ?[\d.,]+ ?%?)?( ?[a-zµ]{1,3})?"
 )
-# What HTML may not hold, and halves of characters, as in names of files that are not UTF-8.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# What HTML may not hold; what turns the order of letters around, so that a name shows as another one;
+# halves of characters, as in names of files that are not UTF-8.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2127; --soft: #5a6370; --paper: #fdfdfc;
@@ -184,7 +187,7 @@ def html_table(
 
 def in_region(inner: str, label: str, caption: str = "") -> str:
     """A table's HTML, from its head on, in a region that the keyboard reaches and scrolls."""
-    above = f"<caption>{safe(caption)}</caption>\n" if caption else ""
+    above = f"<caption><span>{safe(caption)}</span></caption>\n" if caption else ""
     return (
         f'<div class="wide" role="region" aria-label="{safe(label)}" tabindex="0"><table>\n'
         f"{above}{inner}\n</table></div>"

@@ -35,9 +35,9 @@ def bar_chart(bars: Bars, metric: MetricNote) -> str:
             body += f'<tr>{head}{of}<td class="bar">{bar}</td>'
             body += f'<td class="number">{score_html(score, metric)}</td></tr>\n'
     of = '<th scope="col">of</th>' if len(series) > 1 else ""
-    scale = f"{value_text(low, metric)} to {value_text(high, metric)}"
+    ends = [value_text(end, metric, short=True) for end in (low, high)]
     head = (
-        f'<thead><tr><th scope="col">name</th>{of}<th scope="col">{safe(scale)}</th>'
+        f'<thead><tr><th scope="col">name</th>{of}<th scope="col">{safe(" to ".join(ends))}</th>'
         f'<th scope="col" class="number">{safe(metric.title)}</th></tr></thead>\n'
     )
     label = f"{bars.title}: {metric.title}"
@@ -134,12 +134,12 @@ def pareto_chart(plot: Pareto, x: MetricNote, y: MetricNote, number: int) -> str
 
 
 def _points(plot: Pareto, names: Mapping[str, int], x: MetricNote, y: MetricNote) -> str:
-    heads = ["no.", "of", x.title, y.title, *(["front"] if plot.front else [])]
-    marks = ["", "", ' class="number"', ' class="number"', ""]
+    heads = ["point", x.title, y.title, *(["front"] if plot.front else [])]
+    marks = ["", ' class="number"', ' class="number"', ""]
     head = "".join(f'<th scope="col"{m}>{safe(h)}</th>' for h, m in zip(heads, marks, strict=False))
     body = ""
     for label, (across, up) in plot.points.items():
-        body += f'<tr><td>{names[label]}</td><th scope="row"><bdi>{safe(label)}</bdi></th>'
+        body += f'<tr><th scope="row">{names[label]}: <bdi>{safe(label)}</bdi></th>'
         for value, note in ((across, x), (up, y)):
             body += f'<td class="number">{safe(value_text(value, note))}</td>'
         if plot.front:

@@ -12,7 +12,7 @@ from explainguide.visualization.evaluation_data import (
     MeanMaps,
     MetricNote,
 )
-from explainguide.visualization.overlays import Box, Sign
+from explainguide.visualization.overlays import Box
 from explainguide.visualization.page import safe
 from explainguide.visualization.page_numbers import value_text
 from explainguide.visualization.page_pictures import (
@@ -56,12 +56,17 @@ _KINDS = {
 }
 
 
+# What the ends of the colours are.
+_ENDS = {"positive": ("nothing", "most"), "signed": ("against the class", "for it")}
+
+
 def galleries(page: EvaluationPage) -> str:
     """The galleries of a page, each under its heading."""
     if not page.galleries:
         return ""
-    html = "".join(
-        f"<p>{_scale_text(sign)} {colour_ramp(sign)}</p>\n"
+    html = "<p>Each map has a scale of its own: colours compare places in a map, not maps.</p>\n"
+    html += "".join(
+        f'<p class="scale">{_ENDS[sign][0]} {colour_ramp(sign)} {_ENDS[sign][1]}</p>\n'
         for sign in dict.fromkeys(gallery.sign for gallery in page.galleries)
     )
     for number, gallery in enumerate(page.galleries):
@@ -80,12 +85,6 @@ def galleries(page: EvaluationPage) -> str:
             html += f"<details><summary>{safe(more)}</summary>"
             html += f'<div class="examples">{"".join(rest)}</div></details>\n'
     return html
-
-
-def _scale_text(sign: Sign) -> str:
-    signed = "Orange speaks for the class, purple against it. " if sign == "signed" else ""
-    own = "Each map has a scale of its own: colours compare places in a map, not amounts between maps."
-    return signed + own
 
 
 def _example(example: Example, name: str, gallery: Gallery, metric: MetricNote) -> str:
@@ -146,7 +145,7 @@ def _bins(means: MeanMaps, name: str) -> str:
         maps = "1 map" if part.count == 1 else f"{part.count:,} maps"
         words = f"{part.label}: {maps}"
         if part.attribution is None:
-            html += _part('<div class="shot none"></div>', words)
+            html += _part('<div class="shot none"></div>', f"{part.label}: no map")
             continue
         attribution = as_map(f"{name}.bins[{i}].attribution", part.attribution)
         alt = f"Mean of {maps}, {part.label}: {where(attribution, means.sign)}"

@@ -24,6 +24,8 @@ ul { margin: 0 0 1rem; padding-left: 1.25rem; max-width: 42rem; }
 small { color: var(--soft); font-size: 0.85rem; font-weight: 400; }
 caption { padding-bottom: 0.6rem; color: var(--soft); font-size: 0.95rem; text-align: left;
   caption-side: top; }
+caption span { position: sticky; left: 0; display: inline-block;
+  max-width: min(48rem, calc(100vw - 2.5rem)); }
 .wide { margin: 1rem 0; }
 .wide th:first-child { position: sticky; left: 0; background: var(--paper); }
 tbody th { max-width: 16rem; overflow-wrap: anywhere; }
@@ -48,7 +50,7 @@ svg.bar { display: block; overflow: visible; border-left: 1px solid var(--soft);
 .front { fill: none; stroke: var(--bar-0); stroke-width: 1.5px; }
 .on-front { fill: var(--bar-0); stroke: var(--bar-0); stroke-width: 1.5px; }
 .off-front { fill: var(--paper); stroke: var(--bar-0); stroke-width: 1.5px; }
-.ramp { display: block; margin-top: 0.5rem; width: 160px; height: 12px; }
+.scale { font-size: 0.95rem; } .ramp { vertical-align: middle; }
 .examples { display: grid; gap: 1.5rem; margin-bottom: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 details .examples { padding: 0 0.9rem; }
@@ -71,7 +73,11 @@ figure { margin: 1.5rem 0; }
 @media (max-width: 30rem) {
   body { padding-top: 1.25rem; } .wide th:first-child { min-width: 7rem; max-width: 9rem; }
   .how { display: block; } .how dt { margin-top: 0.6rem; } th, td { padding-right: 0.5rem; }
-  th:not(:first-child), td { padding-left: 0.5rem; } td.bar { min-width: 5rem; } }
+  th:not(:first-child), td { padding-left: 0.5rem; }
+  .charts table { font-size: 0.875rem; } .charts td.bar { width: auto; min-width: 4rem; }
+  .charts .wide th:first-child { min-width: 5rem; max-width: 6rem; }
+  .of-3 { grid-template-columns: 1fr 1fr; } .of-3 .part:first-child { grid-column: 1 / -1;
+    max-width: 50%; } }
 @media print {
   :root { --good: #0b6b3a; --bar-0: #0b6fb0; --bar-1: #b4560b; --bar-2: #1c7d5a; --bar-3: #9a4a7c;
     --grid: #dcdfe4; --link: #0b57d0; }

@@ -186,8 +186,10 @@ def full_page(**changes: Any) -> EvaluationPage:
                 [
                     MeanMap(label, count, None if count == 0 else bump(0.3 + 0.08 * i, 0.5))
                     for i, (label, count) in enumerate(
-                        [("0 to 2%", 50), ("2 to 5%", 75), ("5 to 50%", 1130)]
-                        + [("50 to 95%", 1130), ("95 to 98%", 1), ("98 to 100%", 0)]
+                        [
+                            *(("0 to 2%", 50), ("2 to 5%", 75), ("5 to 50%", 1130)),
+                            *(("50 to 95%", 1130), ("95 to 98%", 1), ("98 to 100%", 0)),
+                        ]
                     )
                 ],
             )
