@@ -6,7 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from explainguide.errors import OptionError, ShapeError, check_option, constructor, did_you_mean
+from explainguide.errors import (
+    OptionError,
+    ShapeError,
+    check_number,
+    check_option,
+    constructor,
+    did_you_mean,
+)
 from explainguide.visualization.overlays import Sign
 
 __all__ = [
@@ -300,6 +307,7 @@ class EvaluationPage:
                 f"got {len(self.results)} results and {len(self.metrics)} metrics. Pass at least "
                 "one of each."
             )
+        check_number("confidence", self.confidence, least=0, most=1, above=True)
         for key, note in self.metrics.items():
             check_option(f"direction of metrics[{key!r}]", note.better, get_args(Better))
         for gallery in self.galleries:
@@ -342,13 +350,13 @@ def result_rows(results: Sequence[Result]) -> list[dict[str, object]]:
         results: As the page has them.
 
     Returns:
-        A dict each: ``"model"``, ``"attribution"``, ``"layer"``; for each metric its key, and where there
-        are any ``"<key> low"``, ``"<key> high"`` and ``"<key> undefined"``; ``"notes"`` where a row has
-        some. Write them with `explainguide.tables.rows_as_csv` and the functions beside it.
+        A dict each: ``"model"``, ``"attribution"``, ``"layer"``; for each metric its key, and where
+        there are any ``"<key> low"``, ``"<key> high"`` and ``"<key> undefined"``; ``"notes"`` where a
+        row has some. Write them with `explainguide.tables.rows_as_csv` and the functions beside it.
 
     Example:
-        >>> result_rows([Result("a.pt", {"epg": Score(0.6, 0.5, 0.7)}, "ixg", "layer4")])
-        [{'model': 'a.pt', 'attribution': 'ixg', 'layer': 'layer4', 'epg': 0.6, 'epg low': 0.5, 'epg high': 0.7}]
+        >>> result_rows([Result("a.pt", {"epg": Score(0.6, 0.5, 0.7)}, "ixg", "layer4")])[0]
+        {'model': 'a.pt', ..., 'epg': 0.6, 'epg low': 0.5, 'epg high': 0.7}
     """
     rows = []
     for result in results:

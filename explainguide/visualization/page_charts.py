@@ -81,7 +81,7 @@ def nice_limits(
     """
     held = [*values, 0.0] if from_zero or not values else list(values)
     low, high = min(held), max(held)
-    if low == high:
+    if high - low <= 1e-6 * abs(high):  # numbers on the axis could not be told apart
         high = low + (abs(low) or 1.0)
     step = _step(high - low)
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step

@@ -62,7 +62,7 @@ def as_image(name: str, image: Any) -> Tensor:
                 f"{name} has shape {image.shape}. {_array_fix(image)}. An array must be (H, W, 3)."
             )
         whole = image.dtype == np.uint8
-        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         image = image.float() / 255 if whole else image
     return checked_image(name, image)
 
@@ -83,7 +83,7 @@ def as_map(name: str, attribution: Any) -> Tensor:
         OptionError: For a value that is not finite.
     """
     if isinstance(attribution, np.ndarray):
-        attribution = torch.from_numpy(np.ascontiguousarray(attribution))
+        attribution = torch.from_numpy(np.array(attribution))
     return checked_map(name, attribution)
 
 
@@ -101,7 +101,7 @@ def shrink(image: Tensor) -> Tensor:
 def outlines(name: str, boxes: Any, image: Tensor) -> list[Box]:
     """The boxes of an image, as `panel` checks them."""
     if isinstance(boxes, np.ndarray):
-        boxes = torch.from_numpy(np.ascontiguousarray(boxes))
+        boxes = torch.from_numpy(np.array(boxes))
     return checked_boxes(name, boxes, image)
 
 

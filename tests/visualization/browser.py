@@ -87,7 +87,7 @@ class Browser:
             mobile=width < 600,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._ask("Emulation.setEmulatedMedia", features=[scheme])
+        self._ask("Emulation.setEmulatedMedia", media="", features=[scheme])
         self._ask("Page.navigate", url=path.as_uri())
         while "Page.loadEventFired" not in self._events:
             self._read(30)
@@ -114,6 +114,11 @@ class Browser:
     def pdf(self) -> bytes:
         """The page as it is printed."""
         return base64.b64decode(self._ask("Page.printToPDF", printBackground=True)["data"])
+
+    def print_media(self) -> None:
+        """Show the page as on paper; whoever printed it prefers dark screens."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark"}
+        self._ask("Emulation.setEmulatedMedia", media="print", features=[scheme])
 
     def accessibility(self) -> list[dict[str, Any]]:
         """What a screen reader is told, node by node."""
