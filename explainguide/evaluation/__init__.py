@@ -1,5 +1,6 @@
 """Every number of a model on a data set: how well it classifies, and what it looks at."""
 
+from explainguide.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
 from explainguide.evaluation.measure import evaluate
 
-__all__ = ["evaluate"]
+__all__ = ["Interval", "bootstrap_interval", "evaluate", "paired_difference"]
