@@ -158,16 +158,8 @@ def _write(page: str, file: io.FileIO) -> None:
         rest = rest[file.write(rest) :]
 
 
-def html_table(
-    rows: Sequence[Mapping[str, object]], *, label: str = "Results", caption: str = ""
-) -> str:
-    """A table in a region of its own, which scrolls where it is too wide for the page.
-
-    Args:
-        rows: Column heading to value; the first column names the rows.
-        label: What the region is called.
-        caption: Plain text above the table, "" for none.
-    """
+def html_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows, each a dict from column heading to value, as a table; the first column names the rows."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[cell_text(row.get(column)) for column in columns] for row in rows]
     right = [i > 0 and all(is_number(row[i]) for row in cells) for i in range(len(columns))]
@@ -182,7 +174,7 @@ def html_table(
         for text, mark in zip(values, marks[1:], strict=True):
             body += f"<td{mark}>{safe(text)}</td>"
         body += "</tr>\n"
-    return in_region(f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>", label, caption)
+    return in_region(f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>", "Results")
 
 
 def in_region(inner: str, label: str, caption: str = "") -> str:

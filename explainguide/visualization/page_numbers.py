@@ -7,7 +7,15 @@ import math
 from explainguide.visualization.evaluation_data import MetricNote, Score
 from explainguide.visualization.page import DASH, cell_text, safe
 
-__all__ = ["change_html", "known", "range_text", "score_html", "value_text", "verdict"]
+__all__ = [
+    "change_html",
+    "interval_text",
+    "known",
+    "range_text",
+    "score_html",
+    "value_text",
+    "verdict",
+]
 
 _MINUS = "\N{MINUS SIGN}"
 
@@ -42,9 +50,16 @@ def interval_text(score: Score, metric: MetricNote, *, signed: bool = False) -> 
     if low is None or high is None:
         return ""
     sign = "+" if signed else ""
-    factor, form = (100, f"{sign}.1f") if metric.percent else (1, f"{sign}.4g")
-    ends = [format(factor * end, form).replace("-", _MINUS, 1) for end in (low, high)]
+    ends = [
+        format(100 * end, f"{sign}.1f") if metric.percent else _short(end, sign)
+        for end in (low, high)
+    ]
+    ends = [_MINUS + end[1:] if end.startswith("-") else end for end in ends]
     return f"[{ends[0]}, {ends[1]}]"
+
+
+def _short(value: float, sign: str) -> str:
+    return format(value, f"{sign},.0f" if abs(value) >= 1000 else f"{sign}.3g")
 
 
 def score_html(score: Score, metric: MetricNote, *, best: bool = False) -> str:

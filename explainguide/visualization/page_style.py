@@ -6,10 +6,10 @@ __all__ = ["RULES"]
 
 RULES = """
 :root { --good: #0b6b3a; --bar-0: #0b6fb0; --bar-1: #b4560b; --bar-2: #1c7d5a; --bar-3: #9a4a7c;
-  --grid: #dcdfe4; --link: #0b57d0; }
+  --grid: #dcdfe4; --link: #0b57d0; --edge: #c3c8d0; }
 @media (prefers-color-scheme: dark) {
   :root { --good: #7ddaa3; --bar-0: #57a8dc; --bar-1: #e08a45; --bar-2: #46b48a; --bar-3: #cf86b3;
-    --grid: #363c44; --link: #8ab4f8; } }
+    --grid: #363c44; --link: #8ab4f8; --edge: #4a525c; } }
 body { max-width: 72rem; }
 h2 { margin: 3rem 0 1rem; font-size: 1.45rem; line-height: 1.25; }
 h3 { margin: 2rem 0 0.75rem; font-size: 1.1rem; line-height: 1.3; }
@@ -26,9 +26,13 @@ caption { padding-bottom: 0.6rem; color: var(--soft); font-size: 0.95rem; text-a
   caption-side: top; }
 caption span { position: sticky; left: 0; display: inline-block;
   max-width: min(48rem, calc(100vw - 2.5rem)); }
-.wide { margin: 1rem 0; }
+/* A shadow at the right while there is more to scroll to. */
+.wide { margin: 1rem 0; background:
+  linear-gradient(to left, var(--paper) 40%, transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--edge), transparent) right / 0.8rem 100% no-repeat scroll; }
 .wide th:first-child { position: sticky; left: 0; background: var(--paper); }
-tbody th { max-width: 16rem; overflow-wrap: anywhere; }
+.wide tbody th:first-child { min-width: 13rem; max-width: 20rem; overflow-wrap: anywhere; }
+.charts .wide tbody th:first-child { min-width: 9rem; }
 .best, .says { color: var(--good); font-size: 0.85rem; font-weight: 600; }
 .says { color: var(--ink); }
 dl { margin: 0 0 1rem; max-width: 52rem; }
@@ -71,11 +75,11 @@ figure { margin: 1.5rem 0; }
   grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); max-width: 60rem; }
 .none { aspect-ratio: 1; border: 1px dashed var(--soft); }
 @media (max-width: 30rem) {
-  body { padding-top: 1.25rem; } .wide th:first-child { min-width: 7rem; max-width: 9rem; }
+  body { padding-top: 1.25rem; } .wide tbody th:first-child { min-width: 7rem; max-width: 9rem; }
   .how { display: block; } .how dt { margin-top: 0.6rem; } th, td { padding-right: 0.5rem; }
   th:not(:first-child), td { padding-left: 0.5rem; }
   .charts table { font-size: 0.875rem; } .charts td.bar { width: auto; min-width: 4rem; }
-  .charts .wide th:first-child { min-width: 5rem; max-width: 6rem; }
+  .charts .wide tbody th:first-child { min-width: 5rem; max-width: 6rem; }
   .of-3 { grid-template-columns: 1fr 1fr; } .of-3 .part:first-child { grid-column: 1 / -1;
     max-width: 50%; } }
 @media print {

@@ -37,7 +37,7 @@ from explainguide.report import (
 )
 from explainguide.visualization import overlay
 from explainguide.visualization.page_charts import bar_chart, nice_limits, pareto_chart
-from explainguide.visualization.page_numbers import range_text, value_text, verdict
+from explainguide.visualization.page_numbers import interval_text, range_text, value_text, verdict
 from explainguide.visualization.page_pictures import as_image, where
 
 from .evaluation_samples import EVIL, METRICS, bump, example, full_page, scene
@@ -300,6 +300,24 @@ def test_ranges(low: float | None, high: float | None, text: str) -> None:
 )
 def test_values(value: float | None, percent: bool, short: bool, text: str) -> None:
     assert value_text(value, replace(EPG, percent=percent), short=short) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "percent", "signed", "text"),
+    [
+        (0.1, 0.25, True, False, "[10.0, 25.0]"),
+        (-0.1, 0.25, True, True, "[\N{MINUS SIGN}10.0, +25.0]"),
+        (0.06075, 0.1208, False, False, "[0.0608, 0.121]"),
+        (-12345.6, 12345.6, False, True, "[\N{MINUS SIGN}12,346, +12,346]"),
+        (-1e-7, 1e-7, False, False, "[\N{MINUS SIGN}1e-07, 1e-07]"),
+        (None, 0.1, True, False, ""),
+        (math.nan, math.nan, True, False, ""),
+    ],
+)
+def test_intervals(low: Any, high: Any, percent: bool, signed: bool, text: str) -> None:
+    assert (
+        interval_text(Score(0.2, low, high), replace(EPG, percent=percent), signed=signed) == text
+    )
 
 
 @pytest.mark.parametrize(
