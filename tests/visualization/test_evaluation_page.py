@@ -307,7 +307,7 @@ def test_values(value: float | None, percent: bool, short: bool, text: str) -> N
     [
         (0.1, 0.25, True, False, "[10.0, 25.0]"),
         (-0.1, 0.25, True, True, "[\N{MINUS SIGN}10.0, +25.0]"),
-        (0.06075, 0.1208, False, False, "[0.0608, 0.121]"),
+        (0.06078, 0.1208, False, False, "[0.0608, 0.121]"),
         (-12345.6, 12345.6, False, True, "[\N{MINUS SIGN}12,346, +12,346]"),
         (-1e-7, 1e-7, False, False, "[\N{MINUS SIGN}1e-07, 1e-07]"),
         (None, 0.1, True, False, ""),
