@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 from html.parser import HTMLParser
@@ -66,7 +67,12 @@ def write(path, **changes) -> str:
 
 def test_the_page_loads_nothing_from_elsewhere(tmp_path):
     html = write(tmp_path / "report.html")
-    assert "http" not in re.sub(r"base64,[^\"]*", "", html)
+    policy = html.count(
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+    )
+    rest = html.replace("http-equiv", "")
+    assert policy == 1
+    assert "http" not in re.sub(r"base64,[^\"]*", "", rest)
     assert "url(" not in html
     assert "@import" not in html
     page = Page(html)
@@ -78,6 +84,14 @@ def test_the_page_loads_nothing_from_elsewhere(tmp_path):
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     picture = base64.b64decode(sources[0].split(",")[1], validate=True)
     assert picture.startswith(b"\x89PNG")
+
+
+def test_the_policy_knows_the_style_and_nothing_needs_another(tmp_path):
+    html = write(tmp_path / "report.html")
+    style = re.search(r"<style>(.*)</style>", html, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in html
+    assert not any("style" in attributes for _, attributes in Page(html).tags)
 
 
 def test_images_have_a_text_alternative(tmp_path):

@@ -1,6 +1,15 @@
 """Every number of a model on a data set: how well it classifies, and what it looks at."""
 
+from explainguide.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
 from explainguide.evaluation.measure import evaluate
 from explainguide.evaluation.record import BatchMaps, Record, Scores
 
-__all__ = ["BatchMaps", "Record", "Scores", "evaluate"]
+__all__ = [
+    "BatchMaps",
+    "Interval",
+    "Record",
+    "Scores",
+    "bootstrap_interval",
+    "evaluate",
+    "paired_difference",
+]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
 
-__all__ = ["format_table"]
+__all__ = ["format_table", "rows_as_csv", "rows_as_json", "rows_as_markdown"]
 
 
 def format_table(
@@ -64,3 +70,89 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return str(value)
+
+
+def rows_as_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as comma-separated values, with every digit.
+
+    Args:
+        rows: Dicts from column to value.
+
+    Returns:
+        A line of the columns' names, in the order of their first appearance, and a line for each row,
+        ended as RFC 4180 asks. None, NaN and missing values are empty; "" for no rows.
+
+    Example:
+        >>> rows_as_csv([{"run": "a, b", "EPG": 0.25}, {"run": "c", "EPG": float("nan")}]).split()
+        ['run,EPG', '"a,', 'b",0.25', 'c,']
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if not columns:
+        return ""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows([_number(row.get(column)) for column in columns] for row in rows)
+    return text.getvalue()
+
+
+def rows_as_json(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as a JSON list of objects, which any reader of JSON can read.
+
+    Args:
+        rows: Dicts from column to a text, a number, a truth value or None.
+
+    Returns:
+        An object a row. None and NaN are null; JSON has no infinity either, which is the text
+        ``"Infinity"`` or ``"-Infinity"``.
+
+    Example:
+        >>> print(rows_as_json([{"run": "c", "EPG": float("nan")}]))
+        [
+          {"run": "c", "EPG": null}
+        ]
+    """
+    lines = []
+    for row in rows:
+        values = {str(key): _number(value) for key, value in row.items()}
+        for key, value in values.items():
+            if isinstance(value, float) and math.isinf(value):
+                values[key] = "Infinity" if value > 0 else "-Infinity"
+        lines.append("  " + json.dumps(values, allow_nan=False))
+    return "[\n" + ",\n".join(lines) + "\n]" if lines else "[]"
+
+
+def rows_as_markdown(rows: Sequence[Mapping[str, object]]) -> str:
+    r"""Rows as a Markdown table: `format_table`, with texts that stay within their cell.
+
+    Args:
+        rows: As in `format_table`.
+
+    Returns:
+        As `format_table`; what would be markup, as ``|`` or ``<``, is text.
+
+    Example:
+        >>> print(rows_as_markdown([{"run": "a|b", "EPG": 0.25}]))
+        | run  |    EPG |
+        | ---- | -----: |
+        | a\|b | 0.2500 |
+    """
+    return format_table(
+        [{_plain(key): _plain(_number(value)) for key, value in row.items()} for row in rows],
+        markdown=True,
+    )
+
+
+def _number(value: object) -> object:
+    """A number of Python's own, None for NaN; anything else as it is."""
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return None if math.isnan(value) else float(value)
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def _plain(value: Any) -> Any:
+    """A text that Markdown shows as it is, in one line; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    value = " ".join(value.replace("&", "&amp;").replace("<", "&lt;").split())
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", value)
