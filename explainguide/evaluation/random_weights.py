@@ -13,6 +13,9 @@ from explainguide.errors import LayerError, OptionError, did_you_mean
 
 __all__ = ["Stages", "named_stages", "order_of_calls", "planned_stages", "randomise"]
 
+# The seed of a model is often that of its check, and would give it the weights that it has.
+_OFFSET = 0x5A17_C8EC
+
 # Name of a stage to the modules, by name, whose own parameters are drawn in it.
 Stages: TypeAlias = dict[str, dict[str, nn.Module]]
 
@@ -90,14 +93,16 @@ def _owns_parameters(module: nn.Module) -> bool:
     return any(parameter is not None for parameter in module._parameters.values())
 
 
-def randomise(modules: dict[str, nn.Module], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def randomise(
+    modules: dict[str, nn.Module], *, seed: int, stage: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Draw the modules' own parameters; which were reset, and which were redrawn."""
     reset: list[str] = []
     redrawn: list[str] = []
     devices = {p.device for module in modules.values() for p in module.parameters(recurse=False)}
     cuda = [device for device in devices if device.type == "cuda"]
     with torch.random.fork_rng(cuda), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed((_OFFSET + seed * 1_000_003 + stage) % 2**63)
         for name, module in modules.items():
             own = dict(module.named_parameters(recurse=False))
             before = {key: parameter.clone() for key, parameter in own.items()}

@@ -158,7 +158,7 @@ def sanity_check(
     plan = planned_stages(copied, called) if stages is None else named_stages(copied, stages)
     rows = []
     for number, (stage, modules) in enumerate(tqdm(plan.items(), "sanity", disable=not progress)):
-        reset, redrawn = randomise(modules, seed + number)
+        reset, redrawn = randomise(modules, seed=seed, stage=number)
         name = stage or type(copied).__name__
         rows.append(SanityStage(name, reset, redrawn, *_compare(before, maps())))
     return rows
@@ -199,7 +199,8 @@ def _maps(
         if explain is not None:
             found = explain(method, images, target)
         elif hasattr(method, "attribute"):
-            found = method.attribute(images, target=target)
+            # Captum warns where it has to ask for the gradient itself.
+            found = method.attribute(images.requires_grad_(), target=target)
         else:
             found = method(images, target)
         if not isinstance(found, Tensor) or found.ndim not in (3, 4):

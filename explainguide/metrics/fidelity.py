@@ -8,7 +8,15 @@ import captum.metrics
 import torch
 from torch import Tensor
 
-from explainguide.errors import check_flag, check_number, check_option, constructor, method, named
+from explainguide.errors import (
+    OptionError,
+    check_flag,
+    check_number,
+    check_option,
+    constructor,
+    method,
+    named,
+)
 from explainguide.metrics.checks import check_maps
 from explainguide.metrics.fills import draw_normal
 from explainguide.metrics.image_mean import ImageMean, mark_undefined
@@ -64,7 +72,7 @@ def infidelity(
         model: Any callable from images to logits ``(N, K)``; a module must be in evaluation mode.
         perturbation: What the noise does: ``"fade"`` or ``"add"``.
         sd: Standard deviation of the noise: of a share of the pixel, or in the images' units.
-        samples: Draws of the noise for each image.
+        samples: Draws of the noise for each image; 2 or more with ``normalize=True``.
         normalize: Whether :math:`\beta` is the factor that fits the map best; else it is 1.
         chunk: Images in a forward pass; no fewer than N.
         generator: Of the noise; None is the global one. The draws depend on ``chunk``.
@@ -186,9 +194,10 @@ def _scores(
         return maps.new_zeros(0), defined
 
     def change(shown: Tensor) -> tuple[Tensor, Tensor]:
-        noise = sd * draw_normal((len(shown), 1, *shown.shape[2:]), generator, shown)
+        drawn = draw_normal((len(shown), 1, *shown.shape[2:]), generator, shown)
+        noise = sd * drawn.to(maps.dtype)
         by = noise * shown if perturbation == "fade" else noise
-        return noise.expand_as(shown).to(maps.dtype), (shown - by).to(shown.dtype)
+        return noise.expand_as(shown), (shown - by).to(shown.dtype)
 
     def logit(shown: Tensor, target: Tensor) -> Tensor:
         return score_of_target(ask(model, shown, target), target).to(maps.dtype)
@@ -203,7 +212,8 @@ def _scores(
         max_examples_per_batch=at_a_time(chunk, len(images), samples),
         normalize=normalize,
     )
-    return score.to(maps.dtype), defined
+    # The difference of two large numbers, where the map fits.
+    return score.to(maps.dtype).clamp(min=0), defined
 
 
 def _check(
@@ -213,4 +223,9 @@ def _check(
     check_number("sd", sd, least=0, above=True)
     check_flag("normalize", normalize)
     check_number("samples", samples, least=1, whole=True)
+    if normalize and samples == 1:
+        raise OptionError(
+            "samples is 1 with normalize=True, which fits the one number exactly whatever the map. Use "
+            "samples=10. 2 or more are allowed, or normalize=False."
+        )
     check_number("chunk", chunk, least=1, whole=True)

@@ -142,7 +142,7 @@ def explained(explain: Explain, images: Tensor, target: Tensor) -> Tensor:
         )
     with torch.inference_mode(False), torch.enable_grad():
         images, target = (one.clone() if one.is_inference() else one for one in (images, target))
-        maps = explain(images, target)
+        maps = explain(images.detach(), target)  # the caller's own stays without a gradient
     try:
         (maps,) = check_maps(maps)
         check_images(images, like=maps)

@@ -29,12 +29,18 @@ from explainguide.metrics.model_calls import (
     is_alive,
     says_target,
 )
-from explainguide.metrics.perturbed import Mode, check_perturbation, replaced_at, thresholds
+from explainguide.metrics.perturbed import (
+    Mode,
+    check_perturbation,
+    replaced_at,
+    share_without_ties,
+    thresholds,
+)
 
 __all__ = ["PixelPerturbation", "pixel_perturbation"]
 
 FRACTIONS = (0.05, 0.1, 0.2)
-# Equal values go together. This much more or less than was asked for makes it another score.
+# Equal values go together. So much more than was asked for makes it another score.
 _SLACK = 0.01
 
 
@@ -79,7 +85,7 @@ def pixel_perturbation(
     for fraction in _fractions(fractions):
         check_perturbation(fraction, mode, fill, generator)
     check_flag("multilabel", multilabel)
-    said, _, defined = _scores(
+    said, _, _, defined = _scores(
         attribution, images, target, model, fractions, mode, fill, multilabel, generator
     )
     return mark_undefined(said, defined[:, None], "exclude")
@@ -101,7 +107,7 @@ class PixelPerturbation(ImageMean):
     - ``undefined``: after ``compute()``, the number of maps that are constant or not finite.
     - ``shares``: after ``compute()``, the shares of the pixels that were really the highest, by the
       same names. A map that is zero on most of the image has no exact highest 20%, and its pixels of
-      equal value go together; ``compute()`` warns where that moves a mean share by over 0.01.
+      equal value go together; ``compute()`` warns where that adds over 0.01 to a mean share.
 
     Costs a forward pass of the batch for each fraction. What is left of an image is none that the
     model was trained on, so that some of what is lost would be lost with any pixels: compare with
@@ -160,7 +166,7 @@ class PixelPerturbation(ImageMean):
         check_flag("multilabel", multilabel)
         options = f"fractions={fractions}, mode={mode!r}, fill={_shown(fill)}"
         options += ", multilabel=True" if multilabel else ""
-        super().__init__("exclude", options=options, width=2 * len(fractions), **kwargs)
+        super().__init__("exclude", options=options, width=3 * len(fractions), **kwargs)
         self.fractions, self.mode, self.fill = fractions, mode, fill
         self.multilabel, self.generator = multilabel, generator
         self._shares: Tensor | None = None
@@ -176,15 +182,15 @@ class PixelPerturbation(ImageMean):
     def update(self, attribution: Tensor, images: Tensor, target: Tensor, model: Model) -> None:
         """Add the maps, images and classes of a batch, and run the model on what is left of them."""
         options = (self.fractions, self.mode, self.fill, self.multilabel, self.generator)
-        said, shares, defined = _scores(attribution, images, target, model, *options)
-        self._add(torch.cat([said, shares], dim=1), defined)
+        *scores, defined = _scores(attribution, images, target, model, *options)
+        self._add(torch.cat(scores, dim=1), defined)
 
     def compute(self) -> dict[str, Tensor]:
         """The accuracies over all images so far, in all processes, by the names of the fractions."""
-        said, shares = self._mean().chunk(2)
-        self._shares = shares
-        for name, fraction, share in zip(self.names, self.fractions, shares.tolist(), strict=True):
-            if abs(share - fraction) > _SLACK:
+        said, self._shares, tied = self._mean().chunk(3)
+        rows = zip(self.names, self.fractions, self._shares.tolist(), tied.tolist(), strict=True)
+        for name, fraction, share, more in rows:
+            if more > _SLACK:
                 with operation(type(self).__name__):
                     warn(
                         f"the highest {fraction:g} of the pixels were {share:.3g} of them on the mean "
@@ -211,24 +217,29 @@ def _scores(
     fill: Fill,
     multilabel: bool,
     generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether the class is said and the share of highest pixels, each ``(N, F)``; which are defined."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Whether the class is said, the share of highest pixels, and how much of it is due to ties.
+
+    Each ``(N, F)``; and which maps are defined.
+    """
     (maps,) = check_maps(attribution)
     check_images(images, like=maps)
     target = check_target(target, images)
     defined = is_alive(maps)
     nothing = maps.new_zeros(len(maps), len(fractions))
     if not len(maps):
-        return nothing, nothing, defined
+        return nothing, nothing, nothing, defined
     filled = filling(images, fill, generator)
-    said, shares = [], []
-    for threshold in thresholds(maps, fractions).unbind(1):
+    said, shares, tied = [], [], []
+    cuts = thresholds(maps, fractions).unbind(1)
+    for fraction, threshold in zip(fractions, cuts, strict=True):
         replaced = replaced_at(maps, threshold, mode)
         logits = ask(model, torch.where(replaced[:, None], filled, images), target)
         said.append(says_target(logits, target, multilabel=multilabel).to(maps.dtype))
         highest = replaced if mode == "remove" else ~replaced
         shares.append(highest.to(maps.dtype).mean((1, 2)))
-    return torch.stack(said, 1), torch.stack(shares, 1), defined
+        tied.append(shares[-1] - share_without_ties(maps[0].numel(), fraction))
+    return torch.stack(said, 1), torch.stack(shares, 1), torch.stack(tied, 1), defined
 
 
 def _name(mode: Mode, fraction: float) -> str:

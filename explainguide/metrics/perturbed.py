@@ -15,7 +15,14 @@ from explainguide.metrics.checks import check_maps
 from explainguide.metrics.fills import Fill, check_fill, filling
 from explainguide.metrics.model_calls import check_images
 
-__all__ = ["Mode", "check_perturbation", "perturb", "replaced_at", "thresholds"]
+__all__ = [
+    "Mode",
+    "check_perturbation",
+    "perturb",
+    "replaced_at",
+    "share_without_ties",
+    "thresholds",
+]
 
 Mode = Literal["remove", "keep"]
 
@@ -87,12 +94,21 @@ def thresholds(maps: Tensor, fractions: Sequence[float]) -> Tensor:
     last = ordered.shape[1] - 1
     columns = []
     for fraction in fractions:
-        # Rounded, so that 0.1 of 101 pixels ends at one of them, not a rounding error beside it.
-        rank = round((1 - fraction) * last, 9)
+        rank = _rank(last, fraction)
         below = math.floor(rank)
         above = min(below + 1, last)
         columns.append(torch.lerp(ordered[:, below], ordered[:, above], rank - below))
     return torch.stack(columns, 1)
+
+
+def share_without_ties(pixels: int, fraction: float) -> float:
+    """The share of the pixels that lie at the quantile or above, where no two are equal."""
+    return (pixels - math.ceil(_rank(pixels - 1, fraction))) / pixels
+
+
+def _rank(last: int, fraction: float) -> float:
+    """Rounded, so that 0.1 of 101 pixels ends at one of them, not a rounding error beside it."""
+    return round((1 - fraction) * last, 9)
 
 
 def replaced_at(maps: Tensor, threshold: Tensor, mode: Mode) -> Tensor:

@@ -166,13 +166,13 @@ def _scores(
         return maps.new_zeros(0), defined
 
     def change(shown: Tensor, radius: float) -> Tensor:
-        drawn = draw_uniform(tuple(shown.shape), generator, shown)
+        drawn = draw_uniform(tuple(shown.shape), generator, shown).to(maps.dtype)
         return (shown + (2 * drawn - 1) * radius).to(shown.dtype)
 
-    def maps_of(shown: Any, target: Tensor) -> Tensor:
-        # Captum hands the images themselves over in a tuple, the changed ones as they are.
+    def maps_of(shown: Any, target: Tensor) -> Any:
+        # The images themselves come in a tuple, and their maps go back in one.
         if isinstance(shown, tuple):
-            return maps
+            return (maps,)
         return explained(explain, shown, target).to(maps.dtype)
 
     score = captum.metrics.sensitivity_max(
