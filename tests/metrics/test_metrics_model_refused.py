@@ -150,7 +150,7 @@ BAD = {
     ),
     "perturbation": (
         OptionError,
-        "Infidelity: unknown perturbation 'fades'. Did you mean 'fade'? 'fade', 'add' are allowed.",
+        "Infidelity: unknown perturbation 'fades'. Did you mean 'fade' or 'add'? 'fade', 'add' are allowed.",
         lambda: Infidelity(perturbation="fades"),
     ),
     "one sample": (
