@@ -125,6 +125,12 @@ def test_losses_are_plain_functions(name: str) -> None:
         "OnObjectEnergy",
         "PointingGame",
         "SegmentationAgreement",
+        "PixelPerturbation",
+        "InsertionCurve",
+        "DeletionCurve",
+        "Infidelity",
+        "SensitivityMax",
+        "Robustness",
     ],
 )
 def test_metrics_are_torchmetrics(name: str) -> None:

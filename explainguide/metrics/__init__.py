@@ -17,32 +17,57 @@ from explainguide.metrics.agreement import (
     SegmentationAgreement,
     segmentation_agreement,
 )
+from explainguide.metrics.curves import (
+    DeletionCurve,
+    InsertionCurve,
+    deletion_curve,
+    insertion_curve,
+)
 from explainguide.metrics.energy import (
     EnergyPointingGame,
     OnObjectEnergy,
     energy_pointing_game,
     on_object_energy,
 )
+from explainguide.metrics.fidelity import Infidelity, infidelity
 from explainguide.metrics.iou import LocalizationIoU, localization_iou
 from explainguide.metrics.pareto import pareto_front, representative
+from explainguide.metrics.perturbation import PixelPerturbation, pixel_perturbation
+from explainguide.metrics.perturbed import perturb
 from explainguide.metrics.pointing import PointingGame, pointing_game
+from explainguide.metrics.robustness import Robustness, drop_pixels, replace_background
+from explainguide.metrics.stability import SensitivityMax, sensitivity_max
 from explainguide.metrics.table import MAP_METRICS, MapMetric, map_metric
 
 __all__ = [
     "MAP_METRICS",
     "Agreement",
+    "DeletionCurve",
     "EnergyPointingGame",
+    "Infidelity",
+    "InsertionCurve",
     "LocalizationIoU",
     "MapMetric",
     "OnObjectEnergy",
+    "PixelPerturbation",
     "PointingGame",
+    "Robustness",
     "SegmentationAgreement",
+    "SensitivityMax",
+    "deletion_curve",
+    "drop_pixels",
     "energy_pointing_game",
+    "infidelity",
+    "insertion_curve",
     "localization_iou",
     "map_metric",
     "on_object_energy",
     "pareto_front",
+    "perturb",
+    "pixel_perturbation",
     "pointing_game",
+    "replace_background",
     "representative",
     "segmentation_agreement",
+    "sensitivity_max",
 ]
