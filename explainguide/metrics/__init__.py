@@ -12,6 +12,7 @@ An image on which the metric means nothing (each function says which) scores NaN
 NaN under both. Nothing here synchronises with the host.
 """
 
+from explainguide.metrics.aggregate import Aggregate, aggregate_maps
 from explainguide.metrics.agreement import (
     Agreement,
     SegmentationAgreement,
@@ -23,6 +24,7 @@ from explainguide.metrics.energy import (
     energy_pointing_game,
     on_object_energy,
 )
+from explainguide.metrics.grid import GridPointingGame, grid_pointing_game
 from explainguide.metrics.iou import LocalizationIoU, localization_iou
 from explainguide.metrics.pareto import pareto_front, representative
 from explainguide.metrics.pointing import PointingGame, pointing_game
@@ -30,14 +32,18 @@ from explainguide.metrics.table import MAP_METRICS, MapMetric, map_metric
 
 __all__ = [
     "MAP_METRICS",
+    "Aggregate",
     "Agreement",
     "EnergyPointingGame",
+    "GridPointingGame",
     "LocalizationIoU",
     "MapMetric",
     "OnObjectEnergy",
     "PointingGame",
     "SegmentationAgreement",
+    "aggregate_maps",
     "energy_pointing_game",
+    "grid_pointing_game",
     "localization_iou",
     "map_metric",
     "on_object_energy",
