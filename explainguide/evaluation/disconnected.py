@@ -56,7 +56,7 @@ class DisconnectedGrid(nn.Module):
         check_classifier(self.model, self.reading)
         self.n, self.order = n, order
         self.cell_size: tuple[int, int] | None = None
-        self.train(self.model.training)
+        self.training = self.model.training  # and not `train`, which would reach into the model
 
     def target(self, labels: Tensor, cells: Tensor) -> Tensor:
         """Which logits are those of some classes at the heads of some cells.

@@ -123,7 +123,7 @@ def grid_game(
         data: Items ``(image, labels, annotation)``, None for one that could not be read; such as a list
             of ``(image, class, None)``. Of multi-hot labels images with one class are taken.
         n: Images in height and in width.
-        grids: How many; None is as many as can be. Each image is used once at most.
+        grids: How many at most; None is as many as can be. Each image is used once at most.
         confidence: What the probability of an image's class must be above.
         by: ``"softmax"``, or ``"sigmoid"`` for models that are trained with a binary cross entropy.
         smoothing: As in `grid_pointing_game`; so are the next two.
@@ -166,7 +166,12 @@ def grid_game(
     if grids is not None:
         check_number("grids", grids, least=1, whole=True)
     if keep_cell is not None:
-        check_number("keep_cell", keep_cell, least=0, most=n * n - 1, whole=True)
+        check_number("keep_cell", keep_cell, least=0, whole=True)
+        if keep_cell >= n * n:
+            raise OptionError(
+                f"keep_cell is {keep_cell}, but a grid of {n} x {n} has {n * n} cells. Use 0, the top "
+                f"left. 0 to {n * n - 1} are allowed."
+            )
     if not callable(explain):
         raise OptionError(
             f"explain is a {type(explain).__name__}. Give a function of images and target, such as "

@@ -138,6 +138,7 @@ class GridItems(NamedTuple):
                 done += len(now)
                 yield now, join_cells(images.unflatten(0, (-1, cells)), order=order)
                 bar.update(len(now))
+        _check_read_again(flat[done * cells :], [])
 
 
 def _check_read_again(asked: Sequence[int], got: Sequence[int]) -> None:

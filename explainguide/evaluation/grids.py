@@ -16,7 +16,6 @@ from explainguide.errors import (
     check_number,
     check_option,
     operation,
-    warn,
 )
 from explainguide.evaluation.classification import check_labels
 from explainguide.hooks.logits import class_scores, log_probabilities
@@ -176,7 +175,7 @@ def choose_grids(
     Args:
         labels: Classes of the images, the most confident image first.
         n: Images in height and in width.
-        count: How many grids; None is as many as can be.
+        count: How many grids at most; None is as many as can be.
         seed: Of the draws.
 
     Returns:
@@ -184,9 +183,6 @@ def choose_grids(
 
     Raises:
         DataError: If there are fewer than n * n classes.
-
-    Warns:
-        ExplainGuideWarning: If there are fewer grids than asked for.
     """
     queues: dict[int, list[int]] = {}
     for place, label in enumerate(torch.as_tensor(labels).tolist()):
@@ -202,10 +198,6 @@ def choose_grids(
         most < total and sum(min(len(q), most + 1) for q in queues.values()) >= (most + 1) * cells
     ):
         most += 1
-    if count is not None and count > most:
-        warn(
-            f"{count} grids of {cells} distinct classes were asked for, but the images make {most}."
-        )
     generator = torch.Generator().manual_seed(seed)
     grids = []
     left = {label: list(queues[label]) for label in sorted(queues)}
@@ -278,7 +270,7 @@ def make_grids(
         images: ``(M, C, h, w)``, the most confident first, as `confident_images` sorts them.
         labels: Their classes, ``(M,)``.
         n: Images in height and in width.
-        count: How many grids; None is as many as can be. Each image is used once at most.
+        count: How many grids at most; None is as many as can be. Each image is used once at most.
         order: ``"column"``, as published: cell k is in row k % n and column k // n; or ``"row"``.
         seed: Of the draw of classes and cells. The same seed makes the same grids.
 
