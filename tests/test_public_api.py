@@ -121,6 +121,7 @@ def test_losses_are_plain_functions(name: str) -> None:
     "name",
     [
         "EnergyPointingGame",
+        "GridPointingGame",
         "LocalizationIoU",
         "OnObjectEnergy",
         "PointingGame",

@@ -12,6 +12,7 @@ An image on which the metric means nothing (each function says which) scores NaN
 NaN under both. Nothing here synchronises with the host.
 """
 
+from explainguide.metrics.aggregate import Aggregate, aggregate_maps
 from explainguide.metrics.agreement import (
     Agreement,
     SegmentationAgreement,
@@ -30,6 +31,7 @@ from explainguide.metrics.energy import (
     on_object_energy,
 )
 from explainguide.metrics.fidelity import Infidelity, infidelity
+from explainguide.metrics.grid import GridPointingGame, grid_pointing_game
 from explainguide.metrics.iou import LocalizationIoU, localization_iou
 from explainguide.metrics.pareto import pareto_front, representative
 from explainguide.metrics.perturbation import PixelPerturbation, pixel_perturbation
@@ -41,9 +43,11 @@ from explainguide.metrics.table import MAP_METRICS, MapMetric, map_metric
 
 __all__ = [
     "MAP_METRICS",
+    "Aggregate",
     "Agreement",
     "DeletionCurve",
     "EnergyPointingGame",
+    "GridPointingGame",
     "Infidelity",
     "InsertionCurve",
     "LocalizationIoU",
@@ -54,9 +58,11 @@ __all__ = [
     "Robustness",
     "SegmentationAgreement",
     "SensitivityMax",
+    "aggregate_maps",
     "deletion_curve",
     "drop_pixels",
     "energy_pointing_game",
+    "grid_pointing_game",
     "infidelity",
     "insertion_curve",
     "localization_iou",

@@ -19,17 +19,27 @@ from typing import TYPE_CHECKING
 from explainguide.named import on_demand
 
 if TYPE_CHECKING:
+    from explainguide.visualization.aggregate import aggregate_plot
     from explainguide.visualization.bcos import bcos_panel
     from explainguide.visualization.overlays import overlay
     from explainguide.visualization.panels import before_after, panel
     from explainguide.visualization.plots import curves, pareto_plot
 
-__all__ = ["bcos_panel", "before_after", "curves", "overlay", "panel", "pareto_plot"]
+__all__ = [
+    "aggregate_plot",
+    "bcos_panel",
+    "before_after",
+    "curves",
+    "overlay",
+    "panel",
+    "pareto_plot",
+]
 
 # A table of text needs no matplotlib.
 __getattr__, __dir__ = on_demand(
     __name__,
     {
+        "aggregate_plot": "aggregate",
         "bcos_panel": "bcos",
         "before_after": "panels",
         "curves": "plots",

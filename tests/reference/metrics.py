@@ -3,6 +3,8 @@
 Each takes nested lists and returns a number, or None where the metric is undefined.
 """
 
+from itertools import pairwise
+
 Grid = list[list[float]]
 
 
@@ -102,3 +104,51 @@ def pareto_front(points: list[tuple[float, ...]], bin: float | None) -> list[int
         ]
         front.append((index, new))
     return [index for index, _ in front]
+
+
+def grid_pointing_game(
+    attribution: Grid, cell: int, n: int, smoothing: int = 0, order: str = "column"
+) -> float | None:
+    height, width = len(attribution), len(attribution[0])
+    if smoothing:
+        reach = (smoothing - 1) // 2
+
+        def smooth(i: int, j: int) -> float:
+            total = 0.0
+            for y in range(i - reach, i + reach + 1):
+                for x in range(j - reach, j + reach + 1):
+                    if 0 <= y < height and 0 <= x < width:
+                        total += attribution[y][x]
+            return total / smoothing**2
+
+        attribution = [[smooth(i, j) for j in range(width)] for i in range(height)]
+    row, column = (cell % n, cell // n) if order == "column" else (cell // n, cell % n)
+    inside = total = 0.0
+    for i, values in enumerate(attribution):
+        for j, value in enumerate(values):
+            if value > 0:
+                total += value
+                if i // (height // n) == row and j // (width // n) == column:
+                    inside += value
+    return inside / total if total > 0 else None
+
+
+def aggregate_maps(
+    maps: list[Grid], scores: list[float | None], bins: list[int]
+) -> list[tuple[int, float | None, Grid | None]]:
+    """Count, mean score and mean map of each bin; None of an empty one."""
+    known = [i for i, score in enumerate(scores) if score is not None]
+    ranked = sorted(known, key=lambda i: -scores[i])  # type: ignore[operator]
+    found = []
+    for low, high in pairwise(bins):
+        chosen = ranked[low * len(ranked) // 100 : high * len(ranked) // 100]
+        if not chosen:
+            found.append((0, None, None))
+            continue
+        size = len(chosen)
+        mean = [
+            [sum(maps[i][y][x] for i in chosen) / size for x in range(len(maps[0][0]))]
+            for y in range(len(maps[0]))
+        ]
+        found.append((size, sum(scores[i] for i in chosen) / size, mean))  # type: ignore[misc]
+    return found
