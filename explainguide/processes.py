@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from explainguide.errors import GuidanceError
 
-__all__ = ["add_up", "add_up_gradients", "failed_elsewhere", "process", "send_buffers", "together"]
+__all__ = [
+    "Hosts",
+    "add_up",
+    "add_up_gradients",
+    "anywhere",
+    "join_hosts",
+    "process",
+    "send_buffers",
+    "together",
+]
 
 
 def process() -> tuple[int, int]:
@@ -49,20 +60,23 @@ def send_buffers(model: nn.Module, *, parameters: bool = False) -> None:
             torch.distributed.broadcast(tensor.detach(), 0)
 
 
-def add_up_gradients(parameters: Sequence[nn.Parameter], *, failed: bool) -> Tensor:
+def anywhere(flag: Tensor) -> Tensor:
+    """Whether a flag is set in any process, a bool like it on its device; not read there."""
+    if process()[1] == 1:
+        return flag
+    highest = flag.float()
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    return highest > 0
+
+
+def add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Add up the gradients of all processes, in place.
 
     A process without a gradient takes part with zeros, and has one afterwards.
 
     Args:
         parameters: The same ones in every process.
-        failed: Whether this process has no gradients because of an error.
-
-    Returns:
-        How many processes failed, and how many had a gradient of each parameter,
-        ``(1 + len(parameters),)`` on their device; not read there.
     """
-    counts = add_up([failed, *(p.grad is not None for p in parameters)], parameters[0].device)
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -72,10 +86,72 @@ def add_up_gradients(parameters: Sequence[nn.Parameter], *, failed: bool) -> Ten
         torch.distributed.all_reduce(flat)
         for gradient, total in zip(own, flat.split([g.numel() for g in own]), strict=True):
             gradient.copy_(total.view_as(gradient))
-    return counts
 
 
-def failed_elsewhere(count: float) -> GuidanceError:
+class Hosts(NamedTuple):
+    """A way by which the hosts of all processes tell one another what they know; `join_hosts` finds it.
+
+    Nothing that is queued on a device is waited for, as long as `device` is the CPU.
+
+    Attributes:
+        group: Of the processes; None is the default one.
+        device: Where it exchanges tensors.
+    """
+
+    group: Any = None
+    device: torch.device = torch.device("cpu")
+
+    def agree(self, error: Exception | None, values: Sequence[float] = ()) -> list[float]:
+        """The sums of some numbers over all processes, unless one of them failed.
+
+        Args:
+            error: What stopped this process, if anything did.
+            values: This process's numbers, as many as every other one has.
+
+        Raises:
+            GuidanceError: If another process failed; the one that did raises its own error.
+        """
+        if process()[1] == 1:
+            if error is not None:
+                raise error
+            return list(values)
+        # The first tensor lies in the array's memory, so that reading the sums is no operation.
+        told = np.array([error is not None, *values], dtype=np.float64)
+        here = torch.from_numpy(told)
+        sent = here if self.device.type == "cpu" else here.to(self.device, torch.float32)
+        torch.distributed.all_reduce(sent, group=self.group)
+        if sent is not here:
+            here.copy_(sent)
+        failed, *totals = told.tolist()
+        if error is not None:
+            raise error
+        if failed:
+            raise _failed_elsewhere(failed)
+        return totals
+
+    def leave(self) -> None:
+        """Give up a group that was made for this."""
+        if self.group is not None:
+            torch.distributed.destroy_process_group(self.group)
+
+
+def join_hosts(device: torch.device) -> Hosts:
+    """A way between the hosts: the default group where it takes tensors of the CPU, else one of gloo.
+
+    Every process must ask for it.
+
+    Args:
+        device: Where the default group exchanges tensors. Taken where there is no gloo, and then each
+            exchange waits for it.
+    """
+    if process()[1] == 1 or "cpu:" in torch.distributed.get_backend_config():
+        return Hosts()
+    if not torch.distributed.is_gloo_available():
+        return Hosts(device=device)
+    return Hosts(torch.distributed.new_group(backend="gloo"))
+
+
+def _failed_elsewhere(count: float) -> GuidanceError:
     """What a process says that stops because another one failed."""
     return GuidanceError(
         f"{count:.0f} of the {process()[1]} processes stopped with an error of "
@@ -100,8 +176,4 @@ def together(device: torch.device) -> Iterator[None]:
         yield
     except Exception as caught:  # whatever it is, the others must not wait for this process
         error = caught
-    failed = float(add_up([error is not None], device)[0])
-    if error is not None:
-        raise error
-    if failed:
-        raise failed_elsewhere(failed)
+    Hosts(device=device).agree(error)

@@ -25,6 +25,7 @@ from explainguide.errors import (
 )
 from explainguide.guidance.guide import ExplanationGuidance
 from explainguide.guidance.options import GuideOptions
+from explainguide.guidance.settings import named_settings
 from explainguide.hooks.layers import INPUT, list_layers, unwrap
 from explainguide.losses import classification_loss
 from explainguide.training.config import TrainConfig
@@ -32,6 +33,7 @@ from explainguide.training.config import TrainConfig
 __all__ = ["RECIPES", "Recipe", "recipe"]
 
 
+@named_settings
 @dataclass(frozen=True, kw_only=True)
 class Recipe(GuideOptions):
     r"""The settings of a published method.

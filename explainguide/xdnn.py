@@ -22,7 +22,13 @@ import torchvision.ops
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
-from explainguide.errors import GuidanceError, check_option, first_line, operation
+from explainguide.errors import (
+    ExplainGuideError,
+    GuidanceError,
+    check_option,
+    first_line,
+    operation,
+)
 from explainguide.hooks.layers import INPUT, resolve_layers, unwrap
 from explainguide.hooks.probe import input_size, probe
 from explainguide.hooks.tap import ForwardPass, Tap
@@ -331,7 +337,14 @@ def _refuse_operations(model: nn.Module, image_size: tuple[int, int] | None) -> 
     height, width = image_size or (height, width)
     try:
         fault = scaling_fault(model, INPUT, (channels, height, width))
-    except (AssertionError, RuntimeError, TypeError) as error:  # not made for such an image
+    except ExplainGuideError:
+        raise
+    except (
+        AssertionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # not made for such an image
         raise GuidanceError(
             f"the result did not run on a random image of {channels} x {height} x {width} "
             f"({first_line(error)}). Give the size that the model was made for with "

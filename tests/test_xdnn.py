@@ -312,6 +312,21 @@ def test_xdnn_finds_them_behind_weights_that_are_zero(zero: str) -> None:
         remove_bias(model, image_size=(12, 12))
 
 
+@pytest.mark.parametrize("kind", [AssertionError, RuntimeError, TypeError, ValueError])
+def test_xdnn_says_that_a_model_does_not_run(kind: type[Exception]) -> None:
+    class Strict(Residual):
+        def last(self, features: Tensor) -> Tensor:
+            raise kind("a side of 12 is too short")
+
+    with pytest.raises(GuidanceError) as caught:
+        converted(Strict)
+    assert str(caught.value) == (
+        "remove_bias: the result did not run on a random image of 3 x 12 x 12 (a side of 12 is too "
+        "short). Give the size that the model was made for with image_size=(height, width). One "
+        "image must be enough input."
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_xdnn_of_other_dtypes(dtype: torch.dtype) -> None:
     model = residual().to(dtype)

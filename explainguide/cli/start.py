@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from explainguide.cli.data import (
     fits_classes,
     in_library,
 )
+from explainguide.cli.data_options import check_same_classes
 from explainguide.cli.usage import UsageError
 from explainguide.datasets import DataSource
 from explainguide.models.build import build_model, load_weights, set_image_size
@@ -28,25 +30,26 @@ __all__ = ["begin"]
 
 
 def begin(
-    args: argparse.Namespace, num_classes: int, source: DataSource
+    args: argparse.Namespace, classes: Sequence[str], source: DataSource
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network, and how it is built, converted, and takes its images.
 
     Args:
         args: The options of `train`.
-        num_classes: Of the data.
+        classes: Of the data, their names.
         source: What the data say of the size and normalisation of their images.
 
     Raises:
-        OptionError: For options that exclude one another, or another number of classes.
+        OptionError: For options that exclude one another, or other classes than a checkpoint's.
         DataError: If a file cannot be read.
     """
+    num_classes = len(classes)
     _check(args)
     allow_local_modules()
     last = Path(args.out) / "last.pt"
     going_on = args.resume and last.exists()
     if args.checkpoint is not None:
-        return _of_checkpoint(args, str(last) if going_on else args.checkpoint, num_classes, source)
+        return _of_checkpoint(args, str(last) if going_on else args.checkpoint, classes, source)
     record = describe_weights(last if going_on else args.weights)
     if not going_on:
         check_plain(record, args.weights)
@@ -126,13 +129,22 @@ def _check_logits(model: nn.Module, args: argparse.Namespace, num_classes: int, 
 
 
 def _of_checkpoint(
-    args: argparse.Namespace, path: str, num_classes: int, source: DataSource
+    args: argparse.Namespace, path: str, classes: Sequence[str], source: DataSource
 ) -> tuple[nn.Module, dict[str, Any]]:
     model, before = load_model(path)
+    num_classes = len(classes)
     if not fits_classes(before.get("num_classes"), num_classes):
         raise UsageError(
             f"--checkpoint: '{path}' has {before['num_classes']} classes and the data {num_classes}. "
             f"Convert the model with --num-classes {num_classes}. The classes must agree."
+        )
+    if (known := before.get("classes")) is not None:
+        check_same_classes(
+            classes,
+            known,
+            of=("the data", f"--checkpoint '{path}'"),
+            remedy=f"Let the data list their classes as {', '.join(map(repr, known))}, or take its "
+            "weights alone, with --model and --weights.",
         )
     if args.size is not None:
         set_image_size(model, args.size)

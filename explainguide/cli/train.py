@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             "Add a folder with images of what it is not. Two classes or more are allowed."
         )
     torch.manual_seed(config.seed)
-    model, about = begin(args, len(train_data.classes), source)
+    model, about = begin(args, train_data.classes, source)
     if args.recipe is not None and args.layer is None:
         recipe(args.recipe).check_layers(model)
     flip = not args.no_flip and source.flips

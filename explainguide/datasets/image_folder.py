@@ -103,7 +103,9 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
             folder = torchvision.datasets.ImageFolder(str(self.root))
         except FileNotFoundError as error:
             raise DataError(
-                f"'{self.root}' is not one folder of images a class ({error})."
+                f"'{self.root}' is not one folder of images a class ({error}). Put the images of each "
+                f"class in a folder of its own, as '{self.root / 'cat' / '1.jpg'}'. Every folder must "
+                "hold an image."
             ) from None
         self.classes = folder.classes
         self.num_classes = len(self.classes)
@@ -164,15 +166,16 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
             known = [path.relative_to(self.root).as_posix() for path in self.paths]
             raise DataError(
                 f"'{file}' names {len(unknown)} images that are not under '{self.root}': "
-                f"{short_list(unknown)}.{did_you_mean(unknown[0], known)} Paths are relative to "
-                f"the folder, such as '{known[0]}'."
+                f"{short_list(unknown)}.{did_you_mean(unknown[0], known)} Correct them, or add the "
+                f"images. Paths relative to the folder, such as '{known[0]}', are allowed."
             )
         assigned: dict[int, list[BoxRow]] = defaultdict(list)
         for row in rows:
             if row.label is not None and row.label not in self.classes:
                 raise DataError(
                     f"'{file}', {row.where}: unknown label {row.label!r}."
-                    f"{class_hint(row.label, self.classes)} Allowed: {', '.join(self.classes)}."
+                    f"{class_hint(row.label, self.classes)} Correct it, or add a folder of that name. "
+                    f"Allowed: {', '.join(self.classes)}."
                 )
             index = find(row.image)
             assert index is not None
@@ -226,7 +229,8 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
                 raise DataError(
                     f"'{file}', {row.where}: '{row.image}' is given as {row.size} and the "
                     f"image is {header.upright}{stored} (height, width). Was it resized, or turned "
-                    "without an EXIF orientation that says so?"
+                    "without an EXIF orientation that says so? Make its boxes anew on the image that "
+                    "is there. Those of the image's size are allowed."
                 )
             made_for = segmentation_size(row.segmentation) if self.with_masks else None
             if made_for not in (None, header.stored, header.upright):
@@ -246,7 +250,8 @@ def _check_inside(file: Path, size: tuple[int, int], rows: list[BoxRow]) -> None
         if beyond > TOLERANCE or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
             raise AnnotationError(
                 f"'{file}', {row.where}: box {row.box} lies outside '{row.image}', "
-                f"which is {width} wide and {height} high."
+                f"which is {width} wide and {height} high. Correct the box, or give the image that "
+                "it was drawn on. Corners in pixels, inside the image, are allowed."
             )
 
 
@@ -283,7 +288,8 @@ def _decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise AnnotationError(
                 f"{row.where} of '{row.image}' has a segmentation that cannot be decoded "
-                f"({first_line(error)}). It is a list of polygons or {{'size', 'counts'}}."
+                f"({first_line(error)}). Make it anew, or leave it out for a box alone. A list of "
+                "polygons, or a dict of 'size' and 'counts', is allowed."
             ) from None
         if decoded[-1].shape != size:
             raise AnnotationError(

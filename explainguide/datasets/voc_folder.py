@@ -76,8 +76,8 @@ def find_year_folder(root: Path, year: str | None) -> Path:
     if missing:
         there = ", ".join(sorted(f.name for f in folder.iterdir() if f.is_dir())) or "no folder"
         raise DataError(
-            f"'{folder}' has no {' and no '.join(missing)} folder. A VOC year folder holds "
-            f"{', '.join(_PARTS)}. Found: {there}."
+            f"'{folder}' has no {' and no '.join(missing)} folder. Unpack the whole archive there, or "
+            f"give another folder. A VOC year folder holds {', '.join(_PARTS)}. Found: {there}."
         )
     return folder
 
@@ -98,8 +98,8 @@ def read_split(folder: Path, image_set: str, *, include_difficult: bool) -> list
         names = _split_names(sets)
         plain = [n for n in names if n.rpartition("_")[0] not in VOC_CLASSES] or names
         raise DataError(
-            f"'{folder}' has no split {image_set!r}.{did_you_mean(image_set, names)} "
-            f"Available: {', '.join(plain) or 'none'}."
+            f"'{folder}' has no split {image_set!r}.{did_you_mean(image_set, names)} Name one that is "
+            f"there, or add a list in '{sets / 'Main'}'. Available: {', '.join(plain) or 'none'}."
         )
     wanted = {"1", "0"} if include_difficult else {"1"}
     ids = []
@@ -108,7 +108,10 @@ def read_split(folder: Path, image_set: str, *, include_difficult: bool) -> list
         if words and (len(words) == 1 or words[1] not in {"1", "0", "-1"} or words[1] in wanted):
             ids.append(words[0])
     if not ids:
-        raise DataError(f"'{path}' lists no image.")
+        raise DataError(
+            f"'{path}' lists no image that shows the class, or none at all. Use another split. One id "
+            "of an image a line is allowed; in the lists of one class, those marked 1 are taken."
+        )
     return ids
 
 
@@ -142,7 +145,8 @@ def read_record(path: Path, class_index: dict[str, int]) -> VOCRecord:
         if size is not None and not (box[0] < size[1] and box[1] < size[0] and min(box[2:]) > 0):
             raise DataError(
                 f"'{path}' has a box of {name!r} that lies outside the image, "
-                f"{box} in an image of {size} (height, width)."
+                f"{box} in an image of {size} (height, width). Correct it, or take the object out. "
+                "Corners in pixels, from 1 on, inside the image are allowed."
             )
         boxes.append(box)
         labels.append(class_index[name])
@@ -161,14 +165,15 @@ def _read_object(path: Path, item: Any) -> tuple[str, tuple[float, float, float,
         x1, y1, x2, y2 = (float(item["bndbox"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"'{path}' has an object without a name or a readable bndbox ({error!r}). An "
-            "object needs name and bndbox with xmin, ymin, xmax, ymax in pixels."
+            f"'{path}' has an object without a name or a readable bndbox ({error!r}). Complete "
+            "it, or take it out. An object needs name and bndbox with xmin, ymin, xmax, ymax in pixels."
         ) from None
     # Not <=, since an inclusive box of one pixel has x1 == x2; the negation catches NaN.
     if not (x1 <= x2 and y1 <= y2 and max(x2, y2) < float("inf")):
         raise DataError(
             f"'{path}' has an inverted or non-finite box of {name!r}, "
-            f"xmin={x1:g}, ymin={y1:g}, xmax={x2:g}, ymax={y2:g}."
+            f"xmin={x1:g}, ymin={y1:g}, xmax={x2:g}, ymax={y2:g}. Correct it, or take the object out. "
+            "xmin up to xmax and ymin up to ymax are allowed."
         )
     return name, (x1 - 1, y1 - 1, x2, y2)
 

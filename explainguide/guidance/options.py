@@ -12,8 +12,8 @@ from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from explainguide.errors import OptionError, check_option, did_you_mean, operation
-from explainguide.guidance.settings import Shown, check_flags, setting
+from explainguide.errors import OptionError, check_option, operation
+from explainguide.guidance.settings import Shown, check_flags, named_settings, setting
 from explainguide.hooks.reading import Reading, check_reading
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def _true_or_auto(text: str) -> bool | str:
 _shown = partial(Shown, group="guidance")
 
 
+@named_settings
 @dataclass(frozen=True, kw_only=True)
 class GuideOptions:
     """How a model is guided: the options of `ExplanationGuidance`, apart from the model.
@@ -257,13 +258,6 @@ class GuideOptions:
             OptionError: For a name that is none of the options.
         """
         with operation(cls.__name__, default=True):
-            names = [f.name for f in fields(cls)]
-            for name in values:
-                if name not in names:
-                    raise OptionError(
-                        f"unknown setting {name!r}.{did_you_mean(name, names)} "
-                        f"{', '.join(names)} are allowed."
-                    )
             given = dict(values)
             if isinstance(given.get("first_label"), Mapping):  # JSON's keys are words
                 given["first_label"] = {

@@ -17,7 +17,6 @@ __all__ = [
     "check_generator",
     "check_model",
     "check_weights",
-    "overflowed",
     "tell_overflow",
 ]
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
-from explainguide.errors import check_flag, check_number
+from explainguide.errors import OptionError, check_flag, check_number, did_you_mean, operation
 
-__all__ = ["Shown", "check_flags", "check_numbers", "setting"]
+__all__ = ["Shown", "check_flags", "check_numbers", "named_settings", "setting"]
+
+Settings = TypeVar("Settings", bound=type)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,30 @@ def setting(default: Any, shown: Shown | None = None) -> Any:
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def named_settings(cls: Settings) -> Settings:
+    """A class of settings that refuses a name that is none of its fields, with the nearest of them.
+
+    Args:
+        cls: A dataclass; one that inherits from it has a constructor of its own.
+    """
+    construct = cls.__init__  # type: ignore[misc]
+    names = [setting.name for setting in fields(cls)]
+
+    @wraps(construct)
+    def checked(self: Any, *args: Any, **given: Any) -> None:
+        with operation(type(self).__name__, default=True):
+            for name in given:
+                if name not in names:
+                    raise OptionError(
+                        f"unknown setting {name!r}.{did_you_mean(name, names)} "
+                        f"{', '.join(names)} are allowed."
+                    )
+        construct(self, *args, **given)
+
+    cls.__init__ = checked  # type: ignore[misc]
+    return cls
 
 
 def check_flags(settings: Any) -> None:

@@ -118,8 +118,8 @@ def probe(
     """Run one random image of (C, H, W) through the model and act on a random sum of its logits.
 
     The model is in evaluation mode meanwhile, without its compiled parts, and comes back as it was.
-    What is computed again while
-    `act` takes a gradient (a checkpointed segment) sees the same mode and weights.
+    What is computed again while `act` takes a gradient (a checkpointed segment) sees the same mode
+    and weights.
     """
     parameter = next(model.parameters(), torch.empty(0))
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32

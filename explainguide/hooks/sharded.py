@@ -39,16 +39,28 @@ def kept_whole(model: nn.Module, *, until_backward: bool = True) -> Iterator[Non
         model: With or without such modules.
         until_backward: Whether they stay until a backward pass outside of the context, or go with it.
     """
-    modules = _sharded(model).values()
-    for module in modules:
+    before = {module: _lets_go(module) for module in _sharded(model).values()}
+    for module in before:
         module.set_reshard_after_backward(False, recurse=False)
     try:
         yield
     finally:
-        for module in modules:
-            module.set_reshard_after_backward(True, recurse=False)
-            if not until_backward:
+        for module, lets_go in before.items():
+            module.set_reshard_after_backward(lets_go, recurse=False)
+            if lets_go and not until_backward:
                 module.reshard()
+
+
+def _lets_go(module: Any) -> bool:
+    """Whether its backward passes let parameters go: what `set_reshard_after_backward` was given last.
+
+    PyTorch has no public way to ask. One that holds it elsewhere has the default, True.
+    """
+    state = getattr(module, "_get_fsdp_state", lambda: None)()
+    groups = getattr(state, "_fsdp_param_groups", None)  # several in later versions
+    if groups is None:
+        groups = [getattr(state, "_fsdp_param_group", None)]
+    return all(getattr(group, "reshard_after_backward", True) for group in groups)
 
 
 def from_logits(loss: Tensor, logits: Tensor, model: nn.Module) -> Tensor:

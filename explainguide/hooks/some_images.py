@@ -8,7 +8,6 @@ of what they returned, in the graph of the pass, so that gradients reach them th
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -54,7 +53,7 @@ class _Kept(NamedTuple):
 class SomeImages(Tap):
     """Reads forward passes so that a part of their images can be run again.
 
-    The first pass of an image size and a mode is read as `Tap` does, to see where tokens lie. In each
+    The first pass of a batch's shape and a mode is read as `Tap` does, to see where tokens lie. In each
     other nothing is replaced and no layer is kept, but what the modules beside the way to the first
     layer return until that layer has.
 
@@ -80,8 +79,8 @@ class SomeImages(Tap):
     ) -> None:
         check_whole(model, remedy=_ONE_RUN)
         super().__init__(model, layers, attentions, reruns=True, image_argument=image_argument)
-        self._shown: dict[Any, dict[str, Steps]] = {}  # of a kind of pass: `ForwardPass.until`
-        self._over = INPUT in layers  # whether the first layer of the pass has run
+        self._shown: dict[Any, dict[str, Steps]] = {}  # by `_kind`, what such a pass shows
+        self._over = True  # whether the first layer of the pass has run
         targets = {split_index(name)[0] for name in (*layers, *attentions) if name != INPUT}
         handles = []
         for name in [] if INPUT in layers else _beside(model, targets):
@@ -94,12 +93,8 @@ class SomeImages(Tap):
                 handles.append(module.register_forward_pre_hook(WeakHook(self, "_reached")))
             else:
                 handles.append(module.register_forward_hook(WeakHook(self, "_layer_ran", name)))
-        self._own = weakref.finalize(self, _remove, handles)
-
-    def remove(self) -> None:
-        """See `Tap.remove`."""
-        self._own()
-        super().remove()
+        for handle in handles:
+            self.take_off_too(handle.remove)
 
     @contextmanager
     def again(self, passed: ForwardPass, reader: Tap, rows: Tensor) -> Iterator[ForwardPass]:
@@ -163,20 +158,20 @@ class SomeImages(Tap):
                     )
             part = reader.last
             assert part is not None
-            part.until = self._shown[_kind(passed)]
+            part.until = self._shown[self._kind(passed)]
             yield part  # an attribution may run it once more, from other features
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = self.last
         changed = super()._begin(args, kwargs)
-        if self.last is not before and self.last is not None:
-            self.last.versions = {n: p._version for n, p in self.model.named_parameters()}
         if self.last is not before:
+            assert self.last is not None
+            self.last.versions = {n: p._version for n, p in self.model.named_parameters()}
             self._over = INPUT in self.layers
         return changed if self._mode is not None else None
 
     def _enter_mode(self, parts: dict[str, nn.Module], **options: Any) -> None:
-        if self.last is not None and _kind(self.last) not in self._shown:
+        if self.last is not None and self._kind(self.last) not in self._shown:
             super()._enter_mode(parts, **options)
         else:
             self._leave()
@@ -192,7 +187,7 @@ class SomeImages(Tap):
         looked = self._mode is not None
         super()._end(args, output)
         if looked and not self._silent and self.last is not None and self.last.output is not None:
-            self._shown[_kind(self.last)] = self.last.until
+            self._shown[self._kind(self.last)] = self.last.until
             self.last.features.clear()
             self.last.attentions.clear()
 
@@ -375,12 +370,3 @@ def _refuse(name: str, why: str, *args: Any, **kwargs: Any) -> None:
         "after each model.train(), or use rows='all'. Modules above the layer that treat every image "
         "by itself, and draw nothing, are allowed."
     )
-
-
-def _kind(passed: ForwardPass) -> Any:
-    return passed.images is not None and passed.images.shape[1:], passed.training
-
-
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()

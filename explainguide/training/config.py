@@ -10,7 +10,7 @@ from typing import Any
 
 from explainguide.errors import OptionError, check_option, operation
 from explainguide.guidance.options import GuideOptions
-from explainguide.guidance.settings import Shown, check_numbers, setting
+from explainguide.guidance.settings import Shown, check_numbers, named_settings, setting
 
 __all__ = ["TrainConfig"]
 
@@ -22,6 +22,7 @@ _FREE = ("output_dir", "device", "tensorboard", "log_interval", "compile")
 _shown = partial(Shown, group="guidance")
 
 
+@named_settings
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(GuideOptions):
     r"""Settings of :func:`explainguide.training.train`.
@@ -69,7 +70,8 @@ class TrainConfig(GuideOptions):
             weights. 1 checks each step before it moves anything.
         workers: Processes that load images.
         compile: Whether to compile what lies before the first guided layer (torch.compile), to the
-            same values up to rounding. Evaluation runs uncompiled.
+            same values up to rounding. The maps of an evaluation are made without; its batches that
+            have none run compiled.
         output_dir: Folder of checkpoints and logs; None writes nothing.
         tensorboard: Whether to log for TensorBoard too.
         device: ``"auto"`` or ``"cpu"``.

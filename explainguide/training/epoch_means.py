@@ -11,9 +11,9 @@ from torch import Tensor
 
 from explainguide.datasets.batches import Batch
 from explainguide.errors import GuidanceError
-from explainguide.processes import add_up, process
+from explainguide.processes import Hosts, anywhere
 
-__all__ = ["EpochMeans", "not_finite"]
+__all__ = ["EpochMeans"]
 
 _WORDS = {"loss": "the class loss", "loss_loc": "loss_loc"}
 
@@ -41,10 +41,12 @@ class EpochMeans:
 
     Args:
         mixed_precision: Of the training, for what is said of a loss that is not finite.
+        hosts: How the processes tell one another of it.
     """
 
-    def __init__(self, mixed_precision: str = "no") -> None:
+    def __init__(self, mixed_precision: str = "no", hosts: Hosts | None = None) -> None:
         self.mixed_precision = mixed_precision
+        self._hosts = hosts or Hosts()
         self.skipped = 0
         self.steps = 0  # that nobody has read yet
         self._kept: list[_Kept] = []
@@ -70,58 +72,62 @@ class EpochMeans:
         values = torch.cat([values, torch.stack(finite)]) if finite else values
         self._kept.append(_Kept(where, images, tuple(maps), values))
 
-    def end_step(self, where: str, norm: Tensor | None) -> Tensor:
+    def end_step(self, where: str, norm: Tensor | None, device: torch.device) -> Tensor:
         """Whether the step must not reach the weights, a scalar bool on the device.
 
         Args:
             where: Epoch and step.
-            norm: Of its gradient, ``(1,)``; None where that may be anything.
+            norm: Of its gradient, ``(1,)``, the same in every process; None where that may be
+                anything.
+            device: Where the losses are. A process may have none in a step that others take.
         """
         if norm is not None:
             self._kept.append(_Kept(where, {}, (), norm))
             self._bad.append(~norm.isfinite())
         self.steps += 1
-        bad = torch.cat(self._bad).any()
+        bad = torch.cat(self._bad) if self._bad else torch.zeros(1, dtype=torch.bool, device=device)
         self._bad = []
-        return bad
+        return anywhere(bad.any())
 
     def read(self) -> None:
         """Read whatever was kept: one wait for the device.
 
+        Every process must call it after the same step.
+
         Raises:
-            GuidanceError: If it is not finite; of the first such step.
+            GuidanceError: If it is not finite; of the first such step of this process, or where the
+                losses of another process were not finite by then.
+        """
+        error, alone = self._take()
+        self._hosts.agree(error if alone else None)
+        if error is not None:
+            raise error
+
+    def _take(self) -> tuple[GuidanceError | None, bool]:
+        """Read and average; what is wrong, and whether it is with a loss, which one process sees.
+
+        A gradient is that of all processes, and where it is not finite all of them see it.
         """
         kept, self._kept, self._bad, self.steps = self._kept, [], [], 0
         if not kept:
-            return
+            return None, False
         numbers = iter(torch.cat([entry.values for entry in kept]).tolist())
         for where, images, maps, _ in kept:
             if not images and not math.isfinite(size := next(numbers)):
                 problem = f"the losses are finite, but their gradient is {size}"
-                raise not_finite(where, problem, self.mixed_precision)
+                return _not_finite(where, problem, self.mixed_precision), False
             losses = {name: next(numbers) for name in images}
             broken = [name for name in maps if not next(numbers)]
-            self._check(where, losses, broken)
+            if wrong := _problem(losses, broken):
+                return _not_finite(where, wrong, self.mixed_precision), True
             for name, value in losses.items():
                 self._sums[name] += value * images[name]
                 self._counts[name] += images[name]
+        return None, False
 
-    def _check(self, where: str, losses: dict[str, float], broken: list[str]) -> None:
-        """Refuse losses that are not finite, with the layers whose maps are not either."""
-        bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
-        if not bad:
-            return
-        problem = " and ".join(f"{_WORDS[name]} is {value}" for name, value in bad.items())
-        if "loss_loc" in bad and broken:
-            problem += f" (the map of layer {', '.join(map(repr, broken))} is not finite)"
-        raise not_finite(where, problem, self.mixed_precision)
-
-    def reduce(self, device: torch.device) -> None:
+    def reduce(self) -> None:
         """Add up what the processes of a distributed run have seen."""
-        if process()[1] == 1:
-            return
-        own = [*self._sums.values(), *self._counts.values(), self.skipped]
-        both = add_up(own, device).tolist()
+        both = self._hosts.agree(None, [*self._sums.values(), *self._counts.values(), self.skipped])
         self._sums = dict(zip(self._sums, both[:2], strict=True))
         self._counts = {k: round(c) for k, c in zip(self._counts, both[2:4], strict=True)}
         self.skipped = round(both[4])
@@ -140,7 +146,18 @@ class EpochMeans:
         return {k: f"{v:.3f}" for k, v in values.items() if not math.isnan(v)}
 
 
-def not_finite(where: str, problem: str, mixed_precision: str) -> GuidanceError:
+def _problem(losses: dict[str, float], broken: list[str]) -> str:
+    """Which losses are not finite, with the layers whose maps are not either; "" where all are."""
+    bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+    if not bad:
+        return ""
+    problem = " and ".join(f"{_WORDS[name]} is {value}" for name, value in bad.items())
+    if "loss_loc" in bad and broken:
+        problem += f" (the map of layer {', '.join(map(repr, broken))} is not finite)"
+    return problem
+
+
+def _not_finite(where: str, problem: str, mixed_precision: str) -> GuidanceError:
     """What stops a training: something of a step is NaN or infinite."""
     fix = "Lower lr or lam, or set clip_grad_norm."
     if mixed_precision == "fp16":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from explainguide.annotations import Annotations
@@ -21,15 +21,9 @@ from explainguide.guidance.options import GuideOptions
 from explainguide.hooks.layers import unwrap
 from explainguide.hooks.logits import check_logits
 from explainguide.losses import classification_loss
-from explainguide.processes import (
-    add_up,
-    add_up_gradients,
-    failed_elsewhere,
-    process,
-    send_buffers,
-)
+from explainguide.processes import Hosts, add_up_gradients, join_hosts, process, send_buffers
 from explainguide.training.config import TrainConfig
-from explainguide.training.epoch_means import EpochMeans, not_finite
+from explainguide.training.epoch_means import EpochMeans
 from explainguide.training.lone_images import LoneImages
 from explainguide.training.run_folder import History
 from explainguide.training.schedules import build_optimizer, build_scheduler
@@ -43,8 +37,9 @@ class TrainingRun:
     Several processes add up their gradients here rather than in DistributedDataParallel, which
     averages over processes, not over images, and waits for one that has nothing to do.
 
-    One process reads nothing from the device in a step, but for every `log_interval`-th. Several wait
-    once in each: they learn there whether one of them has failed.
+    Nothing is read from the device in a step, but for every `log_interval`-th. What the hosts of
+    several processes know by themselves they tell one another beside it: how many images a step has,
+    whether one of them failed, and who has a gradient of which parameter.
     """
 
     def __init__(
@@ -61,10 +56,12 @@ class TrainingRun:
         self.forward = vars(self.inner).get("forward")
         self.modes = {module: module.training for module in self.inner.modules()}
         self.compiled = contextlib.ExitStack()
+        self.hosts = Hosts()
 
     def prepare(self) -> None:
         """Make the optimizer, and the model ready for it; `close` takes back what that changes."""
         config, accelerator = self.config, self.accelerator
+        self.hosts = join_hosts(accelerator.device)
         self.plain_optimizer = build_optimizer(self.inner, config)
         accelerator.prepare_model(self.inner, evaluation_mode=True)  # its device and precision
         self.optimizer = accelerator.prepare(self.plain_optimizer)
@@ -94,6 +91,7 @@ class TrainingRun:
         Each module is in the mode that it was in, training or evaluation.
         """
         self.compiled.close()
+        self.hosts.leave()
         for module, training in self.modes.items():
             module.training = training
         attributes = vars(self.inner)
@@ -133,7 +131,7 @@ class TrainingRun:
         )
         bar = tqdm(total=self.batches, desc=f"epoch {epoch}/{config.epochs}", disable=not progress)
         epg = history.rows[-1]["epg"] if history.rows else math.nan
-        means = EpochMeans(config.mixed_precision)
+        means = EpochMeans(config.mixed_precision, self.hosts)
         self.inner.train()
         with bar, self.guide(epoch) as guide:
             for step, first in enumerate(range(0, self.batches, config.grad_accumulation), start=1):
@@ -152,7 +150,7 @@ class TrainingRun:
                 bar.set_postfix(means.shown(epg), refresh=False)
             means.read()
             bar.set_postfix(means.shown(epg), refresh=False)
-        means.reduce(device)
+        means.reduce()
         send_buffers(self.inner)
         return {**means.compute(), "lr": float(self.scheduler.get_last_lr()[0])}
 
@@ -188,36 +186,40 @@ class TrainingRun:
                 if (batch := next(source, None)) is not None:
                     means.skipped += batch.skipped
                     group += [batch] if self.lone.usable(batch) else []
-        except Exception as caught:
-            error = self._alone(caught)
+        except Exception as caught:  # whatever it is, the others must not wait for this process
+            error = caught
         own = [sum(len(b.images) for b in group), sum(b.annotated for b in group)]
-        several = process()[1] > 1
-        totals = own if not several else add_up([0, 0] if error else own, self.accelerator.device)
+        images, annotated = self.hosts.agree(error, own)
+        if not images:
+            return
         try:
-            for batch in [] if error else group:
-                self._backward(batch, totals, guide, means, where)
-            if several:
-                means.read()
+            for batch in group:
+                self._backward(batch, images, annotated, guide, means, where)
         except Exception as caught:
-            error = self._alone(caught)
-        if group or several:
-            self._update(totals, error, means, where)
-
-    def _alone(self, error: Exception) -> Exception:
-        """An error to raise when the others know of it; at once where there are none."""
-        if process()[1] == 1:
-            raise error
-        return error
+            error = caught
+        own = [p.grad is not None for p in self.parameters]
+        used = self.hosts.agree(error, own)
+        self._update(used, means, where)
 
     def _backward(
         self,
         batch: Batch,
-        totals: Tensor | list[int],
+        images: float,
+        annotated: float,
         guide: ExplanationGuidance | None,
         means: EpochMeans,
         where: str,
     ) -> None:
-        """The gradients of one batch: its share of the means over all images of the step."""
+        """The gradients of one batch: its share of the means over all images of the step.
+
+        Args:
+            batch: With an image at least.
+            images: Of the step, in all processes.
+            annotated: How many of those are annotated.
+            guide: None in a step without guidance.
+            means: Keeps the losses.
+            where: Epoch and step.
+        """
         config = self.config
         # Of a pass without annotation no loss is asked for.
         unread = guide is not None and not batch.annotated
@@ -232,62 +234,45 @@ class TrainingRun:
         class_loss = classification_loss(
             logits, batch.labels, class_loss=config.class_loss, temperature=config.temperature
         )
-        if isinstance(totals, Tensor):
-            totals = totals.to(class_loss.dtype)
-        loss = config.class_weight * class_loss * (len(batch.images) / totals[0])
+        loss = config.class_weight * class_loss * (len(batch.images) / images)
         losses, maps = {"loss": class_loss}, {}
         if guide is not None and batch.annotated:
+            assert config.lam is not None
             total = guide.loss_loc(self._regions(batch.annotations))
             mean = config.reduction == "mean"
-            loss = loss + config.lam * total / (totals[1] if mean else 1)  # type: ignore[operator]
+            loss = loss + config.lam * total / (annotated if mean else 1)
             losses["loss_loc"] = total / batch.annotated if mean else total
             maps = guide.attributions
         means.add(where, losses, batch, maps)
         self.accelerator.backward(loss)
 
-    def _update(
-        self, totals: Tensor | list[int], error: Exception | None, means: EpochMeans, where: str
-    ) -> None:
-        """Move the weights by the gradients of all processes; stop where one of them failed.
+    def _update(self, used: list[float], means: EpochMeans, where: str) -> None:
+        """Move the weights by the gradients of all processes.
 
         The gradient of a step is zeroed where the step is not finite, which is read later: until then
         momentum and weight decay move the weights, and so do the steps that follow. A GradScaler
         leaves out a step whose gradient is not finite, and lowers its scale; it reads one value for
         that.
+
+        Args:
+            used: How many processes have a gradient of each parameter. One that none has stays
+                without: momentum and weight decay must leave it alone.
+            means: Keeps the gradient's norm.
+            where: Epoch and step.
         """
-        scaler, several = self.accelerator.scaler, process()[1] > 1
-        counts = None
-        if several:
-            counts = add_up_gradients(self.parameters, failed=error is not None)
+        scaler = self.accelerator.scaler
+        if process()[1] > 1:
+            pairs = zip(self.parameters, used, strict=True)
+            add_up_gradients([parameter for parameter, processes in pairs if processes])
         limit = self.config.clip_grad_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
-        norm = None if norm is None else norm.detach().float().reshape(1)
-        if counts is not None:
-            assert isinstance(totals, Tensor)
-            norm = totals.new_zeros(1) if norm is None else norm
-            told = torch.cat([counts[:1], totals[:1], counts[1:], norm])
-            failed, images, *used, size = told.tolist()
-            if error is not None:
-                raise error
-            if failed:
-                raise failed_elsewhere(failed)
-            for parameter, processes in zip(self.parameters, used, strict=True):
-                if not processes:
-                    parameter.grad = None
-            if not images:
-                if scaler is not None:
-                    scaler.update()
-                return
-            if scaler is None and not math.isfinite(size):
-                problem = f"the losses are finite, but their gradient is {size}"
-                raise not_finite(where, problem, self.config.mixed_precision)
-        else:
-            bad = means.end_step(where, norm if scaler is None else None)
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad.masked_fill_(bad, 0)
-            if means.steps >= self.config.log_interval:
-                means.read()
+        norm = None if norm is None or scaler is not None else norm.detach().float().reshape(1)
+        bad = means.end_step(where, norm, self.parameters[0].device)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(bad, 0)
+        if means.steps >= self.config.log_interval:
+            means.read()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not self.optimizer.step_was_skipped:

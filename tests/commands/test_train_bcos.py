@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from explainguide.bcos import BcosConv2d
-from explainguide.checkpoints import load_checkpoint, load_model
+from explainguide.checkpoints import load_checkpoint, load_model, save_checkpoint
 from explainguide.cli import main
 from explainguide.cli.data import build_transforms, image_encoding
 from explainguide.datasets import ImageFolder
@@ -127,6 +127,27 @@ def test_a_converted_network_is_trained(
     both = ["evaluate", "one/last.pt", "two/last.pt", "--quiet", "--device", "cpu"]
     assert main(both) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_the_classes_of_a_checkpoint_are_those_of_the_data(
+    turned: bool, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert = ["convert", NETWORK, "--num-classes", "2", "--size", "24", "--bcos"]
+    assert main([*convert, "--out", "bcos.pt"]) == 0
+    payload = load_checkpoint("bcos.pt")
+    known = ["right", "left"] if turned else ["left", "right"]
+    payload["info"]["classes"] = known
+    save_checkpoint("bcos.pt", payload)
+    capsys.readouterr()
+    assert main([*command, "--epochs", "1", "--checkpoint", "bcos.pt"]) == (2 if turned else 0)
+    if turned:
+        assert capsys.readouterr().err.strip() == (
+            "explainguide: train: class 0 of the data is 'left', but of --checkpoint 'bcos.pt' 'right'. Let "
+            "the data list their classes as 'right', 'left', or take its weights alone, with --model "
+            "and --weights. The same names in the same order are allowed."
+        )
+        assert not Path("run").exists()
 
 
 def test_the_first_epoch_begins_with_the_weights_of_the_checkpoint(command: list[str]) -> None:

@@ -144,7 +144,7 @@ def test_splits(voc: VOCFolder) -> None:
     with pytest.raises(DataError, match=message):
         VOC(voc.folder, "trian")
     voc.split("empty", "")
-    with pytest.raises(DataError, match=r"lists no image"):
+    with pytest.raises(DataError, match=r"lists no image .*\. Use another split\."):
         VOC(voc.folder, "empty")
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("part", ["Annotations", "ImageSets", "JPEGImages"])
 def test_incomplete_folder(voc: VOCFolder, part: str) -> None:
     shutil.rmtree(voc.small().folder / part)
-    with pytest.raises(DataError, match=rf"^VOC: .*VOC2007' has no {part} folder\..*Found: "):
+    with pytest.raises(
+        DataError, match=rf"^VOC: .*VOC2007' has no {part} folder\. Unpack .*Found: "
+    ):
         VOC(voc.folder, "train")
 
 
@@ -92,12 +94,18 @@ def test_bad_masks(voc: VOCFolder) -> None:
             "<other/>",
             r"is not a VOC annotation \(its root is <other>.*root is <annotation> is allowed",
         ),
-        ("<annotation><object><name>cat</name></object></annotation>", r"readable bndbox"),
+        (
+            "<annotation><object><name>cat</name></object></annotation>",
+            r"readable bndbox .* Complete it",
+        ),
         ("BOX 1 2 x 4", r"readable bndbox .*'x'"),
-        ("BOX 9 2 3 4", r"inverted or non-finite box of 'cat', xmin=9, ymin=2, xmax=3, ymax=4"),
+        (
+            "BOX 9 2 3 4",
+            r"inverted or non-finite box of 'cat', xmin=9, ymin=2, xmax=3, ymax=4\. Correct",
+        ),
         ("BOX nan 2 3 4", r"inverted or non-finite"),
         ("BOX 1 2 inf 4", r"inverted or non-finite"),
-        ("BOX 50 2 60 4", r"lies outside the image.*\(30, 40\)"),
+        ("BOX 50 2 60 4", r"lies outside the image.*\(30, 40\).*\. Correct it"),
     ],
 )
 def test_bad_xml(voc: VOCFolder, xml: str, message: str) -> None:

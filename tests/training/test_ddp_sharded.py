@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from explainguide import ExplanationGuidance
-from explainguide.attr import GradCam, IntegratedGradients
+from explainguide.attr import AttentionRelevance, GradCam, IntegratedGradients
 from explainguide.errors import GuidanceError
 from explainguide.evaluation import evaluate
 from explainguide.hooks.layers import unwrap
@@ -78,6 +78,7 @@ def vit() -> nn.Module:
     return build_vit("vit").model
 
 
+KEPT = (), ("second",), ("first", "second", "third", "")
 RELEVANCE = {"layer": None, "attribution": "relevance", "size": 48, "steps": 1}
 
 
@@ -105,8 +106,41 @@ def low_precision(model: nn.Module, rank: int | None) -> Tensor:
     return torch.cat([g.double().flatten() for g in whole])
 
 
+def whole_after(kept: tuple[str, ...], *, guided: bool) -> list[str]:
+    """The parameters that are whole after a step in a model of which some modules keep theirs."""
+    model = cut(Blocks().double())
+    for name in kept:
+        model.get_submodule(name).set_reshard_after_backward(False, recurse=False)
+    boxes = {"boxes": torch.tensor([[2.0, 3, 8, 10]]), "labels": torch.tensor([1])}
+    guide = ExplanationGuidance(model, "first")
+    loss = model(torch.ones(2, 3, 12, 12).double()).square().mean()
+    if guided:
+        loss = loss + guide.loss_loc([boxes, None])
+    loss.backward()
+    return whole_parameters(model)
+
+
+def whole_maps(kept: tuple[str, ...]) -> list[str]:
+    """Likewise, after a map for which no backward pass follows."""
+    model = cut(vit())
+    for name in kept:
+        model.get_submodule(name).set_reshard_after_backward(False, recurse=False)
+    AttentionRelevance(model).attribute(torch.rand(1, 3, 48, 48).double(), 1)
+    return whole_parameters(model)
+
+
+def whole_parameters(model: nn.Module) -> list[str]:
+    return [name for name, p in model.named_parameters() if not hasattr(p, "full_tensor")]
+
+
 def work(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    found["kept"] = {
+        (kept, guided): whole_after(kept, guided=guided)
+        for kept in KEPT
+        for guided in (True, False)
+    }
+    found["kept maps"] = {kept: whole_maps(kept) for kept in ((), ("blocks",))}
     for name, (how, loop) in CASES.items():
         found[name] = train(cut(Blocks().double(), **how), rank, **loop)
     for layer in AFTER:
@@ -164,6 +198,21 @@ def test_ddp_of_pieces_gives_the_weights_of_one_process(both: list[Any], name: s
 def test_ddp_of_a_model_that_is_cut_after_the_guide(both: list[Any], layer: str) -> None:
     expected = train(Blocks().double(), None, layer)
     assert all(farthest(found[f"after {layer}"], expected) < 1e-12 for found in both)
+
+
+@needs_fully_shard
+def test_ddp_modules_keep_or_let_go_what_the_user_has_said(both: list[Any]) -> None:
+    for found in both:
+        for kept in KEPT:
+            assert found["kept"][kept, True] == found["kept"][kept, False]
+        assert [found["kept"][kept, True] for kept in KEPT[:2]] == [
+            [],
+            ["second.conv.weight", "second.conv.bias", "second.norm.weight", "second.norm.bias"],
+        ]
+        assert len(found["kept"][KEPT[2], True]) == len(list(Blocks().parameters()))
+        assert found["kept maps"][()] == []
+        maps = found["kept maps"][("blocks",)]
+        assert maps and all(name.startswith("blocks.") for name in maps)
 
 
 @needs_fully_shard

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,8 @@ from torch import nn
 from explainguide.checkpoints import load_checkpoint, save_checkpoint
 from explainguide.errors import DataError, GuidanceError, LayerError, OptionError
 from explainguide.evaluation import evaluate
+from explainguide.guidance.options import GuideOptions
+from explainguide.recipes import Recipe
 from explainguide.training import TrainConfig, run_folder, train
 
 from .small_runs import QUICK, Plain, rows_of, tiny
@@ -145,6 +148,17 @@ def test_settings_that_are_not_allowed(settings: dict, message: str) -> None:
 def test_an_unknown_setting_of_a_file_is_named() -> None:
     with pytest.raises(OptionError, match=r"unknown setting 'epoch'\. Did you mean 'epochs'\?"):
         TrainConfig.from_dict({"epoch": 3})
+
+
+@pytest.mark.parametrize("made", [TrainConfig, GuideOptions, Recipe])
+def test_an_unknown_setting_is_named(made: type) -> None:
+    with pytest.raises(OptionError) as caught:
+        made(leyer="stage2")
+    names = [field.name for field in fields(made)]
+    text = str(caught.value)
+    assert text.startswith(f"{made.__name__}: unknown setting 'leyer'. Did you mean 'layer'")
+    assert text.endswith(f"? {', '.join(names)} are allowed.")
+    assert list(inspect.signature(made).parameters) == names
 
 
 class Relabelled(torch.utils.data.Dataset):
