@@ -85,6 +85,11 @@ figure { margin: 1.5rem 0; }
 @media print {
   :root { --good: #0b6b3a; --bar-0: #0b6fb0; --bar-1: #b4560b; --bar-2: #1c7d5a; --bar-3: #9a4a7c;
     --grid: #dcdfe4; --link: #0b57d0; }
-  nav, .skip { display: none; } h2, h3 { break-after: avoid; }
+  nav, .skip { display: none; } html { font-size: 12px; }
+  .wide { background: none; }
+  .wide tbody th:first-child { position: static; min-width: 7rem; max-width: 12rem; }
+  th:not(:first-child), td { padding-left: 0.4rem; } th, td { padding-right: 0.4rem; }
+  h2, h3, h3 + p, caption { break-after: avoid; }
+  .examples { grid-template-columns: 1fr 1fr; gap: 1rem; }
   details::details-content { content-visibility: visible; block-size: auto; } }
 """
