@@ -41,7 +41,8 @@ class SanityStage:
 
     Attributes:
         stage: Name of the module whose parameters were drawn, with those of all stages before.
-        reset: Its parameters that were drawn by their modules' ``reset_parameters``, by name.
+        reset: Its parameters that were drawn by their modules' ``reset_parameters``, by name, and the
+            buffers that it reset, as the running statistics of a norm.
         redrawn: Those that were drawn from a normal of their own mean and standard deviation.
         rank_correlation: Mean over images of Spearman's correlation of the signed maps, in [-1, 1].
         rank_correlation_absolute: The same of their magnitudes.

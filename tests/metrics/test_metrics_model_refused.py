@@ -125,7 +125,7 @@ BAD = {
     ),
     "generator of nothing": (
         OptionError,
-        "PixelPerturbation: generator was given with fill='mean', which draws nothing. Leave it out, or use",
+        "PixelPerturbation: generator was given with fill='mean', which draws nothing of it. Leave it out, or",
         lambda: PixelPerturbation(generator=generator()),
     ),
     "steps": (
