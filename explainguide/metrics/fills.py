@@ -41,8 +41,8 @@ def check_fill(fill: Any, generator: torch.Generator | None) -> None:
         )
     if generator is not None and not (isinstance(fill, str) and fill == "noise"):
         raise OptionError(
-            f"generator was given with fill={shown(fill)}, which draws nothing of it. Leave it out, or use "
-            "fill='noise'. Without noise no generator is allowed."
+            f"generator was given with fill={shown(fill)}, which does not draw from it. Leave it out, "
+            "or use fill='noise'. Without noise no generator is allowed."
         )
 
 

@@ -125,7 +125,7 @@ BAD = {
     ),
     "generator of nothing": (
         OptionError,
-        "PixelPerturbation: generator was given with fill='mean', which draws nothing of it. Leave it out, or",
+        "PixelPerturbation: generator was given with fill='mean', which does not draw from it. Leave",
         lambda: PixelPerturbation(generator=generator()),
     ),
     "steps": (
