@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from explainguide.errors import LayerError, OptionError, did_you_mean
 
@@ -96,7 +96,7 @@ def _owns_parameters(module: nn.Module) -> bool:
 def randomise(
     modules: dict[str, nn.Module], *, seed: int, stage: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Draw the modules' own parameters; which were reset, and which were redrawn."""
+    """Draw the modules' own parameters; what was reset, and what was redrawn, by name."""
     reset: list[str] = []
     redrawn: list[str] = []
     devices = {p.device for module in modules.values() for p in module.parameters(recurse=False)}
@@ -104,21 +104,24 @@ def randomise(
     with torch.random.fork_rng(cuda), torch.no_grad():
         torch.manual_seed((_OFFSET + seed * 1_000_003 + stage) % 2**63)
         for name, module in modules.items():
-            own = dict(module.named_parameters(recurse=False))
-            before = {key: parameter.clone() for key, parameter in own.items()}
+            own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+            own |= dict(module.named_buffers(recurse=False))
+            before = {key: tensor.clone() for key, tensor in own.items()}
             if callable(getattr(module, "reset_parameters", None)):
                 module.reset_parameters()  # type: ignore[operator]
-            for key, parameter in own.items():
+            for key, tensor in own.items():
                 full = f"{name}.{key}" if name else key
-                if not torch.equal(parameter, before[key]):
+                if not torch.equal(tensor, before[key]):
                     reset.append(full)
-                elif parameter.is_floating_point() and _redraw(parameter):
+                elif isinstance(tensor, nn.Parameter) and _redraw(tensor):
                     redrawn.append(full)
     return tuple(reset), tuple(redrawn)
 
 
 def _redraw(parameter: nn.Parameter) -> bool:
     """From a normal of its own mean and spread; whether it has any."""
+    if not parameter.is_floating_point():
+        return False
     spread, mean = torch.std_mean(parameter.double(), correction=0)
     if not spread > 0:
         return False

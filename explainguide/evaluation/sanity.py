@@ -41,7 +41,8 @@ class SanityStage:
 
     Attributes:
         stage: Name of the module whose parameters were drawn, with those of all stages before.
-        reset: Its parameters that were drawn by their modules' ``reset_parameters``, by name.
+        reset: Its parameters that were drawn by their modules' ``reset_parameters``, by name, and the
+            buffers that it reset, as the running statistics of a norm.
         redrawn: Those that were drawn from a normal of their own mean and standard deviation.
         rank_correlation: Mean over images of Spearman's correlation of the signed maps, in [-1, 1].
         rank_correlation_absolute: The same of their magnitudes.
@@ -79,7 +80,8 @@ def sanity_check(
     A map that stays as it was while the weights go explains the image, not the model. The stages add
     up: after the second, both are random. The method is copied together with its model, and the copy
     is randomised: the user's model is never changed. It is explained in evaluation mode. Costs an
-    explanation of all images for each stage, and one before.
+    explanation of all images for each stage, and one before. In a distributed run each process checks
+    the images that it is given.
 
     A parameter is drawn by its module's own ``reset_parameters``. Where a module has none, or it leaves
     the parameter as it was (as of a parametrised weight), it is drawn from a normal of the

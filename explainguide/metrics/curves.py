@@ -9,7 +9,7 @@ from torch import Tensor
 
 from explainguide.errors import check_flag, check_number, constructor, method, named
 from explainguide.metrics.checks import check_maps
-from explainguide.metrics.fills import Fill, check_fill, filling
+from explainguide.metrics.fills import Fill, check_fill, filling, shown
 from explainguide.metrics.image_mean import ImageMean, mark_undefined
 from explainguide.metrics.model_calls import (
     Model,
@@ -138,9 +138,7 @@ class _Curve(ImageMean):
         **kwargs: Any,
     ) -> None:
         _check(steps, fill, multilabel, chunk, generator)
-        shown = repr(fill.tolist()) if isinstance(fill, Tensor) else repr(fill)
-        shown = getattr(fill, "__name__", shown)
-        options = f"steps={steps}, fill={shown}" + (", multilabel=True" if multilabel else "")
+        options = f"steps={steps}, fill={shown(fill)}" + (", multilabel=True" if multilabel else "")
         super().__init__("exclude", options=options, width=steps + 1, **kwargs)
         self.steps, self.fill, self.multilabel = steps, fill, multilabel
         self.chunk, self.generator = chunk, generator
@@ -304,7 +302,7 @@ def _curve(
         image, step = at // points, at % points
         taken = (2 * step * pixels + steps) // (2 * steps)  # s / S of the pixels, rounded
         gone = rank[image] < taken[:, None, None]
-        shown = torch.where(gone[:, None], last[image], first[image])
-        logits = ask(model, shown, target[image])
+        mixed = torch.where(gone[:, None], last[image], first[image])
+        logits = ask(model, mixed, target[image])
         parts.append(target_probability(logits, target[image], multilabel=multilabel))
     return torch.cat(parts).view(count, points).to(maps.dtype), is_alive(maps)

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from explainguide.errors import OptionError, ShapeError, did_you_mean
 
-__all__ = ["Fill", "check_fill", "draw_normal", "draw_uniform", "filling"]
+__all__ = ["Fill", "check_fill", "draw_normal", "draw_uniform", "filling", "shown"]
 
 Fill: TypeAlias = Literal["mean", "blur", "noise"] | float | Tensor | Callable[[Tensor], Tensor]
 
@@ -39,11 +39,18 @@ def check_fill(fill: Any, generator: torch.Generator | None) -> None:
             f"fill is {fill!r}. Use 'mean'. 'mean', 'blur', 'noise', a number, a colour (C,), or a "
             "callable from images to images, are allowed."
         )
-    if generator is not None and fill != "noise" and isinstance(fill, str | Real | Tensor):
+    if generator is not None and not (isinstance(fill, str) and fill == "noise"):
         raise OptionError(
-            f"generator was given with fill={fill!r}, which draws nothing. Leave it out, or use "
-            "fill='noise'. Without noise no generator is allowed."
+            f"generator was given with fill={shown(fill)}, which does not draw from it. Leave it out, "
+            "or use fill='noise'. Without noise no generator is allowed."
         )
+
+
+def shown(fill: Fill) -> str:
+    """A fill in a word, for messages, `repr` and the names of states."""
+    if isinstance(fill, Tensor):
+        return repr(fill.tolist())
+    return getattr(fill, "__name__", type(fill).__name__) if callable(fill) else repr(fill)
 
 
 def filling(images: Tensor, fill: Fill, generator: torch.Generator | None) -> Tensor:

@@ -19,7 +19,7 @@ from explainguide.errors import (
     warn,
 )
 from explainguide.metrics.checks import check_maps
-from explainguide.metrics.fills import Fill, filling
+from explainguide.metrics.fills import Fill, filling, shown
 from explainguide.metrics.image_mean import ImageMean, mark_undefined
 from explainguide.metrics.model_calls import (
     Model,
@@ -164,7 +164,7 @@ class PixelPerturbation(ImageMean):
         for fraction in fractions:
             check_perturbation(fraction, mode, fill, generator)
         check_flag("multilabel", multilabel)
-        options = f"fractions={fractions}, mode={mode!r}, fill={_shown(fill)}"
+        options = f"fractions={fractions}, mode={mode!r}, fill={shown(fill)}"
         options += ", multilabel=True" if multilabel else ""
         super().__init__("exclude", options=options, width=3 * len(fractions), **kwargs)
         self.fractions, self.mode, self.fill = fractions, mode, fill
@@ -259,10 +259,3 @@ def _fractions(fractions: Any) -> tuple[float, ...]:
             "Fractions that differ are allowed."
         )
     return tuple(fractions)
-
-
-def _shown(fill: Fill) -> str:
-    """A fill in one word, for `repr` and the names of states."""
-    if isinstance(fill, Tensor):
-        return repr(fill.tolist())
-    return getattr(fill, "__name__", type(fill).__name__) if callable(fill) else repr(fill)

@@ -88,7 +88,7 @@ def perturb(
 def thresholds(maps: Tensor, fractions: Sequence[float]) -> Tensor:
     """The (1 - p) quantile of each map for each p, ``(N, F)``, as `torch.quantile` interpolates it.
 
-    Which takes no more than 16 million numbers, and a tensor of p that would have to be sent.
+    Which takes no more than 16 million numbers in older versions, and p as a tensor, to be sent.
     """
     ordered = maps.flatten(1).sort(1).values
     last = ordered.shape[1] - 1

@@ -125,7 +125,7 @@ BAD = {
     ),
     "generator of nothing": (
         OptionError,
-        "PixelPerturbation: generator was given with fill='mean', which draws nothing. Leave it out, or use",
+        "PixelPerturbation: generator was given with fill='mean', which does not draw from it. Leave",
         lambda: PixelPerturbation(generator=generator()),
     ),
     "steps": (
