@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -216,7 +217,10 @@ def grid_game(
                 if keep_cell is not None:
                     kept.append(maps[:, keep_cell].float().cpu())
         scores = add_up(scores.flatten().tolist(), device).cpu().view_as(scores)
-        mean = float(metric.compute())
+        with warnings.catch_warnings():
+            # In a distributed run a process may have had nothing to add.
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            mean = float(metric.compute())
     counts = {"gridpg_undefined": metric.undefined, "grids": len(scores), **chosen.counts}
     return GridGame(
         {"gridpg": mean, **counts},
