@@ -21,9 +21,6 @@ Example:
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,11 +31,10 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from measured import common_options, read, save, write_table
 from torch import Tensor, nn
 
-import explainguide
 from explainguide import Annotations, ExplanationGuidance
-from explainguide.checkpoints import write_whole
 from explainguide.datasets import DecoyDigits
 from explainguide.tables import format_table
 
@@ -306,23 +302,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """See above."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = common_options(__doc__)
     parser.add_argument("--only", nargs="+", default=tuple(CASES), choices=tuple(CASES))
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--weights", type=Path, help="folder of trained weights, filled and used")
-    parser.add_argument("--table", type=Path, help="write that of --json here, and run nothing")
     args = parser.parse_args()
-    if args.table:
-        content = table(json.loads(args.json.read_text())["rows"]).encode() + b"\n"
-        write_whole(args.table, lambda file: file.write(content))
+    if write_table(args, lambda found: table(found["rows"])):
         return
     torch.set_num_threads(1)
+    device = f"cpu ({torch.backends.cpu.get_cpu_capability()}), one thread"
     rows: list[dict[str, Any]] = []
     if args.json and args.json.exists():  # what is not measured anew stays
-        old = json.loads(args.json.read_text())["rows"]
-        rows = [row for row in old if row["model"] not in args.only]
+        rows = [row for row in read(args.json)["rows"] if row["model"] not in args.only]
     for name in args.only:
         case = CASES[name]
         torch.manual_seed(SEED)
@@ -339,23 +329,8 @@ def main() -> None:
             for row in measure(name, case, state, weights):
                 rows.append(row)
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
-        if args.json:
-            save(args.json, rows)
+        save(args.json, rows, device=device, seed=SEED)
     print(table(rows))
-
-
-def save(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write what was found so far."""
-    versions = {
-        "explainguide": explainguide.__version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-    }
-    device = f"cpu ({torch.backends.cpu.get_cpu_capability()}), one thread"
-    found = {"versions": versions, "device": device, "seed": SEED, "rows": rows}
-    write_whole(path, lambda file: file.write(json.dumps(found, indent=1).encode()))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,11 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import platform
 import statistics
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,10 +34,10 @@ from bcos_programs import (
     make_batch,
     programs,
 )
+from measured import common_options, versions, write, write_table
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from explainguide.checkpoints import write_whole
 from explainguide.tables import format_table
 
 PROGRAMS = ("ours", "composed", "authors", "authors, 2 forwards")
@@ -186,28 +182,12 @@ def page(facts: dict[str, Any]) -> str:
     )
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write JSON, or turn it into tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="written; with --table it is read")
-    parser.add_argument("--table", type=Path, help="write the JSON's tables here and run nothing")
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each kind")
+    parser = common_options(__doc__, rounds=9)
     parser.add_argument("--smoke", action="store_true", help="small images, one round")
     args = parser.parse_args(argv)
-    if args.table:
-        if args.json is None:
-            parser.error("--table needs --json")
-        text = page(json.loads(args.json.read_text()))
-        write_whole(args.table, lambda file: file.write(text.encode()))
+    if write_table(args, page):
         return 0
     torch.set_num_threads(1)
     package, skipped = authors_package()
@@ -219,13 +199,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": torch.get_num_threads(),
         "seed": SEED,
         "rounds": 1 if args.smoke else args.rounds,
-        "versions": {name: _version(name) for name in VERSIONS},
+        "versions": versions(*VERSIONS),
         "skipped": skipped,
         "rows": rows,
     }
     if args.json:
-        content = json.dumps(facts, indent=1) + "\n"
-        write_whole(args.json, lambda file: file.write(content.encode()))
+        write(args.json, facts)
     print(page(facts), end="")
     return 0
 

@@ -13,25 +13,16 @@ Example:
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
-import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
+from measured import common_options, in_turns, medians_over, save, write_table
 from step import boxes, build, floor
 from torch import nn
 
-import explainguide
 from explainguide import Annotations, GuideOptions
-from explainguide.checkpoints import write_whole
 from explainguide.tables import format_table
 
 BATCH = 8
@@ -133,23 +124,13 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
     """The medians over rounds of the time of each setting over plain steps'."""
     every = {s.name: s for s in (Setting("plain", None), *case.settings)}
     steps = {name: Steps(case, setting) for name, setting in every.items()}
-    ratios: dict[str, list[float]] = {name: [] for name in every}
-    for index in range(rounds + 1):
-        times = {}
-        order = [*list(steps)[index % len(steps) :], *list(steps)[: index % len(steps)]]
-        for name in order:
-            began = time.process_time()
-            steps[name]()
-            times[name] = time.process_time() - began
-        if index:  # the first warms up
-            for name in every:
-                ratios[name].append(times[name] / times["plain"])
+    ratios = medians_over(in_turns(steps, rounds), "plain")
     rows = []
     for name, setting in every.items():
         if setting.options is not None:
             row = {"table": case.table, "model": case.model, "size": case.size, "batch": BATCH}
             row |= {"layer": steps[name].guide.layers[0], "setting": name}  # type: ignore
-            rows.append({**row, "ratio": statistics.median(ratios[name])})
+            rows.append({**row, "ratio": ratios[name]})
     return rows
 
 
@@ -190,18 +171,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """See above."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--rounds", type=int, default=0)
+    parser = common_options(__doc__, quick=True, rounds=0)
     parser.add_argument("--only", nargs="+", default=(), choices=("rows", "every", "late"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--table", type=Path, help="write that of --json here, and run nothing")
     args = parser.parse_args()
-    if args.table:
-        content = table(json.loads(args.json.read_text())["rows"]).encode() + b"\n"
-        write_whole(args.table, lambda file: file.write(content))
+    if write_table(args, lambda found: table(found["rows"])):
         return
     torch.set_num_threads(1)
     rounds = args.rounds or (3 if args.quick else 7)
@@ -213,23 +186,7 @@ def main() -> None:
         floors(found)
         rows += found
         print(table(found), flush=True)
-        if not args.json:
-            continue
-        about = {
-            "versions": {
-                "explainguide": explainguide.__version__,
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-                "timm": timm.__version__,
-                "python": platform.python_version(),
-            },
-            "device": "cpu, one thread",
-            "seed": 0,
-            "rounds": rounds,
-            "rows": rows,
-        }
-        content = json.dumps(about, indent=1).encode()
-        write_whole(args.json, lambda file, content=content: file.write(content))  # type: ignore
+        save(args.json, rows, rounds=rounds)
 
 
 if __name__ == "__main__":

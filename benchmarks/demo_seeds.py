@@ -17,10 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from measured import read, versions, write
 from torch import nn
 
-import explainguide
 from explainguide import GuideOptions
 from explainguide.checkpoints import write_whole
 from explainguide.demo import SETTINGS, Setting, build_network, train_run
@@ -96,11 +95,7 @@ def measure(runs: dict[str, tuple[Setting, Network]], seeds: Sequence[int]) -> d
             print(json.dumps(results[-1]), flush=True)
     return {
         "device": f"CPU, {platform.machine()}, one thread",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "explainguide": explainguide.__version__,
-        },
+        "versions": versions("python", "torch", "explainguide"),
         "settings": {name: str(setting) for name, (setting, _) in runs.items()},
         "results": results,
     }
@@ -142,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = []
         for name, heading in PARTS.items():
             if (FOLDER / name).exists():
-                record = json.loads((FOLDER / name).read_text())
+                record = read(FOLDER / name)
                 parts.append(f"{heading}\n\n{to_markdown(record)}")
         write_whole(args.markdown, lambda file: file.write("\n".join(parts).encode()))
         return 0
@@ -150,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = {name: run for name, run in runs.items() if args.runs is None or name in args.runs}
     record = measure(runs, args.seeds)
     if args.out is not None:
-        write_whole(args.out, lambda file: file.write(json.dumps(record, indent=1).encode()))
+        write(args.out, record)
     print(to_markdown(record))
     return 0
 

@@ -18,23 +18,16 @@ Example:
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-import torchvision
-from step import CASES, Case, Step, build, floor
+from measured import collect, common_options, in_turns, medians_over, save
+from step import CASES, Case, Step, build, chosen, floor
 
-import explainguide
-from explainguide.checkpoints import write_whole
 from explainguide.tables import format_table
 
 KINDS = ("guided", "fast", "torch", "loop")
@@ -107,24 +100,12 @@ def capture(step: Callable[[], Any]) -> torch.cuda.CUDAGraph:
 def measure(case: Case, layer: str, rounds: int) -> dict[str, Any]:
     """One row."""
     steps = {kind: Step(case, layer, kind, "cuda") for kind in ("plain", *KINDS)}
-    for _ in range(3):
-        for step in steps.values():
-            step()
-    ratios: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    plain = []
-    for index in range(rounds):
-        # Another order each round: what ran before leaves its traces in the caches.
-        order = list(steps)
-        start = index % len(order)
-        times = {kind: timed(steps[kind]) for kind in [*order[start:], *order[:start]]}
-        plain.append(times["plain"])
-        for kind in KINDS:
-            ratios[kind].append(times[kind] / times["plain"])
+    times = in_turns(steps, rounds, clock=timed, warm=3)
     images = torch.rand(2, 3, case.size, case.size)
     row: dict[str, Any] = {"model": case.model, "size": case.size, "batch": case.batch}
     row |= {"layer": layer, "floor": floor(build(case.model, case.size), layer, images)}
-    row |= {kind: statistics.median(values) for kind, values in ratios.items()}
-    row["plain, ms"] = statistics.median(plain)
+    row |= medians_over(times, "plain")
+    row["plain, ms"] = statistics.median(times["plain"])
     for kind in ("guided", "fast"):
         row[f"{kind}: no wait"] = said(within(synchronising_is_an_error, steps[kind]))
         row[f"{kind}: deterministic"] = said(within(deterministic, steps[kind]))
@@ -132,8 +113,8 @@ def measure(case: Case, layer: str, rounds: int) -> dict[str, Any]:
         captured = said(lambda kind=kind, graphs=graphs: graphs.append(capture(steps[kind])))  # type: ignore[misc]
         row[f"{kind}: graph"] = captured
         if graphs:
-            times = [timed(graphs[0].replay) for _ in range(rounds)]
-            row[f"{kind}: graph"] = statistics.median(times) / row["plain, ms"]
+            replayed = [timed(graphs[0].replay) for _ in range(rounds)]
+            row[f"{kind}: graph"] = statistics.median(replayed) / row["plain, ms"]
     return row
 
 
@@ -145,44 +126,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """See above."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser = common_options(__doc__, quick=True, table=False)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--only", nargs="+", default=(), metavar="MODEL")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="+", default=(), metavar="MODEL[:LAYER]")
     args = parser.parse_args()
     # What cuBLAS asks for where its results must be the same each time.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if not torch.cuda.is_available():
         print("No CUDA device is here: nothing was measured.")
         return
-    rows = []
-    for case in CASES:
-        if args.only and case.model not in args.only:
-            continue
-        for layer in case.layers:
-            larger = case._replace(batch=args.batch, size=224)
-            rows.append(measure(larger, layer, 5 if args.quick else 20))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    print(table(rows))
-    if args.json:
-        found = {
-            "versions": {
-                "explainguide": explainguide.__version__,
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-                "timm": timm.__version__,
-                "cuda": torch.version.cuda,
-                "python": platform.python_version(),
-            },
-            "device": torch.cuda.get_device_name(),
-            "seed": 0,
-            "rows": rows,
-        }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.json, lambda file: file.write(json.dumps(found, indent=1).encode()))
+    rounds = 5 if args.quick else 20
+    found = (
+        measure(case._replace(batch=args.batch, size=224), layer, rounds)
+        for case, layer in chosen(CASES, args.only)
+    )
+    device = torch.cuda.get_device_name()
+    save(args.json, collect(found, table), device=device, cuda=torch.version.cuda)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,15 @@ Example:
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
-import time
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import torch
+from measured import collect, common_options, in_turns, medians_over, save, write_table
 from torch import Tensor
 
-import explainguide
 from explainguide import Annotations
-from explainguide.checkpoints import write_whole
 from explainguide.guidance.comparison import Chosen, compare
 from explainguide.losses.table import StagedLoss, resolve_loss
 from explainguide.tables import format_table
@@ -87,21 +82,14 @@ def measure(loss: str, places: int, objects: int, rounds: int) -> dict[str, Any]
         float(abs(value - expected) / expected),
         float((gradient - of_pixels).norm() / of_pixels.norm()),
     )
-    times: dict[Run, list[float]] = {own: [], full: []}
-    for index in range(rounds + 1):
-        for run in (own, full) if index % 2 else (full, own):
-            began = time.process_time()
-            run()
-            if index:  # the first warms up
-                times[run].append((time.process_time() - began) * 1e3)
-    ratios = [mine / other for mine, other in zip(times[own], times[full], strict=True)]
+    times = in_turns({"own": own, "full": full}, rounds)
     return {
         "loss": loss,
         "places": f"{places} x {places}",
         "boxes": objects,
-        "full, ms": statistics.median(times[full]),
-        "own, ms": statistics.median(times[own]),
-        "over full": statistics.median(ratios),
+        "full, ms": 1e3 * statistics.median(times["full"]),
+        "own, ms": 1e3 * statistics.median(times["own"]),
+        "over full": medians_over(times, "full")["own"],
         "gate": GATE,
         "goal": GOAL,
         "apart": apart,
@@ -118,40 +106,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """See above."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--table", type=Path, help="write that of --json here, and run nothing")
-    args = parser.parse_args()
-    if args.table:
-        rows = json.loads(args.json.read_text())["rows"]
-        content = table(rows).encode() + b"\n"
-        write_whole(args.table, lambda file: file.write(content))
+    args = common_options(__doc__, rounds=31).parse_args()
+    if write_table(args, lambda found: table(found["rows"])):
         return
     torch.set_num_threads(1)
-    rows = []
-    for loss in LOSSES:
-        for places in PLACES:
-            for objects in OBJECTS:
-                rows.append(measure(loss, places, objects, args.rounds))
-                print(table(rows[-1:]).splitlines()[-1], flush=True)
-    print(table(rows))
-    if args.json:
-        found = {
-            "versions": {
-                "explainguide": explainguide.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "device": "cpu, one thread",
-            "seed": SEED,
-            "batch": BATCH,
-            "size": SIZE,
-            "rows": rows,
-        }
-        write_whole(args.json, lambda file: file.write(json.dumps(found, indent=1).encode()))
+    found = (measure(*case, args.rounds) for case in product(LOSSES, PLACES, OBJECTS))
+    packages = ("explainguide", "torch", "python")
+    rows = collect(found, table)
+    save(args.json, rows, packages=packages, seed=SEED, batch=BATCH, size=SIZE)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,14 @@ Example:
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
+from measured import common_options, save
 from step import CASES, Case, boxes, build
 from torch import Tensor
 
-import explainguide
 from explainguide import ExplanationGuidance
-from explainguide.checkpoints import write_whole
 from explainguide.tables import format_table
 
 
@@ -50,9 +46,7 @@ def saved(case: Case, layer: str | None, *, fast: Any = False) -> int:
 
 def main() -> None:
     """See above."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = common_options(__doc__, table=False).parse_args()
     rows = []
     for case in CASES:
         plain = saved(case, None)
@@ -62,10 +56,7 @@ def main() -> None:
             row |= {"torch, MB": torchs / 2**20, "guided, MB": own / 2**20}
             rows.append({**row, "ratio": own / torchs})
     print(format_table(rows))
-    if args.json:
-        versions = {"explainguide": explainguide.__version__, "torch": torch.__version__}
-        content = json.dumps({"versions": versions, "device": "cpu", "rows": rows}, indent=1)
-        write_whole(args.json, lambda file: file.write(content.encode()))
+    save(args.json, rows, packages=("explainguide", "torch"), device="cpu")
 
 
 if __name__ == "__main__":

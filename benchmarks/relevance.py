@@ -11,16 +11,17 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from measured import versions, write
 from torch import Tensor, nn
 
 from explainguide import ExplanationGuidance
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each kind")
     parser.add_argument("--blocks", type=int, nargs="+", default=[12, 3, 1])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--table", help="Markdown file, for the docs")
     args = parser.parse_args()
     rows = measure(args.batch_size, args.rounds, args.blocks, args.device)
@@ -118,13 +119,11 @@ def main() -> None:
         "seed": SEED,
         "device": f"{args.device} {name}".strip(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
+        **versions("torch", "timm", "python"),
         "rows": rows,
     }
     if args.out:
-        write_whole(args.out, lambda file: file.write(json.dumps(facts, indent=2).encode()))
+        write(args.out, facts)
     if args.table:
         write_whole(args.table, lambda file: file.write(page(facts).encode()))
     print(format_table(rows, markdown=True))

@@ -16,14 +16,8 @@ Example:
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -31,14 +25,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from captum.attr import InputXGradient, LayerGradientXActivation
+from measured import collect, common_options, in_turns, medians_over, save, write_table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import explainguide
 from explainguide import Annotations, ExplanationGuidance
 from explainguide.bcos import AddInverse, bcosify
-from explainguide.checkpoints import write_whole
 from explainguide.tables import format_table
 
 BCOS = "B-cos "  # in front of the name of a network that is converted
@@ -198,23 +191,11 @@ def _gradients(
 def measure(case: Case, layer: str, kinds: tuple[str, ...], rounds: int) -> dict[str, Any]:
     """The medians over rounds of the time of each kind of step over a plain one's."""
     steps: dict[str, Callable[[], None]] = {k: Step(case, layer, k) for k in ("plain", *kinds)}
-    ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for index in range(rounds + 1):
-        times = {}
-        # Another order each round: what ran before leaves its traces in the caches.
-        order = list(steps)
-        for kind in [*order[index % len(order) :], *order[: index % len(order)]]:
-            step = steps[kind]
-            began = time.process_time()
-            step()
-            times[kind] = time.process_time() - began
-        if index:  # the first warms up
-            for kind in kinds:
-                ratios[kind].append(times[kind] / times["plain"])
+    ratios = medians_over(in_turns(steps, rounds), "plain")
     images = torch.rand(case.batch, 3, case.size, case.size)
     row: dict[str, Any] = {"model": case.model, "size": case.size, "batch": case.batch}
     row |= {"layer": layer, "floor": floor(build(case.model, case.size), layer, images)}
-    row |= {kind: statistics.median(values) for kind, values in ratios.items()}
+    row |= ratios
     row |= {"over_floor": row["guided"] / row["floor"], "gate": case.gate, "goal": case.goal}
     return row
 
@@ -226,47 +207,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     return format_table(shown, markdown=True)
 
 
+def chosen(cases: Iterable[Case], only: Sequence[str]) -> Iterator[tuple[Case, str]]:
+    """Each case and layer that was asked for, as MODEL or MODEL:LAYER; all where nothing was."""
+    for case in cases:
+        for layer in case.layers:
+            if not only or {case.model, f"{case.model}:{layer}"} & set(only):
+                yield case, layer
+
+
 def main() -> None:
     """See above."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--rounds", type=int, default=0)
+    parser = common_options(__doc__, quick=True, rounds=0)
     parser.add_argument("--only", nargs="+", default=(), metavar="MODEL[:LAYER]")
     parser.add_argument("--kinds", nargs="+", default=("guided", "torch", "loop", "captum"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--table", type=Path, help="write that of --json here, and run nothing")
     args = parser.parse_args()
-    if args.table:
-        rows = json.loads(args.json.read_text())["rows"]
-        content = table(rows).encode() + b"\n"
-        write_whole(args.table, lambda file: file.write(content))
+    if write_table(args, lambda found: table(found["rows"])):
         return
     torch.set_num_threads(1)
-    rows = []
-    for case in CASES:
-        for layer in case.layers:
-            if args.only and not {case.model, f"{case.model}:{layer}"} & set(args.only):
-                continue
-            rounds = args.rounds or (5 if args.quick else 15)
-            rows.append(measure(case, layer, tuple(args.kinds), rounds))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    print(table(rows))
-    if args.json:
-        found = {
-            "versions": {
-                "explainguide": explainguide.__version__,
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-                "timm": timm.__version__,
-                "python": platform.python_version(),
-            },
-            "device": "cpu, one thread",
-            "seed": 0,
-            "rows": rows,
-        }
-        write_whole(args.json, lambda file: file.write(json.dumps(found, indent=1).encode()))
+    rounds, kinds = args.rounds or (5 if args.quick else 15), tuple(args.kinds)
+    found = (measure(case, layer, kinds, rounds) for case, layer in chosen(CASES, args.only))
+    save(args.json, collect(found, table))
 
 
 if __name__ == "__main__":

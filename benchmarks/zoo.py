@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torchvision
+from measured import read, versions, write
 from torch import nn
 from zoo_check import Row, check_model, find_layers
 from zoo_families import FAMILIES, SIDES, build
@@ -37,21 +35,19 @@ def main() -> None:
     )
     parser.add_argument("--table", type=Path, help="write the table here and run nothing")
     args = parser.parse_args()
-    result = json.loads(args.json.read_text()) if args.json.exists() else {"rows": {}}
+    result = read(args.json) if args.json.exists() else {"rows": {}}
     if args.table:
         args.table.write_text(table(result))
         return
     warnings.filterwarnings("ignore", category=UserWarning)
-    result |= {"versions": {p: version(p) for p in _PACKAGES}, "device": "cpu", "seed": 0}
+    result |= {"versions": versions(*_PACKAGES), "device": "cpu", "seed": 0}
     rows = result["rows"]
     for family in args.only or FAMILIES:
         if family in rows and not (args.again and is_stale(rows[family])):
             continue
         row = run(family)
         rows[family] = row.to_dict()
-        beside = args.json.with_suffix(".part")
-        beside.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(beside, args.json)
+        write(args.json, result)
         print(line(rows[family]), flush=True)
     good = sum(row["ok"] for row in rows.values())
     print(f"{good} of {len(rows)} families guided at all three places")
