@@ -206,6 +206,8 @@ OTHERS = (
     "accelerate",
     "argparse",
     "captum.attr",
+    "copy",
+    "functools",
     "timm.layers",
     "torch",
     "torch.nn",

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from explainguide import ExplanationGuidance
 from explainguide.attr import GradCam, as_explainer
-from explainguide.errors import ExplainGuideWarning, ExplanationError, GuidanceError, LayerError
+from explainguide.errors import (
+    ExplainGuideError,
+    ExplainGuideWarning,
+    ExplanationError,
+    GuidanceError,
+    LayerError,
+)
 from explainguide.evaluation import evaluate
 from explainguide.metrics import energy_pointing_game, localization_iou
 
@@ -242,6 +248,28 @@ def test_ours_are_as_their_own_method_says() -> None:
     assert as_explainer(explain, model) is explain
 
 
+def test_maps_of_a_layer_may_have_other_proportions_than_the_image() -> None:
+    """Convolutions without padding take as much of the short side as of the long one."""
+    model = nn.Sequential(
+        *(
+            nn.Conv2d(3, 4, 3),
+            nn.Conv2d(4, 4, 3),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 2),
+        )
+    ).eval()
+    x = torch.randn(1, 3, 60, 24)
+    ours, theirs = (
+        as_explainer(a, model, layer="1", interpolate=False)
+        for a in ("ixg", "captum:LayerGradientXActivation")
+    )
+    assert ours(x, 1).shape == (1, 56, 20)
+    torch.testing.assert_close(ours(x, 1), theirs(x, 1))
+    with pytest.raises(ExplainGuideError, match=r"returns maps of 56 x 20 for images of 60 x 24"):
+        as_explainer(lambda images, target: ours(images, target), model)(x, 1)
+
+
 def test_default_windows_and_features_cover_the_image_alike() -> None:
     model, x = rectified(), batch(2, 14, DOUBLE)
     found = as_explainer("captum:Occlusion", model)(x, 1)
@@ -446,6 +474,15 @@ def test_a_function_that_holds_its_model_is_not_copied() -> None:
             copy.deepcopy(explain)
 
 
+def test_a_model_that_cannot_be_copied_is_told() -> None:
+    model = rectified()
+    model.kept = model(batch(dtype=DOUBLE))  # type: ignore[assignment]
+    with pytest.raises(
+        GuidanceError, match=r"Explainer: ixg cannot be copied with its model, a Rectified \(Runt"
+    ):
+        copy.deepcopy(as_explainer("ixg", model))
+
+
 # --- What fails, and what would be wrong in silence
 
 
@@ -501,6 +538,8 @@ def test_deeplift_says_what_its_rules_miss() -> None:
         explain(batch(), 1)
     explain(batch(), 1)
     as_explainer("captum:DeepLift", Rectified())(batch(), 1)
+    local = captum.attr.DeepLift(Rectified(), multiply_by_inputs=False)
+    as_explainer(local, local.model)(batch(), 1)  # which shares out nothing
 
 
 def test_a_single_logit_is_two_scores() -> None:
@@ -700,8 +739,6 @@ def silent(kind: Any, *given: Any) -> Any:
 
 @pytest.mark.parametrize(("message", "call"), REFUSED, ids=range(len(REFUSED)))
 def test_mistakes_are_told(message: str, call: Callable[[], Any]) -> None:
-    from explainguide import ExplainGuideError
-
     with pytest.raises(ExplainGuideError, match=message):
         call()
 

@@ -35,6 +35,7 @@ class Source(Protocol):
     layer: str
     root: nn.Module
     copyable: bool
+    placed: bool  # whether it is known that the maps cover the image
 
     def __call__(self, images: Tensor, target: Tensor) -> Any:
         """Maps of classes ``(N,)``, as `read_maps` reads them."""
@@ -133,7 +134,7 @@ class Explainer:
                 f"{first_line(error)}). Leave it out, or use one of "
                 f"{', '.join(map(repr, ATTRIBUTIONS))}. What returns maps of this model is allowed."
             ) from error
-        return read_maps(found, images, name=self.name)
+        return read_maps(found, images, name=self.name, placed=self._source.placed)
 
     def _targets(self, images: Tensor, target: Any) -> Tensor:
         """One class an image, checked against what the model returns for the first."""
@@ -161,7 +162,14 @@ class Explainer:
             )
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        vars(copied).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        try:
+            vars(copied).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        except Exception as error:  # whatever a model, or another's object, holds
+            raise GuidanceError(
+                f"Explainer: {self.name} cannot be copied with its model, a "
+                f"{type(self.model).__name__} ({type(error).__name__}: {first_line(error)}). Let "
+                "go of what it keeps of a forward pass. What copy.deepcopy copies is allowed."
+            ) from error
         return copied
 
     def __repr__(self) -> str:

@@ -17,13 +17,14 @@ __all__ = ["at_image_size", "read_maps"]
 _ALLOWED = "Maps (N, H, W) or (N, 1, H, W) are allowed, or smaller ones of the same proportions."
 
 
-def read_maps(found: Any, images: Tensor, *, name: str) -> Tensor:
+def read_maps(found: Any, images: Tensor, *, name: str, placed: bool) -> Tensor:
     """The maps of a batch as ``(N, h, w)``, floating point, on the images' device; values as they are.
 
     Args:
         found: What was returned: a tensor or a numpy array.
         images: ``(N, C, H, W)``.
         name: Who returned it, for the message.
+        placed: Whether it is known that the maps cover the image, of whatever proportions they are.
 
     Raises:
         ShapeError: If it is something else, of another count, with channels, or of other proportions.
@@ -59,8 +60,8 @@ def read_maps(found: Any, images: Tensor, *, name: str) -> Tensor:
             f"{name} returns one value an image, shape {shape}, which has no place. Take a layer with "
             f"a height and a width. {_ALLOWED}"
         )
-    same = abs(h * width - w * height) < max(height, width)  # up to rounding of one side
-    if not (h <= height and w <= width and same):
+    same = abs(h * width - w * height) < min(height, width)  # up to the rounding of both sides
+    if not placed and not (h <= height and w <= width and same):
         raise ShapeError(
             f"{name} returns maps of {h} x {w} for images of {height} x {width}, so that no pixel's "
             f"place is known. Resize them to the image's size. {_ALLOWED}"

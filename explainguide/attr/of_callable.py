@@ -30,9 +30,10 @@ class OwnMaps:
         layer: Dotted name, or ``"input"``.
         root: The model.
         copyable: True.
+        placed: True: the layer's places are known.
     """
 
-    copyable = True
+    copyable = placed = True
 
     def __init__(
         self,
@@ -78,7 +79,10 @@ class FunctionMaps:
         layer: As the caller says; ``"input"`` by default.
         root: The model that it explains.
         copyable: Whether a copy of the callable holds a copy of the model.
+        placed: False: maps must have the image's proportions.
     """
+
+    placed = False
 
     def __init__(
         self,

@@ -52,7 +52,10 @@ class CamMaps:
         layer: Dotted name; of several, whose maps the object averages, joined by ``+``.
         root: What is called, to be left as it was.
         copyable: Whether a copy of the object explains a copy of the model.
+        placed: False: maps must have the image's proportions.
     """
+
+    placed = False
 
     def __init__(self, cam: Any, model: nn.Module, *, arguments: Mapping[str, Any]) -> None:
         self.cam, self.model = cam, model

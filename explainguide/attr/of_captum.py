@@ -88,7 +88,10 @@ class CaptumMaps:
         layer: Dotted name, or ``"input"``.
         root: What is called, to be left as it was.
         copyable: Whether a copy of the object explains a copy of the model.
+        placed: True: the layer's places are known.
     """
+
+    placed = True
 
     def __init__(
         self,
@@ -194,10 +197,11 @@ class CaptumMaps:
         arguments = self.arguments
         if not arguments.keys() & _PARTS:
             arguments = {**_defaults(_parameters(self._inner), images), **arguments}
-        first = not self._looked and type(self._inner) is captum.attr.DeepLift
+        shared_out = type(self.method) is captum.attr.DeepLift and self.method.multiplies_by_inputs
+        first = not self._looked and "custom_attribution_func" not in arguments
         self._looked = True
         with _quiet():
-            if first and self.method is self._inner:
+            if first and shared_out:
                 found, delta = self.method.attribute(
                     images, target=target, return_convergence_delta=True, **arguments
                 )

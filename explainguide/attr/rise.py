@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from explainguide.attr.references import reference
 from explainguide.errors import check_number, check_option, operation
+from explainguide.hooks.dynamic import wide
 from explainguide.hooks.logits import check_logits, class_scores, log_probabilities
 from explainguide.hooks.reading import Output, check_reading
 from explainguide.host import send
@@ -75,19 +76,18 @@ def rise_map(
     height, width = images.shape[-2:]
     source = _Masks(masks, cells, keep, seed)
     together = max(1, min(batch_size // max(len(images), 1), masks))
-    total = images.new_zeros(images.shape[0], height, width)
+    total = wide(images.new_zeros(images.shape[0], height, width))
     with torch.no_grad():
         for start in range(0, masks, together):
             drawn = send(source.at((height, width), start, start + together), images.device)
-            drawn = drawn.to(images.dtype)
-            masked = (images[:, None] * drawn[:, None]).flatten(0, 1)
+            masked = (images[:, None] * drawn[:, None].to(images.dtype)).flatten(0, 1)
             classes = target.repeat_interleave(len(drawn))[:, None]
             scores = [
                 _scores(check_logits(model(part), reading=reading, images=len(part)), score)
                 for part in masked.split(batch_size)
             ]
             found = torch.cat(scores).gather(1, classes).view(len(images), len(drawn))
-            total += torch.einsum("nm,mhw->nhw", found.to(total.dtype), drawn)
+            total += torch.einsum("nm,mhw->nhw", found.to(total.dtype), drawn.to(total.dtype))
     return total / (masks * keep)
 
 
