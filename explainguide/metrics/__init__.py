@@ -5,11 +5,13 @@ synchronises over processes (torchmetrics). `map_metric` enters a class into the
 `explainguide.evaluation.evaluate` reports. F1 and mean average precision are torchmetrics' own.
 
 All metrics of maps share one convention. Attributions are signed and of any scale; only the
-positive part counts, except in `segmentation_agreement`, which measures a map against its own mean.
-An image on which the metric means nothing (each function says which) scores NaN with
-``undefined="exclude"``, so that ``scores.nanmean()`` leaves it out, and 0 with
-``undefined="zero"``, which is how the published tables average. A map that itself holds NaN scores
-NaN under both. Nothing here synchronises with the host.
+positive part counts, except in `segmentation_agreement`, which measures a map against its own mean,
+and `pixel_average_precision`, which ranks all pixels. An image on which the metric means nothing
+(each function says which) scores NaN with ``undefined="exclude"``, so that ``scores.nanmean()`` leaves
+it out, and 0 with ``undefined="zero"``, which is how the published tables average. An image whose map
+or mask holds NaN or infinity scores NaN under both; the classes leave it out under both, count it in
+``undefined_kinds["not_finite"]``, and warn of it at ``compute()``. Nothing here synchronises with the
+host before ``compute()``.
 """
 
 from explainguide.metrics.agreement import (
@@ -23,25 +25,36 @@ from explainguide.metrics.energy import (
     energy_pointing_game,
     on_object_energy,
 )
+from explainguide.metrics.groups import GroupAccuracy, WorstGroupAccuracy, group_accuracy
 from explainguide.metrics.iou import LocalizationIoU, localization_iou
+from explainguide.metrics.iou_curve import Curve, IoUCurve, iou_curve
 from explainguide.metrics.pareto import pareto_front, representative
+from explainguide.metrics.pixel_precision import PixelAveragePrecision, pixel_average_precision
 from explainguide.metrics.pointing import PointingGame, pointing_game
 from explainguide.metrics.table import MAP_METRICS, MapMetric, map_metric
 
 __all__ = [
     "MAP_METRICS",
     "Agreement",
+    "Curve",
     "EnergyPointingGame",
+    "GroupAccuracy",
+    "IoUCurve",
     "LocalizationIoU",
     "MapMetric",
     "OnObjectEnergy",
+    "PixelAveragePrecision",
     "PointingGame",
     "SegmentationAgreement",
+    "WorstGroupAccuracy",
     "energy_pointing_game",
+    "group_accuracy",
+    "iou_curve",
     "localization_iou",
     "map_metric",
     "on_object_energy",
     "pareto_front",
+    "pixel_average_precision",
     "pointing_game",
     "representative",
     "segmentation_agreement",
