@@ -121,10 +121,13 @@ def test_losses_are_plain_functions(name: str) -> None:
     "name",
     [
         "EnergyPointingGame",
+        "IoUCurve",
         "LocalizationIoU",
         "OnObjectEnergy",
+        "PixelAveragePrecision",
         "PointingGame",
         "SegmentationAgreement",
+        "WorstGroupAccuracy",
     ],
 )
 def test_metrics_are_torchmetrics(name: str) -> None:
