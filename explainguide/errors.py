@@ -300,9 +300,12 @@ def warn(text: str) -> None:
     warnings.warn(f"{name}: {text}" if name else text, ExplainGuideWarning, stacklevel=level)
 
 
+_BETWEEN = ("explainguide", "captum", "contextlib", "torch", "torchmetrics", "tqdm")
+
+
 def _is_between(module: str) -> bool:
     """Whether a frame is this package's, or one through which it calls itself."""
-    return module.partition(".")[0] in ("explainguide", "captum", "contextlib", "torch", "tqdm")
+    return module.partition(".")[0] in _BETWEEN
 
 
 class Table(dict[Key, Entry]):

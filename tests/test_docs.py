@@ -227,6 +227,7 @@ FOREIGN = {
     "image_id": "a key of COCO",
     "vit_relpos": "a family of timm",
     "backward": "a method of tensors",
+    "average_precision_score": "scikit-learn",
     "collate_fn": "DataLoader",
     "inplace": "nn.ReLU",
     "once_differentiable": "torch.autograd",
@@ -285,7 +286,7 @@ def modules_of_ours() -> tuple[ModuleType, ...]:
 @cache
 def names_of_ours() -> frozenset[str]:
     """Public names, their parameters, methods and attributes, and the entries of tables."""
-    names = {*ATTRIBUTIONS, *LOSSES, *RECIPES, *COMMANDS}
+    names = {*ATTRIBUTIONS, *LOSSES, *RECIPES, *COMMANDS, *metrics.MAP_METRICS}
     for module in modules_of_ours():
         for public in getattr(module, "__all__", ()):
             found = getattr(module, public)
@@ -403,6 +404,13 @@ def test_every_entry_of_a_table_is_told_at_the_beginning(table: str, names: Iter
     pages = ("README.md", "docs/how_it_works.md", "docs/quickstart.md")
     told = {span.strip('"') for page in pages for span in spans_of(ROOT / page)}
     assert [entry for entry in names if entry not in told] == [], table
+
+
+def test_every_metric_has_a_row_of_the_page() -> None:
+    told = set(spans_of(ROOT / "docs" / "metrics.md"))
+    entries = metrics.MAP_METRICS.values()
+    own = [entry for entry in entries if entry.kind.__module__.startswith("explainguide.")]
+    assert [entry.key for entry in own if not {entry.key, entry.kind.__name__} <= told] == []
 
 
 def test_headings_of_the_reference_can_be_imported() -> None:

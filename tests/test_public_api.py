@@ -122,8 +122,10 @@ def test_losses_are_plain_functions(name: str) -> None:
     [
         "EnergyPointingGame",
         "GridPointingGame",
+        "IoUCurve",
         "LocalizationIoU",
         "OnObjectEnergy",
+        "PixelAveragePrecision",
         "PointingGame",
         "SegmentationAgreement",
         "PixelPerturbation",
@@ -132,6 +134,7 @@ def test_losses_are_plain_functions(name: str) -> None:
         "Infidelity",
         "SensitivityMax",
         "Robustness",
+        "WorstGroupAccuracy",
     ],
 )
 def test_metrics_are_torchmetrics(name: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from explainguide.errors import OptionError, check_option
 from explainguide.metrics import MAP_METRICS
-from explainguide.metrics.table import side_by_side
+from explainguide.metrics.table import reported, side_by_side
 
 __all__ = ["MapScores", "check_metrics", "over_layers"]
 
@@ -21,7 +21,7 @@ __all__ = ["MapScores", "check_metrics", "over_layers"]
 def check_metrics(metrics: Sequence[str] | None) -> list[str]:
     """Keys of the table, each once: those that are named, or by default those that say so."""
     if metrics is None:
-        default = [key for key, entry in MAP_METRICS.items() if entry.default]
+        default = [key for key, entry in MAP_METRICS.items() if entry.default and entry.takes_maps]
         # Those that not every data set has come last.
         return sorted(default, key=lambda key: "segmentation" in MAP_METRICS[key].needs)
     if isinstance(metrics, str) or not isinstance(metrics, Iterable):
@@ -32,6 +32,13 @@ def check_metrics(metrics: Sequence[str] | None) -> list[str]:
     metrics = list(metrics)
     for key in metrics:
         check_option("metric", key, MAP_METRICS)
+        if not MAP_METRICS[key].takes_maps:
+            maps = ", ".join(repr(name) for name, entry in MAP_METRICS.items() if entry.takes_maps)
+            raise OptionError(
+                f"metric {key!r} is of predictions, not of maps. Update "
+                f"{MAP_METRICS[key].kind.__name__} with {', '.join(MAP_METRICS[key].needs)} yourself. "
+                f"{maps} are allowed."
+            )
     return list(dict.fromkeys(metrics))
 
 
@@ -106,11 +113,7 @@ class MapScores:
                 # Without annotations there is nothing to update, and NaN says so.
                 warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
                 result = metric.compute()
-            named = (
-                {f"{key}_{part}": float(value) for part, value in result.items()}
-                if isinstance(result, dict)
-                else {key: float(result)}
-            )
+            named = reported(key, result)
             optional = "segmentation" in MAP_METRICS[key].needs
             named = {k: v for k, v in named.items() if not (optional and math.isnan(v))}
             scores = side_by_side(scores, named)

@@ -85,9 +85,10 @@ def evaluate(
         ``"accuracy"`` and ``"worst_class_accuracy"``; ``"epg"`` and ``"iou"``, means over
         annotated (image, class) pairs, NaN without any; ``"on_object_epg"``, over the pairs of
         images with masks, where there are any; ``"epg_undefined"``, how many maps have no positive
-        part; ``"iou_threshold"`` where it was fitted, that of the first layer; ``"images"``,
-        ``"pairs"``, ``"skipped"``. With several layers ``"epg"``, ``"iou"`` and
-        ``"on_object_epg"`` are means over layers, and ``"epg layer4"`` and so on are those of each.
+        part or are not finite (a warning tells of these); ``"iou_threshold"`` where it was fitted,
+        that of the first layer; ``"images"``, ``"pairs"``, ``"skipped"``. With several layers
+        ``"epg"``, ``"iou"`` and ``"on_object_epg"`` are means over layers, and ``"epg layer4"`` and
+        so on are those of each.
 
     Raises:
         LayerError: For a layer that cannot be explained.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from explainguide.errors import method, named
 from explainguide.metrics.checks import Undefined, check_maps, check_undefined
-from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
+from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_broken, mark_undefined
 from explainguide.metrics.table import map_metric
 
 __all__ = ["Agreement", "SegmentationAgreement", "segmentation_agreement"]
@@ -94,7 +94,8 @@ class SegmentationAgreement(ImageMean):
       mean of two numbers, the IoU of the foreground and that of the background, each the
       intersection over *all* images divided by the union over all images. ``"map"``: the mean of
       the images' average precision.
-    - ``undefined``: after ``compute()``, the number of constant maps.
+    - ``undefined``, ``undefined_kinds``: after ``compute()``, the number of maps that are
+      ``"constant"``, or, map or mask, ``"not_finite"``.
 
     Pooled IoUs are those of the published program. Every image counts alike, whatever its size; in
     the program all have one size.
@@ -127,6 +128,8 @@ class SegmentationAgreement(ImageMean):
         (tensor(0.7500), tensor(0.6000))
     """
 
+    kind = "constant"
+
     def __init__(self, *, undefined: Undefined = "exclude", **kwargs: Any) -> None:
         super().__init__(undefined, options="", width=3, **kwargs)
 
@@ -154,8 +157,8 @@ def _agreement_scores(attribution: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
     above, inside = unit > unit.mean(PIXELS, keepdim=True), mask > 0.5
     shares = [both.to(unit.dtype).mean(PIXELS) for both in (above & inside, ~(above | inside))]
     scores = torch.stack([*shares, _average_precision(unit, inside)], dim=1)
-    spread = spread[:, 0, 0]
-    return torch.where(spread.isfinite()[:, None], scores, torch.nan), spread != 0
+    # The spread of a finite map may be beyond the range of its dtype.
+    return mark_broken(scores, attribution, mask, spread), spread[:, 0, 0] != 0
 
 
 def _mean_iou(front: Tensor, back: Tensor) -> Tensor:

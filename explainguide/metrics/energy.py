@@ -9,7 +9,7 @@ from torch import Tensor
 
 from explainguide.errors import constructor, method, named
 from explainguide.metrics.checks import Undefined, check_energy, check_maps, check_undefined
-from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
+from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_broken, mark_undefined
 from explainguide.metrics.table import map_metric
 
 __all__ = ["EnergyPointingGame", "OnObjectEnergy", "energy_pointing_game", "on_object_energy"]
@@ -58,7 +58,7 @@ def energy_pointing_game(
     check_undefined(undefined)
     check_energy(min_energy)
     attribution, mask = check_maps(attribution, mask=mask)
-    return mark_undefined(*_energy_scores(attribution.clamp(min=0), mask, min_energy), undefined)
+    return mark_undefined(*_energy_scores(attribution, mask, min_energy), undefined)
 
 
 @map_metric(
@@ -77,7 +77,8 @@ class EnergyPointingGame(ImageMean):
       and masks of the same shape, bool or in [0, 1]. For several classes an image, one row for each
       (image, class) pair.
     - ``compute()``: a scalar in [0, 1], higher is better; NaN where no image was defined.
-    - ``undefined``: after ``compute()``, the number of maps without a positive part.
+    - ``undefined``, ``undefined_kinds``: after ``compute()``, the number of maps that are
+      ``"without_positive_part"``, or, map or mask, ``"not_finite"``.
 
     Args:
         undefined: ``"exclude"`` leaves undefined images out of the mean; ``"zero"`` counts them as
@@ -114,6 +115,7 @@ class EnergyPointingGame(ImageMean):
     """
 
     is_differentiable: bool | None = True
+    kind = "without_positive_part"
 
     @constructor
     def __init__(
@@ -127,7 +129,7 @@ class EnergyPointingGame(ImageMean):
     def update(self, attribution: Tensor, mask: Tensor) -> None:
         """Add the maps and masks of a batch."""
         attribution, mask = check_maps(attribution, mask=mask)
-        self._add(*_energy_scores(attribution.clamp(min=0), mask, self.min_energy))
+        self._add(*_energy_scores(attribution, mask, self.min_energy))
 
     def compute(self) -> Tensor:
         """The mean over all images so far, in all processes."""
@@ -179,8 +181,8 @@ def on_object_energy(
     check_undefined(undefined)
     check_energy(min_energy)
     attribution, mask, box_mask = check_maps(attribution, mask=mask, box_mask=box_mask)
-    inside = attribution.clamp(min=0) * box_mask
-    return mark_undefined(*_energy_scores(inside, mask, min_energy), undefined)
+    scores = _energy_scores(attribution, mask, min_energy, box_mask)
+    return mark_undefined(*scores, undefined)
 
 
 @map_metric(
@@ -200,7 +202,8 @@ class OnObjectEnergy(ImageMean):
       [0, 1]. Here ``mask`` is the segmentation, so a `torchmetrics.MetricCollection` that hands one
       ``mask`` to all is right only if the others are to see the segmentation too.
     - ``compute()``: a scalar in [0, 1], higher is better; NaN where no image was defined.
-    - ``undefined``: after ``compute()``, the number of maps without a positive part in the box.
+    - ``undefined``, ``undefined_kinds``: after ``compute()``, the number of maps that are
+      ``"without_positive_part_in_box"``, or, map or a mask, ``"not_finite"``, if only outside the box.
 
     Args:
         undefined: ``"exclude"`` leaves undefined images out of the mean; ``"zero"`` counts them
@@ -230,6 +233,7 @@ class OnObjectEnergy(ImageMean):
     """
 
     is_differentiable: bool | None = True
+    kind = "without_positive_part_in_box"
 
     @constructor
     def __init__(
@@ -243,16 +247,22 @@ class OnObjectEnergy(ImageMean):
     def update(self, attribution: Tensor, mask: Tensor, box_mask: Tensor) -> None:
         """Add the maps, segmentations and box masks of a batch."""
         attribution, mask, box_mask = check_maps(attribution, mask=mask, box_mask=box_mask)
-        self._add(*_energy_scores(attribution.clamp(min=0) * box_mask, mask, self.min_energy))
+        self._add(*_energy_scores(attribution, mask, self.min_energy, box_mask))
 
     def compute(self) -> Tensor:
         """The mean over all images so far, in all processes."""
         return self._mean()
 
 
-def _energy_scores(energy: Tensor, mask: Tensor, min_energy: float) -> tuple[Tensor, Tensor]:
-    """Share of a non-negative map inside the mask; undefined where there is nothing to share."""
+def _energy_scores(
+    attribution: Tensor, mask: Tensor, min_energy: float, box_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Share of the positive part inside the mask; undefined where there is nothing to share."""
+    energy, given = attribution.clamp(min=0), [attribution, mask]
+    if box_mask is not None:
+        energy, given = energy * box_mask, [*given, box_mask]
     total = energy.sum(PIXELS)
-    # Written as a negation so that NaN counts as defined.
-    defined = ~((total <= 0) | (total < min_energy))
-    return (energy * mask).sum(PIXELS) / torch.where(defined, total, 1.0), defined
+    defined = (total > 0) & (total >= min_energy)
+    share = (energy * mask).sum(PIXELS) / torch.where(defined, total, 1.0)
+    # A sum beyond the range of its dtype is worth no more than an infinite pixel.
+    return mark_broken(share, *given, total[:, None, None]), defined

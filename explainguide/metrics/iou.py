@@ -11,13 +11,11 @@ from torch import Tensor
 
 from explainguide.errors import OptionError, constructor, method, named
 from explainguide.metrics.checks import Undefined, check_maps, check_threshold, check_undefined
-from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
+from explainguide.metrics.image_mean import ImageMean, mark_undefined
 from explainguide.metrics.table import map_metric
+from explainguide.metrics.thresholded import GRID, iou_scores
 
 __all__ = ["LocalizationIoU", "localization_iou"]
-
-# Below this range the authors' program no longer subtracts the minimum.
-_FLAT = 1e-7
 
 
 @named("localization_iou")
@@ -66,7 +64,7 @@ def localization_iou(
     check_undefined(undefined)
     check_threshold([threshold])
     attribution, mask = check_maps(attribution, mask=mask)
-    scores, defined = _iou_scores(attribution, mask, [threshold])
+    scores, defined = iou_scores(attribution, mask, [threshold])
     return mark_undefined(scores[:, 0], defined, undefined)
 
 
@@ -86,7 +84,8 @@ class LocalizationIoU(ImageMean):
     - ``update(attribution, mask)``: signed maps of any scale, ``(N, H, W)`` or ``(N, 1, H, W)``,
       and masks of the same shape, bool or in [0, 1].
     - ``compute()``: a scalar in [0, 1], higher is better; NaN where no image was defined.
-    - ``undefined``: after ``compute()``, the number of images where map and mask are both empty.
+    - ``undefined``, ``undefined_kinds``: after ``compute()``, the number of images where map and mask
+      are both ``"empty"``, or one of them is ``"not_finite"``.
     - ``best_threshold``: after ``compute()``, the threshold that the returned value belongs to.
 
     With ``threshold="fit"`` the mean IoU is kept for a whole grid of thresholds, and ``compute()``
@@ -135,6 +134,8 @@ class LocalizationIoU(ImageMean):
         (tensor(1.), 0.3)
     """
 
+    kind = "empty"
+
     @constructor
     def __init__(
         self,
@@ -161,8 +162,7 @@ class LocalizationIoU(ImageMean):
             )
         thresholds: tuple[Any, ...] = (threshold,)
         if threshold == "fit":
-            # Divided rather than multiplied by 0.05, so that 0.15 reads 0.15.
-            thresholds = tuple(grid) if grid is not None else tuple(i / 20 for i in range(20))
+            thresholds = tuple(grid) if grid is not None else GRID
         check_threshold(thresholds, name="grid" if threshold == "fit" else "threshold")
         options = f"threshold={threshold!r}"
         if threshold == "fit":
@@ -170,13 +170,13 @@ class LocalizationIoU(ImageMean):
         super().__init__(undefined, options=options, width=len(thresholds), **kwargs)
         self.threshold = threshold
         self.thresholds = thresholds
-        self._best: Tensor | None = None
+        self._best = torch.tensor(-1)
 
     @method
     def update(self, attribution: Tensor, mask: Tensor) -> None:
         """Add the maps and masks of a batch."""
         attribution, mask = check_maps(attribution, mask=mask)
-        self._add(*_iou_scores(attribution, mask, self.thresholds))
+        self._add(*iou_scores(attribution, mask, self.thresholds))
 
     def compute(self) -> Tensor:
         """The mean over all images so far, in all processes, at the (best) threshold."""
@@ -190,33 +190,6 @@ class LocalizationIoU(ImageMean):
         """The threshold of the value that `compute` returned; NaN where that is NaN."""
         if self.threshold != "fit":
             return float(self.threshold)
-        if self._best is None or self._undefined_at_compute is None:
-            raise self._too_early("best_threshold")
+        self._of_compute("best_threshold")
         best = int(self._best)
         return float(self.thresholds[best]) if best >= 0 else math.nan
-
-
-def _iou_scores(
-    attribution: Tensor, mask: Tensor, thresholds: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """IoU at each threshold, ``(N, T)``, and whether map or mask has anything at all, ``(N,)``."""
-    positive = attribution.clamp(min=0)
-    lowest, peak = positive.amin(PIXELS), positive.amax(PIXELS)
-    area = mask.sum(PIXELS)
-
-    flat = peak - lowest < _FLAT
-    offset = torch.where(flat, 0.0, lowest)
-    scale = torch.where(flat, peak, peak - lowest)
-    scale = torch.where(peak == 0, 1.0, scale)
-    normalised = (positive - offset[:, None, None]) / scale[:, None, None]
-
-    # One threshold after the other: all at once would need T copies of the batch.
-    columns = []
-    for threshold in thresholds:
-        above = (normalised > threshold).to(mask.dtype)
-        intersection = (above * mask).sum(PIXELS)
-        union = above.sum(PIXELS) + area - intersection
-        columns.append(intersection / torch.where(union > 0, union, 1.0))
-    scores = torch.stack(columns, dim=1)
-    scores = torch.where(peak.isfinite()[:, None], scores, torch.nan)
-    return scores, ~((peak <= 0) & (area <= 0))

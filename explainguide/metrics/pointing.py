@@ -11,7 +11,7 @@ from torch import Tensor
 
 from explainguide.errors import constructor, method, named
 from explainguide.metrics.checks import Undefined, check_maps, check_tolerance, check_undefined
-from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_undefined
+from explainguide.metrics.image_mean import PIXELS, ImageMean, mark_broken, mark_undefined
 from explainguide.metrics.table import map_metric
 
 __all__ = ["PointingGame", "pointing_game"]
@@ -77,7 +77,8 @@ class PointingGame(ImageMean):
       and masks of the same shape, bool or in [0, 1].
     - ``compute()``: a scalar in [0, 1], higher is better; NaN where no image was defined. Where
       several pixels share a map's maximum, that image counts with the share of them that hit.
-    - ``undefined``: after ``compute()``, the number of maps without a positive part.
+    - ``undefined``, ``undefined_kinds``: after ``compute()``, the number of maps that are
+      ``"without_positive_part"``, or, map or mask, ``"not_finite"``.
 
     Zhang et al. average over classes; that is the mean of one `PointingGame` a class.
 
@@ -106,6 +107,8 @@ class PointingGame(ImageMean):
         tensor(0.5000)
     """
 
+    kind = "without_positive_part"
+
     @constructor
     def __init__(
         self, *, tolerance: int = 0, undefined: Undefined = "exclude", **kwargs: Any
@@ -130,7 +133,7 @@ def _pointing_scores(attribution: Tensor, mask: Tensor, tolerance: int) -> tuple
     peak = attribution.amax(PIXELS)
     highest = (attribution == peak[:, None, None]).to(mask.dtype)
     hits = (highest * _dilate(mask, tolerance)).sum(PIXELS)
-    return hits / highest.sum(PIXELS), ~(peak <= 0)
+    return mark_broken(hits / highest.sum(PIXELS), attribution, mask), peak > 0
 
 
 def _dilate(mask: Tensor, radius: int) -> Tensor:

@@ -1,20 +1,23 @@
-"""The table of metrics that judge maps: each is entered where it is defined; `evaluate` reads it."""
+"""The table of metrics, each entered where it is defined; `evaluate` reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
 from torchmetrics import Metric
 
 from explainguide.errors import OptionError, Table, did_you_mean, operation
 
-__all__ = ["MAP_METRICS", "MapMetric", "Need", "Option", "map_metric", "side_by_side"]
+__all__ = [
+    *("MAP_METRICS", "MapMetric", "Need", "Option"),
+    *("map_metric", "reported", "side_by_side"),
+]
 
-Need = Literal["region", "boxes", "segmentation"]
-Option = Literal["threshold"]
+Need = Literal["region", "boxes", "segmentation", "logits", "labels", "groups"]
+Option = Literal["threshold", "groups"]
 Kind = TypeVar("Kind", bound=type[Metric])
 Number = TypeVar("Number")
 
@@ -24,6 +27,7 @@ _RESERVED: tuple[str, ...]
 _RESERVED = ("accuracy", "worst_class_accuracy", "f1", "map", "images", "pairs", "skipped")
 _RESERVED += ("epoch", "loss", "loss_loc", "lr", "seconds")
 _RESERVED += ("checkpoint", "kept", "run", "time")
+_PREDICTIONS = ("logits", "labels", "groups")  # needs of metrics that take no maps
 _ENDINGS = ("_undefined", "_threshold")  # what is reported of a metric beside its score
 
 
@@ -45,6 +49,11 @@ class MapMetric:
         """The direction, as the class says it."""
         return self.kind.higher_is_better
 
+    @property
+    def takes_maps(self) -> bool:
+        """Whether ``update`` takes maps; otherwise it takes predictions alone."""
+        return not set(self.needs) & set(_PREDICTIONS)
+
 
 MAP_METRICS: Table[str, MapMetric] = Table("MAP_METRICS", origin=lambda entry: entry.kind)
 """The metrics that `evaluate` can report, by their keys."""
@@ -63,9 +72,11 @@ def map_metric(
     """Enter a torchmetrics class into the table of the metrics that `evaluate` can report.
 
     The class is built without arguments (but for ``options``) and updated with maps ``(N, H, W)``,
-    a row for each (image, class) pair, and the masks that it needs, of the same shape. ``compute``
-    returns a scalar, or a dict of scalars that are reported as ``<key>_<name>``. In a distributed
-    run a process may have had nothing to add, so states should be tensors, not lists.
+    a row for each (image, class) pair, and the masks that it needs, of the same shape; or, without
+    maps, with predictions, a row for each image. ``compute`` returns a scalar, or a dict: its scalars
+    are reported as ``<key>_<name>``, and its tensors of more than one element, such as the points of
+    a curve, are no numbers of a row and left to who asks the metric. In a distributed run a process may
+    have had nothing to add, so states should be tensors, not lists.
 
     Args:
         key: What `evaluate` calls it: an identifier that is no other number's of an evaluation or a
@@ -74,9 +85,12 @@ def map_metric(
         needs: What ``update`` takes after the maps, in order: ``"region"``, where the map should
             be (the boxes or the segmentation, as `evaluate` is told), ``"boxes"``,
             ``"segmentation"``. With the last only the pairs of images with masks are handed on,
-            and the metric is reported where it is defined on some.
-        options: Those of `evaluate` that the class is built with: ``"threshold"``. Where that is
+            and the metric is reported where it is defined on some. A metric of predictions needs, in
+            place of maps and masks, some of ``"logits"``, ``"labels"`` and ``"groups"``; `evaluate`
+            does not report it.
+        options: What the class is built with: ``"threshold"``, that of `evaluate`; where it is
             ``"fit"``, the class's ``best_threshold`` is reported as ``<key>_threshold``.
+            ``"groups"``, the names of the data's groups.
         default: Whether `evaluate` reports it without being asked.
         counts_undefined: Whether the class's ``undefined`` is reported as ``<key>_undefined``.
         each: The function that the class is the mean of: it takes what ``update`` takes, and the
@@ -113,6 +127,7 @@ def map_metric(
         _check_key(key, kind)
         _check_names("need", needs, get_args(Need))
         _check_names("option", options, get_args(Option))
+        _check_kind(kind, needs)
         MAP_METRICS[key] = MapMetric(
             key, kind, title, needs, options, default, counts_undefined, each
         )
@@ -128,6 +143,46 @@ def _check_key(key: str, kind: type[Metric]) -> None:
             f"{kind.__name__} has the key {key!r}. Use {kind.__name__.lower()!r}. Identifiers that do "
             f"not end in {' or '.join(_ENDINGS)} and are none of {', '.join(_RESERVED)} are allowed."
         )
+
+
+def _check_kind(kind: type[Metric], needs: tuple[Need, ...]) -> None:
+    """Refuse a metric of both maps and predictions: a row a pair of the one, an image of the other."""
+    predictions = [need for need in needs if need in _PREDICTIONS]
+    if predictions and len(predictions) < len(needs):
+        raise OptionError(
+            f"{kind.__name__} needs {', '.join(map(repr, needs))}, of images and of pairs of image and "
+            f"class. Make two metrics of it. Of predictions {', '.join(map(repr, _PREDICTIONS))} are "
+            "allowed, and none of them beside maps."
+        )
+
+
+def reported(key: str, result: Any) -> dict[str, float]:
+    """The numbers of what a metric's ``compute`` returned, by the names under which they are reported.
+
+    Args:
+        key: Of the metric.
+        result: A scalar, or a dict; its tensors of more than one element are left out.
+
+    Raises:
+        OptionError: If it is a tensor of more than one element.
+
+    Example:
+        >>> import torch
+        >>> reported("curve", {"values": torch.tensor([0.5, 0.25]), "area": torch.tensor(0.375)})
+        {'curve_area': 0.375}
+    """
+    if isinstance(result, Mapping):
+        return {f"{key}_{name}": float(v) for name, v in result.items() if not _is_curve(v)}
+    if _is_curve(result):
+        raise OptionError(
+            f"compute of the metric {key!r} returned a tensor {tuple(result.shape)}. Return it in a "
+            f"dict, beside a number: {{'values': ..., 'mean': ...}}. A scalar, or a dict, is allowed."
+        )
+    return {key: float(result)}
+
+
+def _is_curve(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() != 1
 
 
 def side_by_side(*parts: Mapping[str, Number]) -> dict[str, Number]:

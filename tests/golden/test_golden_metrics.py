@@ -5,8 +5,10 @@ import torch
 
 from explainguide.metrics import (
     EnergyPointingGame,
+    IoUCurve,
     LocalizationIoU,
     energy_pointing_game,
+    iou_curve,
     localization_iou,
     pareto_front,
 )
@@ -59,6 +61,22 @@ def test_iou(single, threshold):
     torch.testing.assert_close(actual.float(), expected, **EXACT)
     defined = ~localization_iou(maps, masks, **options).isnan()
     assert defined.tolist() == [row[f"IoU_defined@{threshold}"] for row in rows]
+
+
+def test_the_curve_over_the_programs_thresholds(single):
+    rows, maps, masks = single
+    grid = [float(threshold) for threshold in THRESHOLDS]
+    expected = torch.tensor([[row[f"IoU@{t}"] for t in THRESHOLDS] for row in rows])
+    found = iou_curve(maps, masks, thresholds=grid, undefined="zero")
+    torch.testing.assert_close(found.values.float(), expected, **EXACT)
+    metric = IoUCurve(thresholds=grid, undefined="zero")
+    metric.update(maps, masks)
+    result = metric.compute()
+    # Each of the program's IoUs was rounded to float32.
+    mean = expected.double().mean(0)
+    torch.testing.assert_close(result["values"], mean, rtol=0, atol=1e-8)
+    area = torch.trapezoid(mean, torch.tensor(grid).double()) / (grid[-1] - grid[0])
+    torch.testing.assert_close(result["area"], area, rtol=0, atol=1e-8)
 
 
 def test_all_thresholds_are_covered(single):

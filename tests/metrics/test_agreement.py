@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torchmetrics import MetricCollection
 
-from explainguide.errors import GuidanceError, OptionError, ShapeError
+from explainguide.errors import ExplainGuideWarning, GuidanceError, OptionError, ShapeError
 from explainguide.metrics import EnergyPointingGame, SegmentationAgreement, segmentation_agreement
 
 KEYS = ["pixel_accuracy", "miou", "map"]
@@ -76,6 +76,7 @@ def test_the_class_pools_pixels(maps_and_masks, reference, cuts):
     expected.append(sum(precision for _, precision in defined) / len(defined))
     assert [float(v) for v in values.values()] == pytest.approx(expected, rel=1e-12)
     assert metric.undefined == 2
+    assert metric.undefined_kinds == {"not_finite": 0, "constant": 2}
 
 
 def test_constant_maps_can_count_as_wrong_everywhere(maps_and_masks, reference):
@@ -113,7 +114,13 @@ def test_a_broken_map_is_not_hidden(undefined):
         assert score.isnan().tolist() == [True, False, True]
     metric = SegmentationAgreement(undefined=undefined)
     metric.update(maps, mask)
-    assert all(value.isnan() for value in metric.compute().values())
+    with pytest.warns(
+        ExplainGuideWarning, match=r"^SegmentationAgreement\.compute: of 3 images, 2 "
+    ):
+        found = metric.compute()
+    alone = segmentation_agreement(maps[1:2], mask[1:2])
+    assert list(found.values()) == [score[0] for score in alone]
+    assert metric.undefined_kinds == {"not_finite": 2, "constant": 0}
 
 
 def test_shapes_dtypes_and_devices():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from explainguide.errors import GuidanceError
+from explainguide.errors import ExplainGuideWarning, GuidanceError
 from explainguide.metrics import LocalizationIoU, localization_iou
 
 
@@ -47,14 +47,21 @@ def test_best_threshold_belongs_to_compute(images):
         _ = fit.best_threshold
 
 
-@pytest.mark.parametrize("value", [0.0, math.nan])
-def test_nothing_to_fit_on_gives_nan(value):
-    """An undefined image, or a broken map, fits no threshold."""
+def test_an_undefined_image_fits_no_threshold():
     fit = LocalizationIoU(threshold="fit")
-    fit.update(torch.full((1, 2, 2), value), torch.zeros(1, 2, 2))
+    fit.update(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))
     assert fit.compute().isnan()
     assert math.isnan(fit.best_threshold)
-    assert fit.undefined == (value == 0)
+    assert fit.undefined_kinds == {"not_finite": 0, "empty": 1}
+
+
+def test_a_broken_map_fits_no_threshold():
+    fit = LocalizationIoU(threshold="fit")
+    fit.update(torch.full((1, 2, 2), math.nan), torch.zeros(1, 2, 2))
+    with pytest.warns(ExplainGuideWarning, match=r"^LocalizationIoU\.compute: of 1 images, 1 have"):
+        assert fit.compute().isnan()
+    assert math.isnan(fit.best_threshold)
+    assert fit.undefined_kinds == {"not_finite": 1, "empty": 0}
 
 
 def test_fit_is_synchronised():
@@ -69,7 +76,7 @@ def test_fit_is_synchronised():
         # The other process: three images of which only the higher threshold is right.
         dist_sync_fn=lambda state, group: [
             state,
-            torch.tensor([1.5, 3.0]) if state.shape else state * 3,
+            torch.tensor([1.5, 3.0]) if state.is_floating_point() else state * 3,
         ],
     )
     fit.update(here, mask)

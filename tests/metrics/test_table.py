@@ -12,14 +12,14 @@ from explainguide.datasets import DecoyDigits
 from explainguide.errors import OptionError
 from explainguide.evaluation import evaluate
 from explainguide.metrics import MAP_METRICS, EnergyPointingGame, map_metric
-from explainguide.metrics.image_mean import ImageMean
-from explainguide.metrics.table import MapMetric
+from explainguide.metrics.left_out import LeavesOut
+from explainguide.metrics.table import MapMetric, reported
 from explainguide.models import small_cnn
 from explainguide.training import TrainConfig, train
 
 # Without what the pages of docs/ enter.
 OWN = {k: e for k, e in MAP_METRICS.items() if e.kind.__module__.startswith("explainguide.")}
-every_entry = pytest.mark.parametrize("entry", OWN.values(), ids=OWN)
+OF_MAPS = {key: entry for key, entry in OWN.items() if entry.takes_maps}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def table() -> Iterator[None]:
     MAP_METRICS.update(before)
 
 
-def test_every_metric_of_maps_is_entered_once():
+def test_every_metric_is_entered_once():
     exported = [getattr(metrics, name) for name in metrics.__all__]
     classes = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, Metric)}
     # Others look at something else than a map and its mask.
@@ -45,7 +45,9 @@ def test_every_metric_of_maps_is_entered_once():
     entered = [entry.kind for entry in OWN.values()]
     assert len(entered) == len(set(entered))
     assert set(entered) == classes
-    assert all(issubclass(kind, ImageMean) for kind in entered)
+    assert {e.kind for e in OWN.values() if e.takes_maps} == {
+        kind for kind in classes if issubclass(kind, LeavesOut)
+    }
 
 
 def test_keys_and_titles_are_unique():
@@ -53,19 +55,58 @@ def test_keys_and_titles_are_unique():
     assert len({entry.title for entry in OWN.values()}) == len(OWN)
 
 
-@every_entry
+@pytest.mark.parametrize("entry", OF_MAPS.values(), ids=OF_MAPS)
 def test_an_entry_computes_on_maps_and_masks(entry, images):
     maps, masks, boxes = images
     given = {"region": boxes, "boxes": boxes, "segmentation": masks}
     options = {"threshold": 0.3}
     metric = entry.kind(**{name: options[name] for name in entry.options})
     metric.update(maps, *(given[need] for need in entry.needs))
-    found = metric.compute()
-    for value in found.values() if isinstance(found, dict) else [found]:
-        assert value.shape == ()
-        assert 0 <= value <= 1
-    assert isinstance(metric.undefined, int)
+    numbers = reported(entry.key, metric.compute())
+    assert numbers
+    assert all(0 <= value <= 1 for value in numbers.values())
+    assert sum(metric.undefined_kinds.values()) == metric.undefined
+    assert next(iter(metric.undefined_kinds)) == "not_finite"
     assert entry.higher_is_better is True
+
+
+def test_a_metric_of_predictions_is_entered_and_not_evaluated(table):
+    entry = OWN["worst_group_accuracy"]
+    assert not entry.takes_maps
+    assert entry.needs == ("logits", "labels", "groups")
+    assert entry.kind(groups=2).higher_is_better is entry.higher_is_better is True
+    data = Subset(DecoyDigits("test", size=24), range(4))
+    with pytest.raises(
+        OptionError,
+        match=r"^evaluate: metric 'worst_group_accuracy' is of predictions, not of maps\. Update "
+        r"WorstGroupAccuracy with logits, labels, groups yourself\. '.*'epg',.* are allowed\.",
+    ):
+        evaluate(small_cnn(10), data, layer="stage2", metrics=["worst_group_accuracy"])
+
+    @map_metric("hits", title="Hits", needs=("logits", "labels"), default=True)
+    class Hits(MeanMetric):
+        def update(self, logits, labels):
+            super().update((logits.argmax(1) == labels).float())
+
+    assert "hits" not in evaluate(small_cnn(10), data, layer="stage2")
+
+
+def test_a_curve_is_no_number_of_an_evaluation(table):
+    data = Subset(DecoyDigits("test", size=24), range(4))
+    found = evaluate(small_cnn(10), data, layer="stage2", metrics=["iou_curve", "pxap"])
+    assert {k for k in found if k.startswith(("iou_curve", "pxap"))} == {"iou_curve_area", "pxap"}
+    assert 0 < found["pxap"] < 1
+
+    @map_metric("bare", title="Bare")
+    class Bare(Strength):
+        def compute(self):
+            return super().compute().expand(3)
+
+    with pytest.raises(
+        OptionError,
+        match=r"^evaluate: compute of the metric 'bare' returned a tensor \(3,\)\. Return it in a dict",
+    ):
+        evaluate(small_cnn(10), data, layer="stage2", metrics=["bare"])
 
 
 def test_by_default_there_are_the_published_ones():
@@ -121,6 +162,12 @@ def test_a_class_that_is_defined_again_takes_its_place(table):
             {"options": ("treshold",)},
             MeanMetric,
             r"unknown option 'treshold'\. Did you mean",
+        ),
+        (
+            "mine",
+            {"needs": ("logits", "region")},
+            MeanMetric,
+            r"MeanMetric needs 'logits', 'region', of images and of pairs .* Make two metrics of it\.",
         ),
         ("mine", {}, EnergyPointingGame(), r"is no class of torchmetrics\. Derive one"),
         ("mine", {}, len, r"is no class of torchmetrics\. Derive one"),
