@@ -44,6 +44,9 @@ class Explaining(Protocol):
     def on(self) -> AbstractContextManager[Pass]:
         """Within this context the model is in evaluation mode; what it yields runs it on images."""
 
+    def explainer(self, layer: str) -> Explainer:
+        """What explains other images at one of the layers, for metrics that ask for that."""
+
 
 def explaining(
     model: nn.Module,
@@ -94,6 +97,9 @@ class _OnePass:
         finally:
             tap.remove()
 
+    def explainer(self, layer: str) -> Explainer:
+        return as_explainer(self.method.at(layer), self.method.model)
+
     @contextmanager
     def _passing(self, tap: Tap, images: Tensor, *, maps: bool) -> Iterator[Passed]:
         if not maps:
@@ -133,6 +139,9 @@ class _Explainers:
     def on(self) -> Iterator[Pass]:
         with evaluating(self.model), unread():
             yield self._passing
+
+    def explainer(self, layer: str) -> Explainer:
+        return self.explainers[layer]
 
     @contextmanager
     def _passing(self, images: Tensor, *, maps: bool) -> Iterator[Passed]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,12 +18,19 @@ from explainguide.datasets.batches import Batch, batches, check_data, check_devi
 from explainguide.errors import DataError, OptionError, check_number, check_option, operation
 from explainguide.evaluation.classification import ClassificationScores, check_labels, is_multilabel
 from explainguide.evaluation.explaining import Explaining, Pass, explaining
-from explainguide.evaluation.map_scores import MapScores, check_metrics, over_layers
+from explainguide.evaluation.grid_game import grid_game
+from explainguide.evaluation.map_scores import (
+    MapScores,
+    PredictionScores,
+    check_metrics,
+    over_layers,
+)
 from explainguide.evaluation.record import BatchMaps
 from explainguide.hooks.layers import unwrap
-from explainguide.hooks.logits import class_scores
-from explainguide.hooks.reading import Output, check_reading
+from explainguide.hooks.logits import check_logits, class_scores
+from explainguide.hooks.reading import Output, Reading, check_reading
 from explainguide.hooks.sharded import check_whole
+from explainguide.hooks.tap import unread
 from explainguide.metrics.table import MAP_METRICS, side_by_side
 from explainguide.processes import add_up, process, together
 
@@ -42,6 +50,7 @@ def evaluate(
     fit_on: Any = None,
     metrics: Sequence[str] | None = None,
     on_batch: Callable[[BatchMaps], object] | None = None,
+    grid_size: int = 3,
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str | None = None,
@@ -75,6 +84,8 @@ def evaluate(
             of your own (`explainguide.metrics.map_metric`) too. None is those named below.
         on_batch: Called with each batch of `data`, its maps and their scores, as by
             `explainguide.evaluation.Record`. Each process sees its own share.
+        grid_size: Images in height and in width of the grids of ``"gridpg"``, which `grid_game` makes
+            of the data, in a pass of their own.
         batch_size: Images a forward pass.
         workers: Processes that load images.
         device: Where to compute; None is where the model is. The model is not moved back.
@@ -108,21 +119,38 @@ def evaluate(
     place = None if device is None else check_device(device)
     inner = unwrap(model, compiled_parts=True)
     check_whole(inner, remedy="Load its full state dict in a model of its own.")
-    found = explaining(inner, attribution, layer, reading=check_reading(output=output))
+    reading = check_reading(output=output)
+    found = explaining(inner, attribution, layer, reading=reading)
     check_data(data, name="data")
     if place is not None:
         inner.to(place)
-    how = _How(inner, found, region, batch_size, workers, progress)
+    how = _How(inner, found, reading, region, batch_size, workers, progress)
     fitted: dict[str, dict[str, float]] = {}
     if fit_on is not None:
         check_data(fit_on, name="fit_on")
         fitted = _fit(how, fit_on, chosen)
     device = _device(inner)
+    kinds = {kind: [k for k in chosen if MAP_METRICS[k].takes == kind] for kind in _KINDS}
     maps = {
-        name: MapScores(chosen, threshold=threshold, fitted=fitted.get(name), device=device)
+        name: MapScores(kinds["maps"], threshold=threshold, fitted=fitted.get(name), device=device)
         for name in found.layers
     }
-    return _measure(how, data, maps, on_batch)
+    predictions = PredictionScores(kinds["predictions"], _groups(data), device)
+    numbers = _measure(how, data, maps, predictions, on_batch)
+    if kinds["grids"]:
+        multilabel = "f1" in numbers
+        numbers = side_by_side(numbers, _play(how, data, n=grid_size, multilabel=multilabel))
+    return numbers
+
+
+def _groups(data: Any) -> Sequence[str]:
+    """The names of a data set's groups, also inside a `Subset` or `LimitedAnnotations`."""
+    while not hasattr(data, "groups") and hasattr(data, "dataset"):
+        data = data.dataset
+    return list(getattr(data, "groups", ()))
+
+
+_KINDS = ("maps", "predictions", "grids")
 
 
 @dataclass(frozen=True)
@@ -131,6 +159,7 @@ class _How:
 
     model: nn.Module
     explaining: Explaining
+    reading: Reading
     region: str
     batch_size: int
     workers: int
@@ -146,7 +175,7 @@ def _fit(how: _How, data: Any, metrics: Sequence[str]) -> dict[str, dict[str, fl
     maps = {
         name: MapScores(taking, threshold="fit", device=device) for name in how.explaining.layers
     }
-    numbers = _measure(how, data, maps)
+    numbers = _measure(how, data, maps, PredictionScores([], [], device))
     if not numbers["pairs"]:
         raise DataError(
             f"none of the {len(data)} images of fit_on is annotated, so that no threshold can be "
@@ -160,6 +189,7 @@ def _measure(
     how: _How,
     data: Any,
     maps: dict[str, MapScores],
+    predictions: PredictionScores,
     on_batch: Callable[[BatchMaps], object] | None = None,
 ) -> dict[str, float]:
     """Every number, in one pass over the images."""
@@ -189,6 +219,7 @@ def _measure(
                         logits.shape[1], is_multilabel(batch.labels), device
                     )
                 scores.update(logits, batch.labels)
+                predictions.update(logits, batch.labels, batch.groups)
                 totals[1] += pairs
     scores = _of_all(scores, device)
     if scores is None:
@@ -198,7 +229,7 @@ def _measure(
         )
     shared = [int(total) for total in add_up(totals, device).tolist()]
     counts = dict(zip(("images", "pairs", "skipped"), shared, strict=True))
-    return side_by_side(scores.compute(), over_layers(maps), counts)
+    return side_by_side(scores.compute(), predictions.compute(), over_layers(maps), counts)
 
 
 def _of_all(
@@ -242,14 +273,63 @@ def _step(
         masks = annotations.region(choice.classes, size)[valid]
     segmented = batch.segmented.to(valid.device).expand(valid.shape)[valid]
     target = box if masks is None or how.region == "boxes" else masks
-    given = (target, box, masks, segmented)
+    rows = torch.arange(len(images), device=valid.device).expand(valid.shape)[valid]
+    each: dict[str, dict[str, Tensor]] = {}
     for name, own in maps.items():
-        scores[name].update(own, *given)
+        given = {
+            "region": target,
+            "boxes": box,
+            "segmentation": masks,
+            "images": images[rows],
+            "target": choice.classes[valid],
+            "model": partial(_logits, how),
+            "explain": how.explaining.explainer(name),
+        }
+        scores[name].update(own, given, segmented, multilabel=is_multilabel(batch.labels))
+        if on_batch is not None:
+            each[name] = scores[name].each(own, given, segmented)
     if on_batch is not None:
-        each = {name: scores[name].each(own, *given) for name, own in maps.items()}
-        rows = torch.arange(len(images), device=valid.device).expand(valid.shape)[valid]
         on_batch(_told(batch, logits, rows, choice.classes[valid], target, maps, each))
     return logits, int(valid.sum())
+
+
+def _logits(how: _How, images: Tensor) -> Tensor:
+    """What the model says of images, for metrics that ask it; no pass is read."""
+    with unread(), torch.no_grad():
+        output = how.model(images)
+    return check_logits(output, reading=how.reading, images=len(images))
+
+
+def _play(how: _How, data: Any, *, n: int, multilabel: bool) -> dict[str, float]:
+    """The grid pointing game at every layer: means, and those of each of several layers."""
+    games = {
+        name: grid_game(
+            how.model,
+            how.explaining.explainer(name),
+            data,
+            n=n,
+            by="sigmoid" if multilabel else "softmax",
+            output=how.reading.output,
+            examples=0,
+            batch_size=how.batch_size,
+            workers=how.workers,
+            progress=how.progress,
+        ).numbers
+        for name in how.explaining.layers
+    }
+    first = next(iter(games.values()))
+    scores = [game["gridpg"] for game in games.values()]
+    undefined = sum(game["gridpg_undefined"] for game in games.values())
+    numbers = {
+        "gridpg": sum(scores) / len(scores),
+        "gridpg_undefined": undefined,
+        "gridpg_grids": first["grids"],
+    }
+    if len(games) > 1:
+        for name, game in games.items():
+            for key in ("gridpg", "gridpg_undefined"):
+                numbers[f"{key} {name}"] = game[key]
+    return numbers
 
 
 def _told(

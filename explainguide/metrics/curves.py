@@ -10,7 +10,7 @@ from torch import Tensor
 from explainguide.errors import check_flag, check_number, constructor, method, named
 from explainguide.metrics.checks import check_maps
 from explainguide.metrics.fills import Fill, check_fill, filling, shown
-from explainguide.metrics.image_mean import ImageMean, mark_undefined
+from explainguide.metrics.image_mean import ImageMean, mark_broken, mark_undefined
 from explainguide.metrics.model_calls import (
     Model,
     ask,
@@ -19,6 +19,7 @@ from explainguide.metrics.model_calls import (
     is_alive,
     target_probability,
 )
+from explainguide.metrics.table import map_metric
 
 __all__ = ["DeletionCurve", "InsertionCurve", "deletion_curve", "insertion_curve"]
 
@@ -157,6 +158,13 @@ class _Curve(ImageMean):
         return {"shares": shares, "values": values, "area": area}
 
 
+@map_metric(
+    "insertion",
+    title="Insertion",
+    needs=("images", "target", "model"),
+    options=("multilabel",),
+    counts_undefined=True,
+)
 class InsertionCurve(_Curve):
     """The class's probability while pixels come into an empty image, the map's highest first.
 
@@ -206,6 +214,8 @@ class InsertionCurve(_Curve):
 
     inserts = True
 
+    kind = "constant"
+
     @constructor
     def __init__(
         self,
@@ -220,6 +230,13 @@ class InsertionCurve(_Curve):
         super().__init__(steps, fill, multilabel, chunk, generator, **kwargs)
 
 
+@map_metric(
+    "deletion",
+    title="Deletion",
+    needs=("images", "target", "model"),
+    options=("multilabel",),
+    counts_undefined=True,
+)
 class DeletionCurve(_Curve):
     """The class's probability while pixels leave an image, the map's highest first.
 
@@ -305,4 +322,5 @@ def _curve(
         mixed = torch.where(gone[:, None], last[image], first[image])
         logits = ask(model, mixed, target[image])
         parts.append(target_probability(logits, target[image], multilabel=multilabel))
-    return torch.cat(parts).view(count, points).to(maps.dtype), is_alive(maps)
+    values = torch.cat(parts).view(count, points).to(maps.dtype)
+    return mark_broken(values, maps), is_alive(maps)

@@ -19,7 +19,7 @@ from explainguide.errors import (
 )
 from explainguide.metrics.checks import check_maps
 from explainguide.metrics.fills import draw_normal
-from explainguide.metrics.image_mean import ImageMean, mark_undefined
+from explainguide.metrics.image_mean import ImageMean, mark_broken, mark_undefined
 from explainguide.metrics.model_calls import (
     Model,
     ask,
@@ -29,6 +29,7 @@ from explainguide.metrics.model_calls import (
     is_alive,
     score_of_target,
 )
+from explainguide.metrics.table import map_metric
 
 __all__ = ["Infidelity", "infidelity"]
 
@@ -106,6 +107,12 @@ def infidelity(
     return mark_undefined(*_scores(attribution, images, target, model, *options), "exclude")
 
 
+@map_metric(
+    "infidelity",
+    title="Infidelity",
+    needs=("images", "target", "model"),
+    counts_undefined=True,
+)
 class Infidelity(ImageMean):
     """How far the maps are from telling what a change of the image does to the class's logit.
 
@@ -142,6 +149,8 @@ class Infidelity(ImageMean):
 
     higher_is_better: bool | None = False
     plot_upper_bound: float | None = None
+
+    kind = "constant"
 
     @constructor
     def __init__(
@@ -213,7 +222,7 @@ def _scores(
         normalize=normalize,
     )
     # The difference of two large numbers, where the map fits.
-    return score.to(maps.dtype).clamp(min=0), defined
+    return mark_broken(score.to(maps.dtype).clamp(min=0), maps), defined
 
 
 def _check(

@@ -11,6 +11,7 @@ from torch import Tensor
 from explainguide.errors import OptionError, ShapeError, check_option, constructor, method, named
 from explainguide.metrics.checks import Undefined, check_maps, check_undefined
 from explainguide.metrics.image_mean import ImageMean, mark_undefined
+from explainguide.metrics.table import map_metric
 
 __all__ = ["CellOrder", "GridPointingGame", "check_grid", "grid_pointing_game"]
 
@@ -76,6 +77,12 @@ def grid_pointing_game(
     return torch.where(scores.isnan(), scores, mark_undefined(scores, defined, undefined))
 
 
+@map_metric(
+    "gridpg",
+    title="GridPG",
+    needs=("cell",),
+    counts_undefined=True,
+)
 class GridPointingGame(ImageMean):
     r"""Share of the positive attribution in the cell that shows the class, averaged over maps (GridPG).
 
@@ -115,6 +122,8 @@ class GridPointingGame(ImageMean):
     """
 
     is_differentiable: bool | None = True
+
+    kind = "without_positive_part"
 
     @constructor
     def __init__(

@@ -20,7 +20,7 @@ from explainguide.errors import (
 )
 from explainguide.metrics.checks import check_maps
 from explainguide.metrics.fills import Fill, filling, shown
-from explainguide.metrics.image_mean import ImageMean, mark_undefined
+from explainguide.metrics.image_mean import ImageMean, mark_broken, mark_undefined
 from explainguide.metrics.model_calls import (
     Model,
     ask,
@@ -36,6 +36,7 @@ from explainguide.metrics.perturbed import (
     share_without_ties,
     thresholds,
 )
+from explainguide.metrics.table import map_metric
 
 __all__ = ["PixelPerturbation", "pixel_perturbation"]
 
@@ -91,6 +92,13 @@ def pixel_perturbation(
     return mark_undefined(said, defined[:, None], "exclude")
 
 
+@map_metric(
+    "perturbation",
+    title="Perturbation",
+    needs=("images", "target", "model"),
+    options=("multilabel",),
+    counts_undefined=True,
+)
 class PixelPerturbation(ImageMean):
     """Accuracy without the pixels that the maps name as the most important, or with them alone.
 
@@ -149,6 +157,8 @@ class PixelPerturbation(ImageMean):
 
     higher_is_better: bool | None = False
 
+    kind = "constant"
+
     @constructor
     def __init__(
         self,
@@ -183,7 +193,7 @@ class PixelPerturbation(ImageMean):
         """Add the maps, images and classes of a batch, and run the model on what is left of them."""
         options = (self.fractions, self.mode, self.fill, self.multilabel, self.generator)
         *scores, defined = _scores(attribution, images, target, model, *options)
-        self._add(torch.cat(scores, dim=1), defined)
+        self._add(mark_broken(torch.cat(scores, dim=1), *check_maps(attribution)), defined)
 
     def compute(self) -> dict[str, Tensor]:
         """The accuracies over all images so far, in all processes, by the names of the fractions."""
@@ -202,8 +212,8 @@ class PixelPerturbation(ImageMean):
     @method
     def shares(self) -> dict[str, float]:
         """The shares of the pixels that were the highest, on the mean over the maps, at `compute`."""
-        if self._shares is None or self._undefined_at_compute is None:
-            raise self._too_early("shares")
+        self._of_compute("shares")
+        assert self._shares is not None  # noted by the same call
         return dict(zip(self.names, self._shares.tolist(), strict=True))
 
 

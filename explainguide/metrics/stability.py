@@ -11,7 +11,7 @@ from torch import Tensor
 from explainguide.errors import check_number, constructor, method, named
 from explainguide.metrics.checks import check_maps
 from explainguide.metrics.fills import draw_uniform
-from explainguide.metrics.image_mean import ImageMean, mark_undefined
+from explainguide.metrics.image_mean import ImageMean, mark_broken, mark_undefined
 from explainguide.metrics.model_calls import (
     Explain,
     at_a_time,
@@ -20,6 +20,7 @@ from explainguide.metrics.model_calls import (
     explained,
     is_alive,
 )
+from explainguide.metrics.table import map_metric
 
 __all__ = ["SensitivityMax", "sensitivity_max"]
 
@@ -87,6 +88,12 @@ def sensitivity_max(
     return mark_undefined(*_scores(attribution, images, target, explain, *options), "exclude")
 
 
+@map_metric(
+    "sensitivity",
+    title="Sensitivity",
+    needs=("images", "target", "explain"),
+    counts_undefined=True,
+)
 class SensitivityMax(ImageMean):
     """The largest relative change of the maps when the images change a little.
 
@@ -120,6 +127,8 @@ class SensitivityMax(ImageMean):
 
     higher_is_better: bool | None = False
     plot_upper_bound: float | None = None
+
+    kind = "constant"
 
     @constructor
     def __init__(
@@ -184,7 +193,7 @@ def _scores(
         max_examples_per_batch=at_a_time(chunk, len(images), samples),
         target=target,
     )
-    return score, defined & score.isfinite()
+    return mark_broken(score, maps), defined & score.isfinite()
 
 
 def _check(radius: float, samples: int, chunk: int) -> None:

@@ -16,8 +16,9 @@ __all__ = [
     *("map_metric", "reported", "side_by_side"),
 ]
 
-Need = Literal["region", "boxes", "segmentation", "logits", "labels", "groups"]
-Option = Literal["threshold", "groups"]
+OfMaps = Literal["region", "boxes", "segmentation", "images", "target", "model", "explain"]
+Need = OfMaps | Literal["logits", "labels", "groups", "cell"]
+Option = Literal["threshold", "multilabel", "groups"]
 Kind = TypeVar("Kind", bound=type[Metric])
 Number = TypeVar("Number")
 
@@ -28,6 +29,7 @@ _RESERVED = ("accuracy", "worst_class_accuracy", "f1", "map", "images", "pairs",
 _RESERVED += ("epoch", "loss", "loss_loc", "lr", "seconds")
 _RESERVED += ("checkpoint", "kept", "run", "time")
 _PREDICTIONS = ("logits", "labels", "groups")  # needs of metrics that take no maps
+_GRIDS = ("cell",)  # and of those that take maps of grids of images
 _ENDINGS = ("_undefined", "_threshold")  # what is reported of a metric beside its score
 
 
@@ -50,9 +52,11 @@ class MapMetric:
         return self.kind.higher_is_better
 
     @property
-    def takes_maps(self) -> bool:
-        """Whether ``update`` takes maps; otherwise it takes predictions alone."""
-        return not set(self.needs) & set(_PREDICTIONS)
+    def takes(self) -> Literal["maps", "predictions", "grids"]:
+        """What ``update`` takes: maps of images, predictions alone, or maps of grids of images."""
+        if set(self.needs) & set(_PREDICTIONS):
+            return "predictions"
+        return "grids" if set(self.needs) & set(_GRIDS) else "maps"
 
 
 MAP_METRICS: Table[str, MapMetric] = Table("MAP_METRICS", origin=lambda entry: entry.kind)
@@ -84,13 +88,16 @@ def map_metric(
         title: What a column or an axis calls it.
         needs: What ``update`` takes after the maps, in order: ``"region"``, where the map should
             be (the boxes or the segmentation, as `evaluate` is told), ``"boxes"``,
-            ``"segmentation"``. With the last only the pairs of images with masks are handed on,
-            and the metric is reported where it is defined on some. A metric of predictions needs, in
-            place of maps and masks, some of ``"logits"``, ``"labels"`` and ``"groups"``; `evaluate`
-            does not report it.
+            ``"segmentation"``; the images ``"images"`` ``(N, C, H, W)`` and the classes ``"target"``
+            ``(N,)`` of the maps; ``"model"``, images to logits; ``"explain"``, images and classes to
+            maps. With ``"segmentation"`` only the pairs of images with masks are handed on, and the
+            metric is reported where it is defined on some. A metric of predictions needs, in place
+            of all that, some of ``"logits"``, ``"labels"`` and ``"groups"``; one of grids the
+            ``"cell"`` of each map, as `explainguide.evaluation.grid_game` makes them.
         options: What the class is built with: ``"threshold"``, that of `evaluate`; where it is
             ``"fit"``, the class's ``best_threshold`` is reported as ``<key>_threshold``.
-            ``"groups"``, the names of the data's groups.
+            ``"multilabel"``, whether labels are multi-hot. ``"groups"``, the names of the data's
+            groups.
         default: Whether `evaluate` reports it without being asked.
         counts_undefined: Whether the class's ``undefined`` is reported as ``<key>_undefined``.
         each: The function that the class is the mean of: it takes what ``update`` takes, and the
@@ -125,7 +132,8 @@ def map_metric(
                 "Classes with update and compute are allowed."
             )
         _check_key(key, kind)
-        _check_names("need", needs, get_args(Need))
+        known = [name for part in get_args(Need) for name in get_args(part)]
+        _check_names("need", needs, tuple(known))
         _check_names("option", options, get_args(Option))
         _check_kind(kind, needs)
         MAP_METRICS[key] = MapMetric(
