@@ -248,6 +248,23 @@ def test_ours_are_as_their_own_method_says() -> None:
     assert as_explainer(explain, model) is explain
 
 
+def test_passes_are_neither_small_nor_large() -> None:
+    sizes: list[int] = []
+    model, x = rectified(), batch(2, 14, DOUBLE)
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    tunnel = captum.attr.NoiseTunnel(captum.attr.Saliency(model))
+    for attribution, arguments, largest in (
+        ("captum:Occlusion", {}, 128),
+        ("captum:IntegratedGradients", {"n_steps": 200}, 128),
+        (tunnel, {"nt_samples": 100}, 128),
+        ("captum:Occlusion", {"perturbations_per_eval": 3}, 6),
+        ("captum:IntegratedGradients", {"n_steps": 200, "internal_batch_size": 10}, 10),
+    ):
+        sizes.clear()
+        as_explainer(attribution, model, arguments=arguments)(x, 1)
+        assert max(sizes) == largest
+
+
 def test_maps_of_a_layer_may_have_other_proportions_than_the_image() -> None:
     """Convolutions without padding take as much of the short side as of the long one."""
     model = nn.Sequential(

@@ -68,8 +68,8 @@ def as_explainer(
             object, of a reference or function, of the constructor of an attribution of
             `explainguide.attr`. Where Captum's `Occlusion` is given no ``sliding_window_shapes``
             it hides windows of a seventh of each side, by half of it at a time; where a method
-            that perturbs features is given no ``feature_mask`` they are 7 x 7 square parts of the
-            image, all channels together.
+            that perturbs features is given no ``feature_mask`` they are 7 x 7 parts of the image,
+            all channels together. Captum's passes of several samples or steps take up to 128 images.
         interpolate: Whether maps are brought to the image's size, bilinearly.
         name: What tables call it; by default as it is named above.
         output: Which of several things that the model returns are the logits.

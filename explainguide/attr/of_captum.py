@@ -37,6 +37,7 @@ __all__ = ["CaptumMaps", "build_captum"]
 
 _GIVEN = ("inputs", "target", "return_convergence_delta", "attribute_to_layer_input")
 _PATCHES = 7  # features a side, where a method perturbs features and none are named
+_TOGETHER = 128  # images a forward pass, where nothing else is said
 _PARTS = {"sliding_window_shapes", "strides", "feature_mask"}
 _RELU = (captum.attr.GuidedBackprop, captum.attr.Deconvolution, captum.attr.GuidedGradCam)
 _ONE_CHANNEL = (captum.attr.LayerGradCam, captum.attr.GuidedGradCam)
@@ -194,9 +195,10 @@ class CaptumMaps:
         """Maps ``(N, h, w)`` at the layer's own resolution."""
         if not self._looked:
             self._look(images)
-        arguments = self.arguments
+        inner = _parameters(self._inner)
+        arguments = {**_at_a_time(_parameters(self.method), len(images)), **self.arguments}
         if not arguments.keys() & _PARTS:
-            arguments = {**_defaults(_parameters(self._inner), images), **arguments}
+            arguments = {**_parts(inner, images), **arguments}
         shared_out = type(self.method) is captum.attr.DeepLift and self.method.multiplies_by_inputs
         first = not self._looked and "custom_attribution_func" not in arguments
         self._looked = True
@@ -295,8 +297,19 @@ def _list(allowed: list[str]) -> str:
     return f"{', '.join(map(repr, allowed))} are allowed."
 
 
-def _defaults(parameters: Mapping[str, Parameter], images: Tensor) -> dict[str, Any]:
-    """Square parts of the image, where a method would hide pixel by pixel, or not know what to hide."""
+def _at_a_time(parameters: Mapping[str, Parameter], count: int) -> dict[str, Any]:
+    """No more images a forward pass than a GPU holds, and not one by one either; maps are the same."""
+    more = max(1, _TOGETHER // count)
+    sizes = {
+        "perturbations_per_eval": more,
+        "nt_samples_batch_size": more,
+        "internal_batch_size": max(_TOGETHER, count),
+    }
+    return {name: size for name, size in sizes.items() if name in parameters}
+
+
+def _parts(parameters: Mapping[str, Parameter], images: Tensor) -> dict[str, Any]:
+    """Equal parts of the image, where a method would hide pixel by pixel, or not know what to hide."""
     channels, height, width = images.shape[1:]
     h, w = math.ceil(height / _PATCHES), math.ceil(width / _PATCHES)
     if "sliding_window_shapes" in parameters:
