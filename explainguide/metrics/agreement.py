@@ -49,7 +49,8 @@ def segmentation_agreement(
         undefined: What an undefined image scores: ``"exclude"`` NaN, ``"zero"`` 0.
 
     Returns:
-        Scores of each image, each ``(N,)`` in [0, 1]; higher is better. No gradient.
+        Scores of each image, each ``(N,)`` in [0, 1]; higher is better. No gradient. NaN where a map or
+        mask is not finite, under either rule.
 
     Raises:
         ShapeError: If a shape or dtype differs from the above.
@@ -95,7 +96,7 @@ class SegmentationAgreement(ImageMean):
       intersection over *all* images divided by the union over all images. ``"map"``: the mean of
       the images' average precision.
     - ``undefined``, ``undefined_kinds``: after ``compute()``, the number of maps that are
-      ``"constant"``, or, map or mask, ``"not_finite"``.
+      ``"constant"``, or, map or mask, ``"not_finite"``, which are never averaged in.
 
     Pooled IoUs are those of the published program. Every image counts alike, whatever its size; in
     the program all have one size.

@@ -37,7 +37,8 @@ def energy_pointing_game(
             of scale; the program of Rao et al. uses 1e-7.
 
     Returns:
-        Score of each image, ``(N,)``, in [0, 1]; higher is better. Differentiable.
+        Score of each image, ``(N,)``, in [0, 1]; higher is better. Differentiable. NaN where a map or
+        mask is not finite, under either rule.
 
     Raises:
         ShapeError: If a shape or dtype differs from the above.
@@ -78,7 +79,7 @@ class EnergyPointingGame(ImageMean):
       (image, class) pair.
     - ``compute()``: a scalar in [0, 1], higher is better; NaN where no image was defined.
     - ``undefined``, ``undefined_kinds``: after ``compute()``, the number of maps that are
-      ``"without_positive_part"``, or, map or mask, ``"not_finite"``.
+      ``"without_positive_part"``, or, map or mask, ``"not_finite"``, which are never averaged in.
 
     Args:
         undefined: ``"exclude"`` leaves undefined images out of the mean; ``"zero"`` counts them as
@@ -160,7 +161,8 @@ def on_object_energy(
         min_energy: Undefined too where the positive attribution in the box sums to less.
 
     Returns:
-        Score of each image, ``(N,)``, in [0, 1]; higher is better. Differentiable.
+        Score of each image, ``(N,)``, in [0, 1]; higher is better. Differentiable. NaN where a map or
+        mask is not finite, under either rule.
 
     Raises:
         ShapeError: If a shape or dtype differs from the above.
@@ -203,7 +205,8 @@ class OnObjectEnergy(ImageMean):
       ``mask`` to all is right only if the others are to see the segmentation too.
     - ``compute()``: a scalar in [0, 1], higher is better; NaN where no image was defined.
     - ``undefined``, ``undefined_kinds``: after ``compute()``, the number of maps that are
-      ``"without_positive_part_in_box"``, or, map or a mask, ``"not_finite"``, if only outside the box.
+      ``"without_positive_part_in_box"``, or, map or a mask, ``"not_finite"`` (if only outside the
+      box), which are never averaged in.
 
     Args:
         undefined: ``"exclude"`` leaves undefined images out of the mean; ``"zero"`` counts them

@@ -42,7 +42,8 @@ def localization_iou(
         undefined: What an undefined image scores: ``"exclude"`` NaN, ``"zero"`` 0.
 
     Returns:
-        Score of each image, ``(N,)``, in [0, 1]; higher is better. No gradient.
+        Score of each image, ``(N,)``, in [0, 1]; higher is better. No gradient. NaN where a map or
+        mask is not finite, under either rule.
 
     Raises:
         ShapeError: If a shape or dtype differs from the above.
@@ -85,7 +86,7 @@ class LocalizationIoU(ImageMean):
       and masks of the same shape, bool or in [0, 1].
     - ``compute()``: a scalar in [0, 1], higher is better; NaN where no image was defined.
     - ``undefined``, ``undefined_kinds``: after ``compute()``, the number of images where map and mask
-      are both ``"empty"``, or one of them is ``"not_finite"``.
+      are both ``"empty"``, or one of them is ``"not_finite"``; the latter are never averaged in.
     - ``best_threshold``: after ``compute()``, the threshold that the returned value belongs to.
 
     With ``threshold="fit"`` the mean IoU is kept for a whole grid of thresholds, and ``compute()``

@@ -115,8 +115,8 @@ class PixelAveragePrecision(LeavesOut):
     Memory does not grow with the images. Up to ``exact_pixels`` pixels a process are kept, and the
     value is exact, ``error`` 0, as long as no process saw more. After that it is computed of counts in
     bins, a bin taken for one score, and ``error`` says how far the order within bins can move it:
-    0.0001 to 0.002 for smooth maps in bins of 18 bits. Zero has a bin of its own. A constant map is
-    defined, as are maps of one sign.
+    0.0001 to 0.0024 on maps of noise with some signal, in bins of 18 bits. Zero has a bin of its own.
+    A constant map is defined, as are maps of one sign.
 
     Args:
         definition: ``"standard"``, or ``"choe"`` or ``"comet"``, which are bins by definition and have

@@ -39,7 +39,8 @@ def pointing_game(
         undefined: What an undefined image scores: ``"exclude"`` NaN, ``"zero"`` 0.
 
     Returns:
-        Score of each image, ``(N,)``, in [0, 1]; higher is better. No gradient.
+        Score of each image, ``(N,)``, in [0, 1]; higher is better. No gradient. NaN where a map or
+        mask is not finite, under either rule.
 
     Raises:
         ShapeError: If a shape or dtype differs from the above.
@@ -78,7 +79,7 @@ class PointingGame(ImageMean):
     - ``compute()``: a scalar in [0, 1], higher is better; NaN where no image was defined. Where
       several pixels share a map's maximum, that image counts with the share of them that hit.
     - ``undefined``, ``undefined_kinds``: after ``compute()``, the number of maps that are
-      ``"without_positive_part"``, or, map or mask, ``"not_finite"``.
+      ``"without_positive_part"``, or, map or mask, ``"not_finite"``, which are never averaged in.
 
     Zhang et al. average over classes; that is the mean of one `PointingGame` a class.
 

@@ -40,6 +40,11 @@ def test_it_is_the_iou_at_each_threshold(images, reference, thresholds):
     torch.testing.assert_close(result["area"], found.area.nanmean(), rtol=1e-12, atol=0)
     assert result["area"].shape == ()
     assert metric.undefined_kinds == {"not_finite": 0, "empty": 1}
+    batch = metric(maps[:2], masks[:2])
+    torch.testing.assert_close(batch["area"], found.area[:2].mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        metric.compute()["area"], torch.cat([found.area, found.area[:2]]).nanmean()
+    )
 
 
 def test_by_the_maximum_a_map_keeps_its_floor():

@@ -8,6 +8,7 @@ import torch
 from torchmetrics import MetricCollection
 
 from explainguide.errors import ExplainGuideWarning
+from explainguide.evaluation.map_scores import MapScores, over_layers
 from explainguide.metrics import (
     EnergyPointingGame,
     IoUCurve,
@@ -127,6 +128,20 @@ def test_forward_is_silent_and_compute_tells(kind, function, reason, count, brok
     with pytest.warns(ExplainGuideWarning, match="of 10 images, 5 have"):
         metric.compute()
     assert metric.undefined_kinds["not_finite"] == 5
+
+
+def test_an_evaluation_counts_and_tells_them(broken):
+    maps, masks, boxes = broken
+    scores = MapScores(["epg", "pxap", "iou_curve"], threshold=0.5, device=maps.device)
+    scores.update(maps, masks, boxes.double(), None, torch.zeros(11, dtype=torch.bool))
+    with pytest.warns(ExplainGuideWarning) as caught:
+        found = over_layers({"layer": scores})
+    assert [str(w.message).partition(".")[0] for w in caught] == [
+        *("EnergyPointingGame", "PixelAveragePrecision", "IoUCurve")
+    ]
+    assert list(found) == ["epg", "pxap", "iou_curve_area", "epg_undefined"]
+    assert all(math.isfinite(value) for value in found.values())
+    assert found["epg_undefined"] == 6
 
 
 def test_a_broken_pixel_outside_the_box_breaks_the_image():
