@@ -70,6 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--metrics", nargs="+", metavar="NAME", help=Later(_about_metrics))
     group.add_argument(
+        "--grid-size",
+        type=int,
+        default=3,
+        metavar="N",
+        help="images in height and width of the grids of gridpg (default: 3)",
+    )
+    group.add_argument(
         "--references",
         nargs="*",
         metavar="NAME",

@@ -16,7 +16,8 @@ import numpy as np
 import explainguide
 from explainguide.cli.evaluation_rows import Row
 from explainguide.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
-from explainguide.metrics import MAP_METRICS, pareto_front
+from explainguide.metrics import MAP_METRICS, aggregate_maps, pareto_front
+from explainguide.metrics.aggregate import PERCENTILES
 from explainguide.visualization.evaluation_data import (
     Bars,
     Better,
@@ -25,6 +26,8 @@ from explainguide.visualization.evaluation_data import (
     Example,
     Gallery,
     LayerTable,
+    MeanMap,
+    MeanMaps,
     MetricNote,
     Pareto,
     Result,
@@ -72,6 +75,9 @@ def build_page(rows: Sequence[Row], args: argparse.Namespace, command: str) -> E
     own = [row for row in rows if not row.reference]
     labels = {id(row): _result(row, {}).label for row in rows}
     several = len({row.layer for row in own}) > 1
+    players = _each_model(own) if "gridpg" in keys else []
+    games = [_game(row, args.grid_size, labels[id(row)]) for row in players]
+    grids = [gallery for gallery, _ in games]
     return EvaluationPage(
         title=args.title or "What the models look at",
         metrics=notes,
@@ -82,7 +88,8 @@ def build_page(rows: Sequence[Row], args: argparse.Namespace, command: str) -> E
         bars=_bars(own, first, labels),
         trade_offs=_trade_offs(own, first, labels),
         layer_tables=[] if first is None or not several else [_layers(rows, first)],
-        galleries=[] if first is None else _galleries(own, first, args, labels),
+        mean_maps=[means for _, means in games],
+        galleries=[*([] if first is None else _galleries(own, first, args, labels)), *grids],
         not_shown=_NOT_SHOWN,
         provenance=_provenance(rows, command),
         skipped=dict.fromkeys(rows[0].skipped(), "could not be read"),
@@ -91,7 +98,7 @@ def build_page(rows: Sequence[Row], args: argparse.Namespace, command: str) -> E
 
 def _reported(row: Row) -> list[str]:
     """The keys of the numbers that are columns."""
-    endings = ("_undefined", "_threshold")
+    endings = ("_undefined", "_threshold", "_grids")
     counts = ("images", "pairs", "skipped")
     return [key for key in row.numbers if key not in counts and not key.endswith(endings)]
 
@@ -326,6 +333,30 @@ def _galleries(
             examples = _examples([row], chosen, key, labels)
             galleries.append(Gallery(kind, key, examples, labels[id(row)]))  # type: ignore[arg-type]
     return galleries
+
+
+def _game(row: Row, n: int, label: str) -> tuple[Gallery, MeanMaps]:
+    """Grids with the maps of two of their cells, and the mean maps of the first cell of all grids."""
+    game = row.play(n, examples=_SHOWN // 2)
+    examples = []
+    for number, grid in enumerate(game.examples, start=1):
+        height, width = (side // n for side in grid.image.shape[-2:])
+        for cell in (0, n * n - 1):
+            top, left = cell % n * height, cell // n * width
+            box = np.array([[left, top, left + width, top + height]], dtype=np.float32)
+            shown = ShownMap(label, grid.maps[cell], float(grid.scores[cell]))
+            name = f"grid {number}, cell {cell + 1}"
+            of_class = row.judged.classes[int(grid.labels[cell])]
+            examples.append(Example(row.judged.shown(grid.image), name, of_class, [shown], box))
+    gallery = Gallery("grid", "gridpg", examples, label)
+    assert game.kept is not None
+    assert game.kept_scores is not None
+    found = aggregate_maps(game.kept.clamp(min=0), game.kept_scores)
+    bins = [
+        MeanMap(f"{a} to {b}%", int(count), own if count else None)
+        for (a, b), count, own in zip(pairwise(PERCENTILES), found.counts, found.maps, strict=True)
+    ]
+    return gallery, MeanMaps(label, "gridpg", bins)
 
 
 def _defined_order(scores: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from explainguide.cli.judged import Judged, Named
 from explainguide.cli.layers import list_stages
 from explainguide.cli.settings import given_settings
 from explainguide.errors import ExplainGuideError, operation
+from explainguide.evaluation.grid_game import GridGame, grid_game
 from explainguide.evaluation.measure import evaluate
 from explainguide.evaluation.record import BatchMaps, Record, Scores
 from explainguide.files import replace_file
@@ -97,6 +98,21 @@ class Row:
             on_batch=keep,
         )
         return found
+
+    def play(self, n: int, *, examples: int) -> GridGame:
+        """The grid pointing game once more, with grids to look at and the maps of the first cell."""
+        method = self.job.attribution
+        if isinstance(method, LayerMap):
+            method = as_explainer(method.at(self.layer), self.judged.model)
+        return grid_game(
+            self.judged.model,
+            method,
+            self.judged.data,
+            n=n,
+            by="sigmoid" if self.scores.labels.ndim == 2 else "softmax",
+            examples=examples,
+            keep_cell=0,
+        )
 
 
 class ScoreFolder:
@@ -253,6 +269,7 @@ def _evaluate(
         "region": args.region or judged.config["region"],
         "threshold": usual if threshold is None else threshold,
         "metrics": list(metrics),
+        "grid_size": args.grid_size,
         "batch_size": args.batch_size,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from explainguide.cli.data_options import check_same_classes, find_source, open_
 from explainguide.cli.usage import UsageError
 from explainguide.datasets.names import item_names
 from explainguide.errors import DataError, OptionError
+from explainguide.hooks.dynamic import is_bcos
 from explainguide.models.build import build_model, load_weights, set_image_size
 from explainguide.training.checkpoints import describe_weights, load_model
 from explainguide.training.config import TrainConfig
@@ -62,6 +63,7 @@ class Judged:
         groups: Names of the groups; none where the data have none.
         names: Of the images.
         plain: What brings an image to the model's size and leaves its colours.
+        colours: Mean and std of the normalisation that the model takes.
     """
 
     model: nn.Module
@@ -72,6 +74,7 @@ class Judged:
     groups: list[str]
     names: list[str]
     plain: Any
+    colours: tuple[Sequence[float], Sequence[float]]
 
     def picture(self, index: int, label: int) -> tuple[Tensor, Tensor]:
         """An image in [0, 1] and the boxes of a class in it, ``(3, H, W)`` and ``(M, 4)``."""
@@ -86,6 +89,11 @@ class Judged:
             data.transforms = own
         boxes = annotation["boxes"][annotation["labels"] == label]
         return image.as_subclass(Tensor), boxes.as_subclass(Tensor)
+
+    def shown(self, taken: Tensor) -> Tensor:
+        """What the model took, ``(C, H, W)``, as an image in [0, 1], ``(3, H, W)``."""
+        mean, std = (taken.new_tensor(values)[:, None, None] for values in self.colours)
+        return (taken[:3] * std + mean).clamp(0, 1)
 
 
 def list_judged(args: argparse.Namespace) -> Iterator[Named]:
@@ -177,7 +185,13 @@ def open_judged(named: Named, args: argparse.Namespace, device: Any) -> Judged:
         groups=groups,
         names=item_names(data),
         plain=build_transforms(info["image_size"], []),
+        colours=_colours(model, info),
     )
+
+
+def _colours(model: nn.Module, info: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std of images as the model takes them; a B-cos network takes them as they are."""
+    return ((0.0,) * 3, (1.0,) * 3) if is_bcos(model) else (info["mean"], info["std"])
 
 
 def _by_name(named: Named, args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any], Any]:

@@ -135,7 +135,7 @@ def map_metric(
         known = [name for part in get_args(Need) for name in get_args(part)]
         _check_names("need", needs, tuple(known))
         _check_names("option", options, get_args(Option))
-        _check_kind(kind, needs)
+        _check_kind(kind, needs, options)
         MAP_METRICS[key] = MapMetric(
             key, kind, title, needs, options, default, counts_undefined, each
         )
@@ -153,7 +153,7 @@ def _check_key(key: str, kind: type[Metric]) -> None:
         )
 
 
-def _check_kind(kind: type[Metric], needs: tuple[Need, ...]) -> None:
+def _check_kind(kind: type[Metric], needs: tuple[Need, ...], options: tuple[Option, ...]) -> None:
     """Refuse a metric of both maps and predictions: a row a pair of the one, an image of the other."""
     predictions = [need for need in needs if need in _PREDICTIONS]
     if predictions and len(predictions) < len(needs):
@@ -161,6 +161,11 @@ def _check_kind(kind: type[Metric], needs: tuple[Need, ...]) -> None:
             f"{kind.__name__} needs {', '.join(map(repr, needs))}, of images and of pairs of image and "
             f"class. Make two metrics of it. Of predictions {', '.join(map(repr, _PREDICTIONS))} are "
             "allowed, and none of them beside maps."
+        )
+    if "groups" in options and "groups" not in needs:
+        raise OptionError(
+            f"{kind.__name__} has the option 'groups' and needs {', '.join(map(repr, needs))}. Add "
+            "'groups' to needs. Group names are for metrics that are told an image's group."
         )
 
 

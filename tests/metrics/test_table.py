@@ -169,6 +169,12 @@ def test_a_class_that_is_defined_again_takes_its_place(table):
             MeanMetric,
             r"MeanMetric needs 'logits', 'region', of images and of pairs .* Make two metrics of it\.",
         ),
+        (
+            "mine",
+            {"options": ("groups",)},
+            MeanMetric,
+            r"MeanMetric has the option 'groups' and needs 'region'\. Add 'groups' to needs\.",
+        ),
         ("mine", {}, EnergyPointingGame(), r"is no class of torchmetrics\. Derive one"),
         ("mine", {}, len, r"is no class of torchmetrics\. Derive one"),
     ],
