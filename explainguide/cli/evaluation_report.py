@@ -39,6 +39,7 @@ __all__ = ["build_page"]
 
 _SHOWN = 6  # images of a gallery
 _MOST_CLASSES = 40
+_MOST_BARS = 4  # of a class; with more, one for each model
 _CLASSIFICATION = {
     "f1": MetricNote(
         "F1", "Of yes and no for every class of every image, micro: a logit from 0 on is yes."
@@ -250,6 +251,8 @@ def _difference(
 def _bars(rows: Sequence[Row], key: str | None, labels: Mapping[int, str]) -> list[Bars]:
     """By class: of maps where there are any, else of answers; and by group."""
     bars = []
+    if len(rows) > _MOST_BARS:
+        rows = _each_model(rows)
     classes = rows[0].judged.classes if rows else []
     if key is not None and len(classes) <= _MOST_CLASSES:
         of_class: dict[str, dict[str, Score]] = {}
