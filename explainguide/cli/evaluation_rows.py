@@ -28,6 +28,7 @@ from explainguide.evaluation.measure import evaluate
 from explainguide.evaluation.record import BatchMaps, Record, Scores
 from explainguide.files import replace_file
 from explainguide.guidance.options import EXPLAINING, GuideOptions, explaining
+from explainguide.hooks.layers import INPUT
 from explainguide.hooks.probe import automatic_layer, probe_layers
 from explainguide.hooks.reading import Reading
 from explainguide.processes import process
@@ -210,23 +211,22 @@ def _jobs(
         yield _Job(str(options.attribution), placed.method, list(placed.layers))
         return
     assert name is not None
-    reference = name in REFERENCES
-    layers: list[Any] = [None]
-    if not reference and (args.ml_att or args.layer):
-        layers = [asked] if isinstance(asked, str) else list(asked)
-    given = {} if reference else given_settings(args, GuideOptions, only=("attribution_options",))
+    given = given_settings(args, GuideOptions, only=("attribution_options",))
+    arguments = None if name in REFERENCES else given.get("attribution_options")
     reading = {
         key: value for key, value in vars(options.reading).items() if key != "image_argument"
     }
+    explainer = partial(as_explainer, name, judged.model, arguments=arguments, **reading)
+    layers: list[Any] = [None]
     for layer in layers:
         try:
             with operation("--attribution"):
-                arguments = given.get("attribution_options")
-                found = as_explainer(
-                    name, judged.model, layer=layer, arguments=arguments, **reading
-                )
+                found = explainer(layer=layer)
         except ExplainGuideError as error:
             failed(str(error))
+            continue
+        if layer is None and found.layer != INPUT and (args.layer or args.ml_att):
+            layers += [asked] if isinstance(asked, str) else list(asked)  # it can be placed
             continue
         yield _Job(name, found, None)
 
