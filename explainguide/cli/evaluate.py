@@ -158,6 +158,11 @@ def run(args: argparse.Namespace) -> int:
     references = _references(args)
     device = _device(args.device)
     first = process()[0] == 0
+    if args.report is not None and process()[1] > 1:
+        raise UsageError(
+            f"--report: there are {process()[1]} processes, and one writes it. Start one, or write the "
+            "table with --csv or --json. One process is allowed."
+        )
     folder = None if args.report is None else ScoreFolder(_open_folder(args.report))
     rows: list[Row] = []
 

@@ -42,11 +42,19 @@ _DECIDES = ("data", "root", "boxes", "image_set", "decoy", "limit", "size", "fit
 
 
 class _Job(NamedTuple):
-    """An attribution of a model at one layer or several, which take one pass over the images."""
+    """An attribution of a model at one layer or several, which take one pass over the images.
+
+    Attributes:
+        name: What tables call it.
+        attribution: As `evaluate` takes it.
+        layers: Their names.
+        settings: All that its maps depend on besides, in plain values.
+    """
 
     name: str
     attribution: Any
-    layers: list[str] | None
+    layers: list[str]
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -190,9 +198,8 @@ def measure(
                     raise
                 failed(str(error))
                 continue
-            layers = list(scores.scores) or job.layers or [""]
-            for layer in layers:
-                own = _of_layer(numbers, layer, layers)
+            for layer in job.layers:
+                own = _of_layer(numbers, layer, job.layers)
                 reference = name in REFERENCES
                 yield Row(named.label, job.name, layer, own, scores, judged, job, reference)
 
@@ -208,7 +215,8 @@ def _jobs(
         asked = ["input", *middle_and_last(judged.model, options.reading)]
     if own:
         placed = replace(options, layer=asked).place(judged.model)
-        yield _Job(str(options.attribution), placed.method, list(placed.layers))
+        settings = {key: value for key, value in options.to_dict().items() if key in EXPLAINING}
+        yield _Job(str(options.attribution), placed.method, list(placed.layers), settings)
         return
     assert name is not None
     given = given_settings(args, GuideOptions, only=("attribution_options",))
@@ -228,7 +236,7 @@ def _jobs(
         if layer is None and found.layer != INPUT and (args.layer or args.ml_att):
             layers += [asked] if isinstance(asked, str) else list(asked)  # it can be placed
             continue
-        yield _Job(name, found, None)
+        yield _Job(name, found, [found.layer], {"arguments": arguments, **reading})
 
 
 def _options(
@@ -298,8 +306,10 @@ def _evaluate(
         return compute()
     key = {
         **how,
-        "attribution": repr(job.attribution),
+        "attribution": job.name,
+        "settings": job.settings,
         "layers": job.layers,
+        "threshold of": None if judged.fit_on is None else "fit_on",
         "model": named.model,
         "file": _fingerprint(named.file),
         "options": {name: value for name, value in vars(args).items() if name in _DECIDES},
