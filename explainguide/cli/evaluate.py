@@ -258,10 +258,9 @@ def _show(args: argparse.Namespace, rows: list[Row]) -> None:
         print(line)
     skipped = rows[0].skipped()
     if skipped:
+        count = f"{len(skipped)} image{'s' * (len(skipped) > 1)}"
         names = f"{', '.join(skipped[:3])}{' and others' if len(skipped) > 3 else ''}"
-        print(
-            f"{len(skipped)} images could not be read and were left out: {names}.", file=sys.stderr
-        )
+        print(f"{count} could not be read and left out: {names}.", file=sys.stderr)
 
 
 def _table(args: argparse.Namespace, rows: list[Row]) -> list[dict[str, object]]:

@@ -268,5 +268,5 @@ def test_a_damaged_image_is_named(
     with pytest.warns(UserWarning, match=r"3.png' cannot be read as an image"):
         assert main([*moved, "--layer", "stage2", "--report", str(tmp_path / "report")]) == 0
     told = capsys.readouterr().err
-    assert "1 images could not be read and were left out: left/3.png." in told
+    assert "1 image could not be read and left out: left/3.png." in told
     assert "left/3.png" in (tmp_path / "report" / "report.html").read_text()
