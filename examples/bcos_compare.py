@@ -7,6 +7,7 @@ python examples/bcos_compare.py --json bcos_compare.json --table bcos_compare_re
 import argparse
 import json
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from bcos_parts.study import Study, about, table
 from torch import nn
 from torch.utils.data import Subset
 
-from explainguide.datasets import VOC, DecoyDigits
+from explainguide.datasets import VOC, VOC_CLASSES, DecoyDigits
 
 # Converted networks first learn from unlabelled images what the pretrained one knows.
 BASES = {
@@ -30,9 +31,9 @@ def main() -> None:
     """Train three networks, then each with and without guidance; keep rows as they come."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for name, default, text in (
-        ("root", "VOC2007", "a VOC year folder"), ("train-set", "train", "a split's name"),
-        ("test-set", "val", "a split's name"), ("classes", "", "of VOC, such as cat,dog; all"),
-        ("weights", "", "pretrained weights"),
+        ("root", "VOC2007", "a VOC year folder"), ("classes", ",".join(VOC_CLASSES), "labels"),
+        ("train-set", "train", "a split's name"), ("test-set", "val", "a split's name"),
+        ("fit-set", "val", "to fit a threshold on"), ("weights", "", "pretrained weights"),
         ("unlabelled", "", "folder of .jpg files to relearn features from; --root's, all of them"),
         ("train-images", 1200, "images for training"), ("test-images", 500, "and for testing"),
         ("size", 96, "side of the squashed images"), ("epochs", 3, "passes with guidance"),
@@ -44,29 +45,28 @@ def main() -> None:
     args = parser.parse_args()
     file = Path(args.json or f"bcos_compare{'_smoke' if args.smoke else ''}.json")
     if args.table:
-        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-        Path(args.table).write_text(table(rows), encoding="utf-8")
+        Path(args.table).write_text(table(json.loads(file.read_text("utf-8"))["rows"]), "utf-8")
         return
+    criterion = nn.CrossEntropyLoss() if args.smoke else nn.BCEWithLogitsLoss()
     if args.smoke:
         args.size, args.epochs, args.train_images, args.test_images = 48, 1, 32, 16
-        train, test, criterion = DecoyDigits("train"), DecoyDigits("test"), nn.CrossEntropyLoss()
-        unlabelled = partial(torch.stack, [train[i][0] for i in range(64)])
+        data = [DecoyDigits(split) for split in ("train", "test", "train")]
+        unlabelled = partial(torch.stack, [data[0][i][0] for i in range(64)])
         network, layers = partial(small, 10), {"input": "input", "final": "stage3"}
     else:
-        chosen = {"classes": args.classes.split(",")} if args.classes else {}
-        train, test = (VOC(args.root, part, **chosen) for part in (args.train_set, args.test_set))
-        network = partial(mobilenet, train.num_classes, args.weights)
-        criterion, layers = nn.BCEWithLogitsLoss(), {"input": "input", "final": "blocks"}
-        unlabelled = partial(read_folder, args.unlabelled or train.folder / "JPEGImages", args.size)
-    train, test = Subset(train, range(args.train_images)), Subset(test, range(args.test_images))
-    study = Study(network, unlabelled, train, test, criterion, layers, file, about(args))
-    guided = [(loss, at) for at in layers for loss in ("energy", "l1")]
+        splits, classes = (args.train_set, args.test_set, args.fit_set), args.classes.split(",")
+        data = [VOC(args.root, split, classes=classes) for split in splits]
+        network = partial(mobilenet, data[0].num_classes, args.weights)
+        layers, folder = {"input": "input", "final": "blocks"}, data[0].folder / "JPEGImages"
+        unlabelled = partial(read_folder, args.unlabelled or folder, args.size)
+    sizes = (args.train_images, args.test_images, args.test_images)
+    parts = (Subset(d, range(len(d))[:n]) for d, n in zip(data, sizes, strict=True))
+    study = Study(network, unlabelled, *parts, criterion, layers, file, about(args))
+    runs = [("base", None), ("unguided", None), *product(("energy", "l1"), layers)]
     for kind, options in BASES.items():
         if args.smoke:
             options = options | {"epochs": 1, "features": options["features"] | {"epochs": 1}}
-        for run, place in (("base", None), ("unguided", None), *guided):
-            if study.done(kind, run, place):
-                continue
+        for run, place in (run for run in runs if not study.done(kind, *run)):
             model = study.start(kind, **options)
             if run != "base":
                 how = {"layer": layers[place], "loss": run, "lam": args.lam} if place else {}

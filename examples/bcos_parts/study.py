@@ -35,6 +35,7 @@ class Study:
         unlabelled: Reads the images from which converted networks learn its features again.
         train: Subset for training, of a data set without transforms.
         test: And for testing.
+        fit_on: And for fitting the threshold of the IoU.
         criterion: The classification loss.
         layers: ``{"input": "input", "final": name}``.
         file: Where rows are kept; networks are in the folder of its name without ".json".
@@ -46,6 +47,7 @@ class Study:
     unlabelled: Callable[[], Tensor]
     train: Subset[Any]
     test: Subset[Any]
+    fit_on: Subset[Any]
     criterion: nn.Module
     layers: dict[str, str]
     file: Path
@@ -124,11 +126,12 @@ class Study:
 
     def measure(self, kind: str, model: nn.Module, run: str, place: str | None) -> None:
         """Scores with the maps of the guided layer, or of all, and a row in the file."""
-        data = _with(self.test, transforms(kind, self.size))
+        data, fit = (_with(part, transforms(kind, self.size)) for part in (self.test, self.fit_on))
         row: dict[str, Any] = {"network": kind, "run": run}
         row |= {"layer": place} if place else {}
         for at in [place] if place else self.layers:
-            scores = evaluate(model, data, layer=self.layers[at], attribution=ATTRIBUTIONS[kind])
+            how: dict[str, Any] = {"layer": self.layers[at], "attribution": ATTRIBUTIONS[kind]}
+            scores = evaluate(model, data, fit_on=fit, **how)
             row[at] = {k: round(100 * v, 1) for k, v in scores.items() if k in SHOWN}
         self.rows.append(row)
         print(json.dumps(row), flush=True)
