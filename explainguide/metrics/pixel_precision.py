@@ -182,7 +182,8 @@ class PixelAveragePrecision(LeavesOut):
             places = torch.zeros(exact_pixels + 1, dtype=torch.uint8)
             self._kept_inside = self._state("kept masks", places, reduce=None)
             self._stored = self._state("kept pixels", torch.tensor(0), reduce=None)
-        self._given = 0  # pixels, as the host knows without asking the device
+        # Pixels, as the host knows without asking the device, or fewer: `forward` begins anew.
+        self._given = 0
         self._dtype_out = torch.get_default_dtype()
         self._bounded = Bounded(torch.nan, torch.nan, torch.nan)
 
@@ -229,7 +230,7 @@ class PixelAveragePrecision(LeavesOut):
             return None
         stored = getattr(self, self._stored).reshape(-1, 1).cpu()  # of each process
         if stored.sum() != counts.sum().cpu() or (stored > self.exact_pixels).any():
-            return None  # a process saw more
+            return None  # a process saw more than it keeps
         places = torch.arange(self.exact_pixels + 1)
         kept, inside = (getattr(self, name).cpu() for name in (self._kept, self._kept_inside))
         counted = (places < stored).flatten()
@@ -257,13 +258,6 @@ class PixelAveragePrecision(LeavesOut):
         """The lowest and the highest value that the exact one can have."""
         self._of_compute("bounds")
         return self._bounded.lowest, self._bounded.highest
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Add a batch and return the metric of that batch alone."""
-        before = self._given
-        value = super().forward(*args, **kwargs)
-        self._given += before  # it had begun anew for the batch
-        return value
 
     def reset(self) -> None:
         """Forget all images."""
