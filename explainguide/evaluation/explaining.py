@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Explaining(Protocol):
     def on(self) -> AbstractContextManager[Pass]:
         """Within this context the model is in evaluation mode; what it yields runs it on images."""
 
-    def explainer(self, layer: str) -> Explainer:
+    def explainer(self, layer: str, *, interpolate: bool = True) -> Explainer:
         """What explains other images at one of the layers, for metrics that ask for that."""
 
 
@@ -97,8 +98,9 @@ class _OnePass:
         finally:
             tap.remove()
 
-    def explainer(self, layer: str) -> Explainer:
-        return as_explainer(self.method.at(layer), self.method.model)
+    def explainer(self, layer: str, *, interpolate: bool = True) -> Explainer:
+        method = self.method.at(layer)
+        return as_explainer(method, self.method.model, interpolate=interpolate)
 
     @contextmanager
     def _passing(self, tap: Tap, images: Tensor, *, maps: bool) -> Iterator[Passed]:
@@ -140,8 +142,10 @@ class _Explainers:
         with evaluating(self.model), unread():
             yield self._passing
 
-    def explainer(self, layer: str) -> Explainer:
-        return self.explainers[layer]
+    def explainer(self, layer: str, *, interpolate: bool = True) -> Explainer:
+        found = copy.copy(self.explainers[layer])
+        found.interpolate = found.interpolate and interpolate
+        return found
 
     @contextmanager
     def _passing(self, images: Tensor, *, maps: bool) -> Iterator[Passed]:

@@ -52,7 +52,7 @@ def _readable(items: Sequence[tuple[int, Any]]) -> tuple[Tensor, Tensor, Tensor]
     kept = [(index, item) for index, item in items if item is not None]
     if not kept:
         return None
-    images, labels, _ = collate([item for _, item in kept])
+    images, labels, *_ = collate([item for _, item in kept])
     return torch.tensor([index for index, _ in kept]), images, labels
 
 

@@ -135,7 +135,8 @@ def evaluate(
         name: MapScores(kinds["maps"], threshold=threshold, fitted=fitted.get(name), device=device)
         for name in found.layers
     }
-    predictions = PredictionScores(kinds["predictions"], _groups(data), device)
+    named = _groups(data) if kinds["predictions"] else []
+    predictions = PredictionScores(kinds["predictions"], named, device)
     numbers = _measure(how, data, maps, predictions, on_batch)
     if kinds["grids"]:
         multilabel = "f1" in numbers
@@ -275,15 +276,16 @@ def _step(
     target = box if masks is None or how.region == "boxes" else masks
     rows = torch.arange(len(images), device=valid.device).expand(valid.shape)[valid]
     each: dict[str, dict[str, Tensor]] = {}
+    shown = images[rows]
     for name, own in maps.items():
         given = {
             "region": target,
             "boxes": box,
             "segmentation": masks,
-            "images": images[rows],
+            "images": shown,
             "target": choice.classes[valid],
             "model": partial(_logits, how),
-            "explain": how.explaining.explainer(name),
+            "explain": partial(_explain, how, name),
         }
         scores[name].update(own, given, segmented, multilabel=is_multilabel(batch.labels))
         if on_batch is not None:
@@ -300,12 +302,18 @@ def _logits(how: _How, images: Tensor) -> Tensor:
     return check_logits(output, reading=how.reading, images=len(images))
 
 
+def _explain(how: _How, layer: str, images: Tensor, target: Tensor) -> Tensor:
+    """The maps of other images, for metrics that ask for them: what makes them is built only then."""
+    return how.explaining.explainer(layer)(images, target)
+
+
 def _play(how: _How, data: Any, *, n: int, multilabel: bool) -> dict[str, float]:
     """The grid pointing game at every layer: means, and those of each of several layers."""
     games = {
         name: grid_game(
             how.model,
-            how.explaining.explainer(name),
+            # At the layer's resolution, so that nothing flows from one cell into another.
+            how.explaining.explainer(name, interpolate=False),
             data,
             n=n,
             by="sigmoid" if multilabel else "softmax",

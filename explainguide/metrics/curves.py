@@ -128,6 +128,7 @@ class _Curve(ImageMean):
     """What the two curves share: one score an image and step."""
 
     inserts: bool
+    kind = "constant"
 
     def __init__(
         self,
@@ -213,8 +214,6 @@ class InsertionCurve(_Curve):
     """
 
     inserts = True
-
-    kind = "constant"
 
     @constructor
     def __init__(

@@ -193,7 +193,9 @@ def _scores(
         max_examples_per_batch=at_a_time(chunk, len(images), samples),
         target=target,
     )
-    return mark_broken(score, maps), defined & score.isfinite()
+    # A changed image's map is not finite: of that kind, also where the change is infinite.
+    score = torch.where(score.isfinite(), score, torch.nan)
+    return mark_broken(score, maps), defined
 
 
 def _check(radius: float, samples: int, chunk: int) -> None:

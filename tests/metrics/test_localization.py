@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from explainguide import metrics
 from explainguide.errors import GuidanceError, OptionError, ShapeError
 from explainguide.metrics import (
+    MAP_METRICS,
     EnergyPointingGame,
     GridPointingGame,
     IoUCurve,
@@ -19,6 +20,7 @@ from explainguide.metrics import (
     OnObjectEnergy,
     PixelAveragePrecision,
     PointingGame,
+    Robustness,
     SegmentationAgreement,
     WorstGroupAccuracy,
     energy_pointing_game,
@@ -58,14 +60,17 @@ def fill(metric, images, cuts=(0, 4, 11)):
 
 def test_every_class_is_in_the_table():
     exported = {v for v in vars(metrics).values() if isinstance(v, type) and issubclass(v, Metric)}
+    # What `evaluate` reports, and what is around one of those.
+    entered = {e.kind for e in MAP_METRICS.values() if e.kind.__module__.startswith("explainguide.")}
+    assert exported == entered | {Robustness}
     # Several scores at once, or no mean over images: each has a file of its own.
-    exported -= {SegmentationAgreement, IoUCurve, PixelAveragePrecision, WorstGroupAccuracy}
+    entered -= {SegmentationAgreement, IoUCurve, PixelAveragePrecision, WorstGroupAccuracy}
     # Given more than maps and masks: test_metrics_perturbation.py and its neighbours.
-    exported = {
-        k for k in exported if not {"model", "explain"} & signature(k.update).parameters.keys()
+    entered = {
+        k for k in entered if not {"model", "explain"} & signature(k.update).parameters.keys()
     }
-    exported -= {GridPointingGame}  # of maps and cells: test_metrics_grid.py
-    assert exported == {row[0] for row in TABLE.values()}
+    entered -= {GridPointingGame}  # of maps and cells: test_metrics_grid.py
+    assert entered == {row[0] for row in TABLE.values()}
 
 
 @every_class

@@ -1,9 +1,11 @@
 """The table has every metric of maps, each entry says what its class needs, and mistakes are told."""
 
+import math
 from collections.abc import Iterator
 from inspect import signature
 
 import pytest
+import torch
 from torch.utils.data import Subset
 from torchmetrics import MeanMetric, Metric
 
@@ -11,15 +13,16 @@ from explainguide import metrics
 from explainguide.datasets import DecoyDigits
 from explainguide.errors import OptionError
 from explainguide.evaluation import evaluate
-from explainguide.metrics import MAP_METRICS, EnergyPointingGame, map_metric
+from explainguide.metrics import MAP_METRICS, EnergyPointingGame, Robustness, map_metric
 from explainguide.metrics.left_out import LeavesOut
 from explainguide.metrics.table import MapMetric, reported
 from explainguide.models import small_cnn
 from explainguide.training import TrainConfig, train
+from tests.metrics.asked import Small
 
 # Without what the pages of docs/ enter.
 OWN = {k: e for k, e in MAP_METRICS.items() if e.kind.__module__.startswith("explainguide.")}
-OF_MAPS = {key: entry for key, entry in OWN.items() if entry.takes_maps}
+OF_MAPS = {key: entry for key, entry in OWN.items() if entry.takes == "maps"}
 
 
 @pytest.fixture
@@ -34,20 +37,25 @@ def table() -> Iterator[None]:
 def test_every_metric_is_entered_once():
     exported = [getattr(metrics, name) for name in metrics.__all__]
     classes = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, Metric)}
-    # Others look at something else than a map and its mask.
-    others = {"model", "explain"}
-    classes = {
-        kind
-        for kind in classes
-        if "mask" in signature(kind.update).parameters
-        and not others & signature(kind.update).parameters.keys()
-    }
+    classes.remove(Robustness)  # around any of the others
     entered = [entry.kind for entry in OWN.values()]
     assert len(entered) == len(set(entered))
     assert set(entered) == classes
-    assert {e.kind for e in OWN.values() if e.takes_maps} == {
+    assert {e.kind for e in OWN.values() if e.takes != "predictions"} == {
         kind for kind in classes if issubclass(kind, LeavesOut)
     }
+    assert {key for key, e in OWN.items() if e.takes == "grids"} == {"gridpg"}
+
+
+@pytest.mark.parametrize("entry", OWN.values(), ids=OWN)
+def test_an_entry_says_what_its_class_takes(entry):
+    """In the order of the parameters, which masks call otherwise; and its options by their name."""
+    names = {"region": "mask", "boxes": "box_mask", "segmentation": "mask"}
+    first = ["attribution"] * (entry.takes != "predictions")
+    taken = list(signature(entry.kind.update).parameters)[1:]
+    assert [*first, *(names.get(need, need) for need in entry.needs)] == taken
+    assert set(entry.options) <= set(signature(entry.kind).parameters)
+    assert entry.counts_undefined <= hasattr(entry.kind, "undefined")
 
 
 def test_keys_and_titles_are_unique():
@@ -56,39 +64,46 @@ def test_keys_and_titles_are_unique():
 
 
 @pytest.mark.parametrize("entry", OF_MAPS.values(), ids=OF_MAPS)
-def test_an_entry_computes_on_maps_and_masks(entry, images):
+def test_an_entry_computes_on_what_it_needs(entry, images):
     maps, masks, boxes = images
-    given = {"region": boxes, "boxes": boxes, "segmentation": masks}
-    options = {"threshold": 0.3}
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "region": boxes,
+        "boxes": boxes,
+        "segmentation": masks,
+        "images": torch.randn(11, 3, 6, 9, generator=generator, dtype=torch.float64),
+        "target": torch.arange(11) % 3,
+        "model": Small(),
+        "explain": lambda images, target: images.sum(1) * target[:, None, None],
+    }
+    options = {"threshold": 0.3, "multilabel": True}
     metric = entry.kind(**{name: options[name] for name in entry.options})
     metric.update(maps, *(given[need] for need in entry.needs))
     numbers = reported(entry.key, metric.compute())
     assert numbers
-    assert all(0 <= value <= 1 for value in numbers.values())
+    most = math.inf if entry.key in ("infidelity", "sensitivity") else 1
+    assert all(0 <= value <= most for value in numbers.values())
     assert sum(metric.undefined_kinds.values()) == metric.undefined
     assert next(iter(metric.undefined_kinds)) == "not_finite"
-    assert entry.higher_is_better is True
+    lower = {"perturbation", "deletion", "infidelity", "sensitivity"}
+    assert entry.higher_is_better is (entry.key not in lower)
+    assert metric.higher_is_better is entry.higher_is_better
 
 
-def test_a_metric_of_predictions_is_entered_and_not_evaluated(table):
+def test_metrics_of_predictions_are_evaluated(table):
     entry = OWN["worst_group_accuracy"]
-    assert not entry.takes_maps
+    assert entry.takes == "predictions"
     assert entry.needs == ("logits", "labels", "groups")
     assert entry.kind(groups=2).higher_is_better is entry.higher_is_better is True
-    data = Subset(DecoyDigits("test", size=24), range(4))
-    with pytest.raises(
-        OptionError,
-        match=r"^evaluate: metric 'worst_group_accuracy' is of predictions, not of maps\. Update "
-        r"WorstGroupAccuracy with logits, labels, groups yourself\. '.*'epg',.* are allowed\.",
-    ):
-        evaluate(small_cnn(10), data, layer="stage2", metrics=["worst_group_accuracy"])
 
     @map_metric("hits", title="Hits", needs=("logits", "labels"), default=True)
     class Hits(MeanMetric):
         def update(self, logits, labels):
             super().update((logits.argmax(1) == labels).float())
 
-    assert "hits" not in evaluate(small_cnn(10), data, layer="stage2")
+    data = Subset(DecoyDigits("test", size=24), range(6))
+    found = evaluate(small_cnn(10), data, layer="stage2", batch_size=4)
+    assert found["hits"] == pytest.approx(found["accuracy"])
 
 
 def test_a_curve_is_no_number_of_an_evaluation(table):
