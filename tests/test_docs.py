@@ -23,6 +23,7 @@ import explainguide
 from explainguide import RECIPES, metrics
 from explainguide.attr import ATTRIBUTIONS
 from explainguide.cli import COMMANDS, main
+from explainguide.datasets import DATASETS
 from explainguide.losses import LOSSES
 
 ROOT = Path(__file__).parent.parent
@@ -286,7 +287,7 @@ def modules_of_ours() -> tuple[ModuleType, ...]:
 @cache
 def names_of_ours() -> frozenset[str]:
     """Public names, their parameters, methods and attributes, and the entries of tables."""
-    names = {*ATTRIBUTIONS, *LOSSES, *RECIPES, *COMMANDS, *metrics.MAP_METRICS}
+    names = {*ATTRIBUTIONS, *LOSSES, *RECIPES, *COMMANDS, *DATASETS, *metrics.MAP_METRICS}
     for module in modules_of_ours():
         for public in getattr(module, "__all__", ()):
             found = getattr(module, public)

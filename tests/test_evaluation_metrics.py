@@ -306,7 +306,9 @@ def test_groups_that_are_missing() -> None:
     hot = Scenes(3)
     hot.items = [(*item, 0) for item in hot.items]
     hot.groups = ["land"]  # type: ignore[attr-defined]
-    with pytest.raises(ShapeError, match=rf"^WorstGroupAccuracy\.update: .*\(3, {CLASSES}\) are multi"):
+    with pytest.raises(
+        ShapeError, match=rf"^WorstGroupAccuracy\.update: .*\(3, {CLASSES}\) are multi"
+    ):
         evaluate(tiny(), hot, layer="stage2", metrics=metrics)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from explainguide.errors import AnnotationError, ShapeError, warn
 from explainguide.host import host_array
 
-__all__ = ["as_masks", "check_mask", "check_mask_dtype", "with_pixels"]
+__all__ = ["as_masks", "boxes_around", "check_mask", "check_mask_dtype", "with_pixels"]
 
 Size = tuple[int, int]
 
@@ -61,7 +61,7 @@ def with_pixels(
     boxes: Tensor | None, labels: Tensor, masks: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The objects whose mask has a pixel, with a box each."""
-    boxes = _around(masks) if boxes is None else boxes
+    boxes = boxes_around(masks) if boxes is None else boxes
     if masks.device.type != "cpu":
         return boxes, labels, masks
     pixels = host_array(masks.flatten(1).any(1))
@@ -74,11 +74,17 @@ def with_pixels(
     return boxes[kept.to(boxes.device)], labels[kept.to(labels.device)], masks[kept]
 
 
-def _around(masks: Tensor) -> Tensor:
-    """``(M, H, W)`` bool to the boxes that cover the masks' pixels, ``(M, 4)``; no value is read.
+def boxes_around(masks: Tensor) -> Tensor:
+    """The boxes that cover the pixels of masks; no value is read.
 
     Right and bottom are one past the last pixel, where torchvision's `masks_to_boxes` gives the
     last pixel itself.
+
+    Args:
+        masks: ``(M, H, W)`` bool, each with a pixel: the box around none is the whole image.
+
+    Returns:
+        ``(M, 4)`` float32, xyxy.
     """
 
     def ends(line: Tensor) -> tuple[Tensor, Tensor]:

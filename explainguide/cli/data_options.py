@@ -59,7 +59,9 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, training: bool) -> No
     group.add_argument(
         "--root", metavar="DIR", help=Later(lambda: f"{_with('root')}: where the images are")
     )
-    form = "boxes, as CSV (image,xmin,ymin,xmax,ymax) or COCO"
+    form = (
+        "boxes, as CSV (image,xmin,ymin,xmax,ymax) or COCO; of waterbirds bounding_boxes.txt of CUB"
+    )
     group.add_argument("--boxes", metavar="FILE", help=Later(lambda: f"{_with('boxes')}: {form}"))
     if training:
         group.add_argument(
@@ -123,11 +125,15 @@ def _with(parameter: str) -> str:
 
 
 def _defaults(field: str) -> str:
-    """The data sets that have splits, each with the one that it takes where none is named."""
-    from explainguide.datasets.table import DATASETS, taken
+    """The data sets that have splits, with those that are taken where none is named."""
+    from explainguide.datasets.table import DATASETS, DataSource, taken
 
     sources = {name: s for name, s in DATASETS.items() if "image_set" in taken(s)}
-    return ", ".join(f"{name} (default: {getattr(s, field)})" for name, s in sources.items())
+    of_most = getattr(DataSource, field)
+    others = [
+        f"; {getattr(s, field)} for {n}" for n, s in sources.items() if getattr(s, field) != of_most
+    ]
+    return f"{', '.join(sources)} (default: {of_most}{''.join(others)})"
 
 
 def find_source(kind: str) -> DataSource:

@@ -13,13 +13,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from explainguide.annotations.segmentation import segmentation_box, segmentation_size
+from explainguide.annotations.segmentation import (
+    draw_segmentation,
+    segmentation_box,
+    segmentation_size,
+)
 from explainguide.datasets.items import short_list
+from explainguide.datasets.orientation import turn_mask
 from explainguide.datasets.text_files import read_text
 from explainguide.errors import AnnotationError, DataError, did_you_mean, first_line, warn
 
-__all__ = ["BoxRow", "read_boxes", "read_coco", "read_csv"]
+__all__ = [
+    "BoxRow",
+    "CocoFile",
+    "decode_masks",
+    "read_boxes",
+    "read_coco",
+    "read_coco_file",
+    "read_csv",
+]
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _REQUIRED = ("image", *_CORNERS)
@@ -107,8 +122,37 @@ def check_box(path: Path, where: str, box: tuple[float, float, float, float]) ->
         )
 
 
+class CocoFile(NamedTuple):
+    """What a COCO JSON file holds.
+
+    Attributes:
+        images: File name to (H, W), None where the file does not say; in the file's order.
+        classes: Names of the categories, by their ids.
+        rows: The objects, without crowds, which are not one object.
+        crowds: File name and category of each crowd.
+    """
+
+    images: dict[str, tuple[int, int] | None]
+    classes: list[str]
+    rows: list[BoxRow]
+    crowds: list[tuple[str, str]]
+
+
 def read_coco(path: Path) -> list[BoxRow]:
     """Read the objects of a COCO JSON file; crowds, which are not one object, are left out."""
+    return read_coco_file(path).rows
+
+
+def read_coco_file(path: Path) -> CocoFile:
+    """Read all of a COCO JSON file.
+
+    Raises:
+        DataError: If it is none, or refers to what is not in it.
+        AnnotationError: If a box is inverted, not finite or in [0, 1].
+
+    Warns:
+        ExplainGuideWarning: For boxes without area, which are left out, and ids that occur twice.
+    """
     try:
         importlib.import_module("pycocotools.coco")
     except ImportError:
@@ -150,7 +194,18 @@ def read_coco(path: Path) -> list[BoxRow]:
             f"'{path}' uses {len(repeated)} annotation id{'s' * (len(repeated) > 1)} more than once "
             f"({short_list(repeated)}); every entry is taken for an object of its own."
         )
-    return rows
+    crowds = [
+        (images[entry["image_id"]][0], categories[entry["category_id"]])
+        for entry in content["annotations"]
+        if _is_crowd(entry)
+        and entry.get("image_id") in images
+        and entry.get("category_id") in categories
+    ]
+    try:
+        classes = [categories[key] for key in sorted(categories)]
+    except TypeError:  # ids that are numbers and text
+        classes = [categories[key] for key in sorted(categories, key=str)]
+    return CocoFile(dict(images.values()), classes, rows, crowds)
 
 
 def _not_coco(path: Path, reason: str) -> DataError:
@@ -173,7 +228,7 @@ def _entries(
             raise _not_coco(path, f"{table}[{place}] is {entry!r}")
         known = entry.get("id") is not None
         where = f"{singular} {entry['id']}" if known else f"{table}[{place}]"
-        if table == "annotations" and entry.get("iscrowd") in (1, "1"):
+        if table == "annotations" and _is_crowd(entry):
             continue
         for key in required:
             value = entry.get(key)
@@ -249,7 +304,46 @@ def _coco_row(
     return BoxRow(where, file_name, box, names[entry["category_id"]], size, segmentation)
 
 
+def _is_crowd(entry: dict[str, Any]) -> bool:
+    return entry.get("iscrowd") in (1, "1")
+
+
 def _is_empty(box: tuple[float, float, float, float]) -> bool:
     """Without area in float32, as datasets keep it, but not inverted: train2017 has two."""
     x1, y1, x2, y2 = np.array(box, dtype=np.float32).tolist()
     return (x1 == x2 and y1 <= y2) or (y1 == y2 and x1 <= x2)
+
+
+def decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -> Tensor | None:
+    """The masks of an image's objects.
+
+    Args:
+        rows: The objects.
+        orientation: EXIF's of the picture whose stored pixels they are of; 1 where they are upright.
+        size: (H, W) of the upright picture.
+
+    Returns:
+        ``(M, H, W)`` of the upright picture, or None where an object has none.
+
+    Raises:
+        AnnotationError: For a segmentation that cannot be drawn, or of another size.
+    """
+    stored = size if orientation < 5 else (size[1], size[0])
+    decoded = []
+    for row in rows:
+        if row.segmentation is None:
+            return None
+        try:
+            decoded.append(turn_mask(draw_segmentation(row.segmentation, stored), orientation))
+        except Exception as error:  # pycocotools raises bare Exception, among others
+            raise AnnotationError(
+                f"{row.where} of '{row.image}' has a segmentation that cannot be decoded "
+                f"({first_line(error)}). It is a list of polygons or {{'size', 'counts'}}."
+            ) from None
+        if decoded[-1].shape != size:
+            raise AnnotationError(
+                f"{row.where} of '{row.image}' has a mask of {decoded[-1].shape}, and the "
+                f"image is {size} (height, width). Make it anew on the image, or resize both. Masks "
+                "of the size of their image are allowed."
+            )
+    return torch.from_numpy(np.stack(decoded))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from explainguide.annotations.masks import boxes_around
 from explainguide.annotations.subset import draw_annotated
 from explainguide.datasets.items import (
     Annotation,
@@ -201,7 +202,7 @@ class DecoyDigits(Dataset[tuple[Any, int, Annotation | None]]):
 
         self.images = images
         self.masks = alpha > 0
-        self.boxes = _tight_boxes(self.masks)
+        self.boxes = boxes_around(self.masks)
         self.patches = where.float()
 
     def _colours(self, count: int) -> Tensor:
@@ -227,18 +228,6 @@ def _load_digits(split: str) -> tuple[Tensor, Tensor]:
     )[split == "test"]
     ink = torch.from_numpy(digits.images[indices]).float() / 16
     return ink, torch.from_numpy(digits.target[indices]).long()
-
-
-def _tight_boxes(masks: Tensor) -> Tensor:
-    """XYXY boxes ``(N, 4)`` around the true pixels of ``(N, H, W)``; none may be empty."""
-    edges = []
-    for axis in (1, 2):  # over rows for x, over columns for y
-        filled = masks.any(dim=axis).int()
-        first = filled.argmax(dim=1)
-        last = filled.shape[1] - filled.flip(1).argmax(dim=1)
-        edges.append((first, last))
-    (left, right), (top, bottom) = edges
-    return torch.stack([left, top, right, bottom], dim=1).float()
 
 
 def open_data(

@@ -13,8 +13,8 @@ import torchvision
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from explainguide.annotations.segmentation import draw_segmentation, segmentation_size
-from explainguide.datasets.boxes_file import BoxRow, read_boxes
+from explainguide.annotations.segmentation import segmentation_size
+from explainguide.datasets.boxes_file import BoxRow, decode_masks, read_boxes
 from explainguide.datasets.items import (
     Annotation,
     Transforms,
@@ -26,13 +26,12 @@ from explainguide.datasets.items import (
     short_list,
     transform_item,
 )
-from explainguide.datasets.orientation import TOLERANCE, Claim, find_stored, turn_boxes, turn_mask
+from explainguide.datasets.orientation import TOLERANCE, Claim, find_stored, turn_boxes
 from explainguide.datasets.pictures import Header, read_header
 from explainguide.errors import (
     AnnotationError,
     DataError,
     did_you_mean,
-    first_line,
     operation,
     warn,
 )
@@ -147,7 +146,7 @@ class ImageFolder(Dataset["tuple[Any, int, Annotation | None] | None"]):
         return image, int(self.labels[index]), annotation
 
     def _masks(self, index: int, size: tuple[int, int]) -> Tensor | None:
-        return _decode_masks(self._rows[index], self._turns.get(index, 1), size)
+        return decode_masks(self._rows[index], self._turns.get(index, 1), size)
 
     def __repr__(self) -> str:
         return (
@@ -274,30 +273,6 @@ def _warn_without_masks(file: Path, images: list[list[BoxRow]]) -> None:
     else:
         return
     warn(f"masks=True, but {text}")
-
-
-def _decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) -> Tensor | None:
-    """``(M, H, W)`` of the upright picture, or None where an object has none."""
-    stored = size if orientation < 5 else (size[1], size[0])
-    decoded = []
-    for row in rows:
-        if row.segmentation is None:
-            return None
-        try:
-            decoded.append(turn_mask(draw_segmentation(row.segmentation, stored), orientation))
-        except Exception as error:  # pycocotools raises bare Exception, among others
-            raise AnnotationError(
-                f"{row.where} of '{row.image}' has a segmentation that cannot be decoded "
-                f"({first_line(error)}). Make it anew, or leave it out for a box alone. A list of "
-                "polygons, or a dict of 'size' and 'counts', is allowed."
-            ) from None
-        if decoded[-1].shape != size:
-            raise AnnotationError(
-                f"{row.where} of '{row.image}' has a mask of {decoded[-1].shape}, and the "
-                f"image is {size} (height, width). Make it anew on the image, or resize both. Masks "
-                "of the size of their image are allowed."
-            )
-    return torch.from_numpy(np.stack(decoded))
 
 
 def open_data(root: str, *, boxes: str | None = None, masks: bool = False) -> ImageFolder:

@@ -177,8 +177,8 @@ def _clean(image: Any, target: dict[str, Any], *, has_masks: bool) -> Annotation
     return make_annotation(xyxy[keep], target["labels"][keep], (height, width), masks)
 
 
-def require_folder(path: Path) -> None:
+def require_folder(path: Path, *, name: str = "root") -> None:
     """Raise :class:`DataError` unless ``path`` is a folder."""
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
-        raise DataError(f"root '{path}' {what}.")
+        raise DataError(f"{name} '{path}' {what}.")

@@ -75,6 +75,63 @@ _OWN: dict[str, DataSource] = {
     "folder": DataSource(
         "one folder of images a class", "explainguide.datasets.image_folder:open_data"
     ),
+    "waterbirds": DataSource(
+        "birds on land and water",
+        "explainguide.datasets.waterbirds:Waterbirds",
+        options={
+            "segmentations": "CUB-200-2011's folder segmentations",
+            "task": "bird or background (default: bird)",
+            "bias": "published, or complete: no landbird on water and no waterbird on land but in the "
+            "test (default: published)",
+        },
+    ),
+    "coco": DataSource(
+        "COCO as published",
+        "explainguide.datasets.coco:COCO",
+        options={"year": "2014 or 2017, where there are both"},
+    ),
+    "imagenet9": DataSource(
+        "the backgrounds challenge",
+        "explainguide.datasets.imagenet9:ImageNet9",
+        options={"variant": "original, mixed_rand, only_fg and so on (default: original)"},
+    ),
+    "imagenet_s": DataSource(
+        "ImageNet with masks",
+        "explainguide.datasets.imagenet_s:ImageNetS",
+        train_set="train-semi",
+        val_set="validation",
+    ),
+    "pets": DataSource(
+        "the Oxford-IIIT pets",
+        "explainguide.datasets.pets:OxfordPets",
+        options={"border": "of the trimaps: out of the animal or in (default: out)"},
+    ),
+    "isic2017": DataSource("lesions of the skin", "explainguide.datasets.isic2017:ISIC2017"),
+    "textured": DataSource(
+        "MNIST filled with textures",
+        "explainguide.datasets.textured:open_data",
+        image_size=224,
+        flips=False,  # a mirrored digit is none
+        options={
+            "textures": "the folder of DTD",
+            "background_randomness": "p, in training and validation (default: 0; 1 in the test)",
+            "digit_randomness": "q (default: 1)",
+            "digit_textures": "ten names with commas, or all (default: the first ten)",
+            "background_textures": "ten names or more, or all (default: all others)",
+            "digit": "side of the digit in pixels (default: --size)",
+        },
+    ),
+    "composite": DataSource(
+        "animals pasted on scenes",
+        "explainguide.datasets.composite:open_data",
+        image_size=128,
+        options={
+            "backgrounds": "the folder of scenes",
+            "pairs": "classes and their scenes (default: cat=forest,dog=street)",
+            "correlation": "share on the own scene in training and validation (default: 0.95)",
+            "task": "foreground or background (default: foreground)",
+        },
+    ),
 }
 
 

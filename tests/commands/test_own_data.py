@@ -359,9 +359,10 @@ def test_a_metric_that_is_reported_by_default_is_printed(
 
 
 def test_the_table_holds_what_the_package_brings() -> None:
-    assert list(DATASETS) == ["decoy", "voc", "folder"]
+    own = ["decoy", "voc", "folder", "waterbirds", "coco", "imagenet9", "imagenet_s", "pets"]
+    assert list(DATASETS) == [*own, "isic2017", "textured", "composite"]
     assert DATASETS["decoy"].image_size == 48
-    assert [name for name, source in DATASETS.items() if not source.flips] == ["decoy"]
+    assert [name for name, source in DATASETS.items() if not source.flips] == ["decoy", "textured"]
     assert [name for name, source in DATASETS.items() if not source.normalise] == ["decoy"]
 
 

@@ -61,7 +61,9 @@ def fill(metric, images, cuts=(0, 4, 11)):
 def test_every_class_is_in_the_table():
     exported = {v for v in vars(metrics).values() if isinstance(v, type) and issubclass(v, Metric)}
     # What `evaluate` reports, and what is around one of those.
-    entered = {e.kind for e in MAP_METRICS.values() if e.kind.__module__.startswith("explainguide.")}
+    entered = {
+        e.kind for e in MAP_METRICS.values() if e.kind.__module__.startswith("explainguide.")
+    }
     assert exported == entered | {Robustness}
     # Several scores at once, or no mean over images: each has a file of its own.
     entered -= {SegmentationAgreement, IoUCurve, PixelAveragePrecision, WorstGroupAccuracy}

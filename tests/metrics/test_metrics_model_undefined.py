@@ -58,9 +58,7 @@ def test_kinds_are_counted_and_told(kind, asked, shown):
     metric = kind()
     for half in (slice(0, 2), slice(2, 6)):
         metric.update(*(part[half] for part in shown), asked)
-    text = (
-        rf"^{type(metric).__name__}\.compute: of 6 images, 3 have a map or mask that is not finite\. "
-    )
+    text = rf"^{type(metric).__name__}\.compute: of 6 images, 3 have a map or mask that is not finite\. "
     with pytest.warns(ExplainGuideWarning, match=text) as caught:
         value = number(metric.compute())
     assert len(caught) == 1
@@ -113,7 +111,9 @@ def test_a_changed_image_whose_map_breaks_is_not_finite(value, shown):
     with pytest.warns(ExplainGuideWarning, match="of 6 images, 2 have"):
         assert metric.compute().isfinite()
     assert metric.undefined_kinds == {"not_finite": 2, "constant": 0}
-    assert sensitivity_max(maps, images, target, breaks).isnan().tolist() == [False, False, True] * 2
+    assert (
+        sensitivity_max(maps, images, target, breaks).isnan().tolist() == [False, False, True] * 2
+    )
 
 
 @pytest.mark.parametrize("undefined", ["exclude", "zero"])
