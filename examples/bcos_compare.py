@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from bcos_parts.images import read_folder
 from bcos_parts.networks import mobilenet, small
-from bcos_parts.relearn import read_folder
 from bcos_parts.study import Study, about, table
 from torch import nn
 from torch.utils.data import Subset

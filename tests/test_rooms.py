@@ -37,4 +37,5 @@ def test_the_signature_and_the_options_have_the_same_defaults() -> None:
 def test_the_house_has_few_rooms_floors_and_arrows() -> None:
     assert len(rooms.RANK) <= 22
     assert rooms.floors() <= 10
-    assert len(rooms.arrows()) <= 90
+    # One of them is models -> files: relearning keeps checkpoints, each written whole or not at all.
+    assert len(rooms.arrows()) <= 91
