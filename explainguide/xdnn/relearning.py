@@ -77,7 +77,9 @@ def relearn(
         >>> len(relearn(network, teacher, images, epochs=2, batch_size=4, progress=False))
         2
     """
-    size = tuple(images.shape[-2:]) if isinstance(images, Tensor) and images.ndim == 4 else None
+    size = None
+    if isinstance(images, Tensor) and images.ndim == 4:
+        size = (int(images.shape[2]), int(images.shape[3]))
     learner = copied(teacher).requires_grad_()
     compared = compared_layers(learner, teacher, layers)
     before = normalised(mean, std)
