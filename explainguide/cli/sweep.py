@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     regions = search.get("region", [config.region])
     masks = "masks" in regions if isinstance(regions, list) else False
     if args.layer is None and "layer" in search:
-        args.layer = search["layer"]  # type: ignore[assignment]  # so that a recipe's are not needed
+        args.layer = search["layer"]  # so that the model need not have those of a recipe
     ready = prepare(args, config, masks=masks, test_set=args.test_set)
     result = sweep(
         ready.build,

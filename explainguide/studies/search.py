@@ -15,6 +15,7 @@ from explainguide.training.config import TrainConfig
 __all__ = ["LogRange", "Search", "searchable"]
 
 # How a training runs, and how maps are scored, are the same in all: otherwise numbers do not compare.
+_FIXED: tuple[str, ...]
 _FIXED = ("output_dir", "device", "tensorboard", "log_interval", "workers", "compile")
 _FIXED += ("threshold", "fit_share")
 # What decides of which map EPG and IoU are: an unguided training is measured by each.

@@ -144,14 +144,18 @@ def _svg(figure: Figure) -> str:
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     drawing = text.getvalue()
     drawing = drawing[drawing.index("<svg") :]
+    # As wide as the page lets it be, up to the size of the other pages' figures.
+    size = "display: block; width: 100%; max-width: 704px; height: auto; margin: 0 auto"
+    label = escape(str(figure.get_label()), quote=True)
+    drawing = drawing.replace("<svg ", f'<svg role="group" aria-label="{label}" style="{size}" ', 1)
     return re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
 
 
 def _with_words(drawing: str, words: Iterator[str]) -> str:
     """A word that a browser shows at each linked point."""
     return re.sub(
-        r"<a xlink:href=\"[^\"]*\">",
-        lambda link: f"{link.group()}<title>{escape(next(words))}</title>",
+        r"<a xlink:href=\"([^\"]*)\"[^>]*>",
+        lambda link: f'<a href="{link[1]}"><title>{escape(next(words))}</title>',
         drawing,
     )
 
@@ -159,7 +163,7 @@ def _with_words(drawing: str, words: Iterator[str]) -> str:
 def _trainings(result: SweepResult) -> str:
     """A row a training: settings, the best epoch's scores, links to its files."""
     columns = _columns(result)
-    heads = ["training", "settings", "state", *(f"{_title(c)}, highest" for c in columns), "files"]
+    heads = ["training", "settings", "state", "files", *(f"{_title(c)}, highest" for c in columns)]
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     body = ""
     for training in result.trainings:
@@ -167,13 +171,6 @@ def _trainings(result: SweepResult) -> str:
         points = [p for p in result.points if p["training"] == named]
         settings = ", ".join(f"{key}={value}" for key, value in training["settings"].items())
         state = training["state"] + (f": {training['error']}" if training["error"] else "")
-        cells = [settings, state]
-        for column in columns:
-            found = [p["scores"].get(column, math.nan) for p in points]
-            found = [value for value in found if not math.isnan(value)]
-            cells.append(_percent(max(found)) if found else "\N{EN DASH}")
-        body += f'<tr id="{_anchor(named)}"><th scope="row">{escape(named)}</th>'
-        body += "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         kind, number = named.split(" ")
         place = f"{kind}/{int(number):04d}"
         links = [("settings", f"{place}/config.json"), ("epochs", f"{place}/log.csv")]
@@ -181,8 +178,15 @@ def _trainings(result: SweepResult) -> str:
             (f"epoch {p['epoch']}", p["checkpoint"]) for p in points if p["checkpoint"] is not None
         ]
         linked = ", ".join(f'<a href="{link}">{text}</a>' for text, link in links)
-        body += f"<td>{linked}</td></tr>\n"
+        cells = [escape(settings), escape(state), linked]
+        for column in columns:
+            found = [p["scores"].get(column, math.nan) for p in points]
+            found = [value for value in found if not math.isnan(value)]
+            cells.append(_percent(max(found)) or "" if found else "\N{EN DASH}")
+        body += f'<tr id="{_anchor(named)}"><th scope="row">{escape(named)}</th>'
+        body += "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
     return (
+        "<style>tr:target { background: var(--tint); }</style>\n"
         '<h2>Trainings</h2>\n<div class="wide" role="region" aria-label="Trainings" tabindex="0">'
         f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>"
     )
