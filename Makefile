@@ -47,7 +47,7 @@ test: setup
 $(LOWEST)/.installed: setup.cfg tests/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
-	$(LOWEST)/bin/python -m pip install --quiet -c tests/lowest.txt -e ".[coco,tensorboard,test]"
+	$(LOWEST)/bin/python -m pip install --quiet -c tests/lowest.txt -e ".[coco,sweep,tensorboard,test]"
 	touch $@
 
 # The fast tests with the lowest versions that setup.cfg names. For another Python:

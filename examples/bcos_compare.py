@@ -11,8 +11,8 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from bcos_parts.images import read_folder
 from bcos_parts.networks import mobilenet, small
-from bcos_parts.relearn import read_folder
 from bcos_parts.study import Study, about, table
 from torch import nn
 from torch.utils.data import Subset

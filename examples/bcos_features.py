@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bcos_parts.networks import begin, fade, finish, mobilenet, small, transforms
+from bcos_parts.networks import begin, drop_biases, mobilenet, small, transforms
 from bcos_parts.probe import probe, table
 from bcos_parts.study import about
 from torch.utils.data import Subset
@@ -52,11 +52,10 @@ def main() -> None:
     for kind in ("vanilla", "X-DNN", "B-cos"):
         for data in sets:
             data.transforms = transforms(kind, args.size)
-        model = begin(kind, network())
-        fade(kind, model, 0, 1)
+        model = begin(kind, network(), args.size)
+        drop_biases(kind, model)
         if kind == "B-cos":  # at B = 2 features have other variances
             calibrate(model, torch.stack([parts[0][i][0] for i in range(counts[1] // 4)]))
-        model = finish(kind, model, args.size)
         features = "pretrained" if kind == "vanilla" else "biases dropped at once"
         rows.append({"network": kind, "features": features, "map": probe(model, layer, *parts)})
         file = Path(args.networks) / f"{kind}-features.pt"

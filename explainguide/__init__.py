@@ -61,6 +61,7 @@ _MODULES = (
     "guidance",
     "recipes",
     "selfcheck",
+    "studies",
     "tables",
 )
 

@@ -24,6 +24,7 @@ ROWS = [
     ["evaluation"],
     ["training"],
     ["recipes", "demo"],
+    ["studies"],
     ["cli"],
     ["__main__"],
 ]

@@ -177,7 +177,7 @@ PACKAGES = (
     ".visualization",
     ".training",
 )
-PACKAGES += (".xdnn", ".evaluation", ".models", ".checkpoints", ".report", ".errors")
+PACKAGES += (".studies", ".xdnn", ".evaluation", ".models", ".checkpoints", ".report", ".errors")
 
 
 @pytest.mark.parametrize("package", PACKAGES)

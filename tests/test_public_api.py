@@ -186,6 +186,8 @@ PATHS = [
     *("explainguide.metrics.functional:energy_pointing_game", "explainguide.bcos.norms"),
     *("explainguide.training_config:TrainConfig", "explainguide.weights:load_weights"),
     *("explainguide.classification:ClassificationScores", "explainguide.losses.maps:check_maps"),
+    *("explainguide.studies:sweep", "explainguide.studies:LogRange", "explainguide.bcos:relearn"),
+    *("explainguide.studies:SweepResult", "explainguide.xdnn:relearn"),
     *("explainguide.losses.norms:reff_loss", "explainguide.metrics.localization:PointingGame"),
     *("explainguide.metrics.localization:LocalizationIoU", "explainguide.bcos.base:BcosUnit"),
 ]

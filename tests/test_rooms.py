@@ -35,6 +35,9 @@ def test_the_signature_and_the_options_have_the_same_defaults() -> None:
 
 
 def test_the_house_has_few_rooms_floors_and_arrows() -> None:
-    assert len(rooms.RANK) <= 22
+    # Of them studies is one: many trainings of one question, above training and below cli.
+    assert len(rooms.RANK) <= 23
     assert rooms.floors() <= 10
-    assert len(rooms.arrows()) <= 90
+    # Seven are of studies: cli -> studies, and from it to training, evaluation, metrics, visualization,
+    # named and errors. One is models -> files: relearning keeps checkpoints, written whole or not at all.
+    assert len(rooms.arrows()) <= 98

@@ -1,17 +1,20 @@
 """The three networks: one architecture, three conversions, and the images that each takes."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.efficientnet import _gen_mobilenet_v1
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from explainguide import bcos, xdnn
 from explainguide.bcos import AddInverse, bcosify, scale_biases, set_b
 from explainguide.models import load_weights, small_cnn
 from explainguide.xdnn import remove_bias
 
-__all__ = ["ATTRIBUTIONS", "begin", "fade", "finish", "mobilenet", "norms", "small", "transforms"]
+__all__ = ["ATTRIBUTIONS", "begin", "drop_biases", "finish", "mobilenet"]
+__all__ += ["relearn", "small", "transforms"]
 
 ATTRIBUTIONS = {"vanilla": "ixg", "X-DNN": "intgrad", "B-cos": "bcos"}
 
@@ -35,50 +38,31 @@ def small(num_classes: int) -> nn.Module:
     return model
 
 
-def begin(kind: str, model: nn.Module) -> nn.Module:
-    """A network that answers as the model does, before anything fades."""
+def begin(kind: str, model: nn.Module, size: int) -> nn.Module:
+    """The converted network: a B-cos one still answers as the model does, with B = 1 and biases."""
+    if kind == "X-DNN":
+        return remove_bias(model, image_size=(size, size))
     return bcosify(model, b=1, mean=0.5, std=0.5) if kind == "B-cos" else model
 
 
-def fade(kind: str, model: nn.Module, before: float, share: float) -> float:
-    """Biases fall to 0, linearly, with all that norms subtract; meanwhile B rises from 1.
-
-    At once is too much: most channels would never again be above 0.
-
-    Args:
-        kind: Vanilla networks stay as they are.
-        model: What `begin` made.
-        before: How much of the way was done, from 0 to 1.
-        share: How much is done now.
-
-    Returns:
-        The share, for the next call.
-    """
-    factor = (1 - share) / (1 - before) if before < 1 else 0
+def drop_biases(kind: str, model: nn.Module) -> None:
+    """What `relearn` does to a B-cos network over many steps, at once."""
     if kind == "B-cos":
-        set_b(model, 1 + share)  # to 2
-        scale_biases(model, factor)
-    elif kind == "X-DNN":
-        with torch.no_grad():
-            for module in model.modules():
-                for name in ("bias", "running_mean"):
-                    if isinstance(getattr(module, name, None), torch.Tensor):
-                        getattr(module, name).mul_(factor)
-    return share
+        set_b(model, 2)
+        scale_biases(model, 0)
 
 
-def finish(kind: str, model: nn.Module, size: int) -> nn.Module:
-    """The network of a kind, when all has faded."""
+def relearn(kind: str, model: nn.Module, teacher: nn.Module, images: Tensor, **how: Any) -> None:
+    """Learn the pretrained network's features again, without labels."""
+    learn = bcos.relearn if kind == "B-cos" else xdnn.relearn
+    learn(model, teacher, images, mean=0.5, std=0.5, **how)
+
+
+def finish(kind: str, model: nn.Module) -> None:
+    """Without norms a large first loss would throw all weights off."""
     if kind == "X-DNN":
-        model = remove_bias(model, image_size=(size, size))
-        with torch.no_grad():  # without norms a large first loss would throw all weights off
+        with torch.no_grad():
             [m for m in model.modules() if isinstance(m, nn.Linear)][-1].weight.mul_(0.02)
-    return model
-
-
-def norms(model: nn.Module) -> list[str]:
-    """The layers at which a network is compared with the one that it was made of."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def transforms(kind: str, size: int, *, flip: bool = False) -> v2.Compose:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from bcos_parts.networks import ATTRIBUTIONS, begin, fade, finish, norms, transforms
-from bcos_parts.relearn import relearn
+from bcos_parts.networks import ATTRIBUTIONS, begin, drop_biases, finish, relearn, transforms
 from explainguide import ExplanationGuidance, collate
 from explainguide.checkpoints import load_checkpoint, save_checkpoint, write_whole
 from explainguide.evaluation import evaluate
@@ -74,20 +73,17 @@ class Study:
     def start(self, kind: str, *, features: dict[str, Any], **options: Any) -> nn.Module:
         """A trained network of a kind without guidance, from its file if there is one."""
         torch.manual_seed(0)
-        model = begin(kind, self.network())
+        model = begin(kind, self.network(), self.size)
         folder = self.file.with_suffix("")
         base, taught = (folder / f"{kind}{what}.pt" for what in ("", "-features"))
         kept = next((file for file in (base, taught) if file.exists()), None)
         if kept is not None:
-            fade(kind, model, 0, 1)
-        elif kind != "vanilla":
-            torch.manual_seed(0)
-            teacher = self.network()
-            relearn(kind, model, teacher, norms(teacher), self.unlabelled(), **features)
-        model = finish(kind, model, self.size)
-        if kept is not None:
+            drop_biases(kind, model)
             model.load_state_dict(load_checkpoint(kept)["model"])
         elif kind != "vanilla":
+            torch.manual_seed(0)
+            relearn(kind, model, self.network(), self.unlabelled(), **features)
+            finish(kind, model)
             save_checkpoint(taught, {"model": model.state_dict()})
         if kept != base:
             self.fit(kind, model, **options)

@@ -25,6 +25,7 @@ from explainguide.bcos.norms import (
 )
 from explainguide.bcos.pictures import to_rgba
 from explainguide.bcos.record import Conversion, conversion
+from explainguide.bcos.relearning import relearn
 from explainguide.bcos.release import load_published, published
 from explainguide.bcos.schedule import scale_biases, set_b
 from explainguide.bcos.simple_vit import SimpleViT
@@ -60,6 +61,7 @@ __all__ = [
     "load_published",
     "logit_bias",
     "published",
+    "relearn",
     "scale_biases",
     "set_b",
     "to_rgba",

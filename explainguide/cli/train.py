@@ -5,17 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from explainguide.cli.data_options import (
-    add_data_arguments,
-    check_same_classes,
-    describe_data,
-    find_source,
-    open_training,
-    open_validation,
-)
+from explainguide.cli.data_options import add_data_arguments
 from explainguide.cli.model_options import add_model_arguments
 from explainguide.cli.settings import Later, add_settings, given_settings
-from explainguide.errors import OptionError
 from explainguide.training.config import TrainConfig
 from explainguide.visualization.tables import format_table
 
@@ -71,55 +63,20 @@ def _about_recipes() -> str:
 def run(args: argparse.Namespace) -> int:
     """Train, and print a table of the epochs."""
     # Here, since a mistake in an option needs none of it.
-    import torch
-
-    from explainguide.cli.data import allow_local_modules, build_transforms, image_encoding
-    from explainguide.cli.start import begin
+    from explainguide.cli.prepared import prepare
     from explainguide.processes import process
-    from explainguide.recipes import recipe
     from explainguide.training.loop import train
 
-    allow_local_modules()
     config = _config(args)
-    source = find_source(args.data)
-    train_data = open_training(args, source, masks=config.region == "masks")
-    val_data = open_validation(args, source)
-    multilabel = bool(getattr(train_data, "multilabel", False))
-    check_same_classes(
-        train_data.classes,
-        val_data.classes,
-        of=("the training images", "those of evaluation"),
-        remedy="Name the folders alike, or let both data sets list their classes in one order.",
-    )
-    if len(train_data.classes) < 2 and not multilabel:
-        raise OptionError(
-            f"the images are of one class, {train_data.classes[0]!r}, so every answer is right. "
-            "Add a folder with images of what it is not. Two classes or more are allowed."
-        )
-    torch.manual_seed(config.seed)
-    model, about = begin(args, train_data.classes, source)
-    if args.recipe is not None and args.layer is None:
-        recipe(args.recipe).check_layers(model)
-    flip = not args.no_flip and source.flips
-    encoding = image_encoding(model, about["mean"], about["std"])
-    train_data.transforms = build_transforms(about["image_size"], encoding, flip=flip)
-    val_data.transforms = build_transforms(about["image_size"], encoding)
-    info = {
-        **about,
-        "classes": list(train_data.classes),
-        "multilabel": multilabel,
-        "flip": flip,
-        "recipe": args.recipe,
-        **describe_data(args, source),
-    }
+    ready = prepare(args, config, masks=config.region == "masks")
     history = train(
-        model,
-        train_data,
-        val_data,
+        ready.model,
+        ready.train_data,
+        ready.val_data,
         config,
         resume=args.resume,
         progress=not args.quiet,
-        info=info,
+        info=ready.info,
     )
     if process()[0] == 0:
         print(_report(history, args.out))

@@ -338,7 +338,8 @@ def decode_masks(rows: list[BoxRow], orientation: int, size: tuple[int, int]) ->
         except Exception as error:  # pycocotools raises bare Exception, among others
             raise AnnotationError(
                 f"{row.where} of '{row.image}' has a segmentation that cannot be decoded "
-                f"({first_line(error)}). It is a list of polygons or {{'size', 'counts'}}."
+                f"({first_line(error)}). Make it anew, or leave it out for a box alone. A list of "
+                "polygons, or a dict of 'size' and 'counts', is allowed."
             ) from None
         if decoded[-1].shape != size:
             raise AnnotationError(

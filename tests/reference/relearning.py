@@ -1,31 +1,36 @@
-"""What conversion takes away, learned again from the network that was converted, without labels."""
+"""How the examples once relearned features, kept as it was: the package's must give the same numbers."""
 
-from pathlib import Path
+from __future__ import annotations
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from torchvision.transforms import v2
-from tqdm import tqdm
 
-from bcos_parts.networks import fade, transforms
+from explainguide.bcos import AddInverse, scale_biases, set_b
 
-__all__ = ["read_folder", "relearn"]
-
-BATCH_SIZE = 32
-FADING = 0.5  # the part of all steps over which biases fade
+BATCH_SIZE = 16
+FADING = 0.5
 
 
-def read_folder(folder: str | Path, size: int) -> Tensor:
-    """All of a folder's .jpg files, squashed, as ``(N, 3, size, size)`` of bytes."""
-    shrink = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), antialias=True)])
-    files = sorted(Path(folder).glob("*.jpg"))
-    if not files:
-        raise SystemExit(f"--unlabelled: '{folder}' has no .jpg files. Name a folder of images.")
-    bar = tqdm(files, desc=f"reading {folder}")
-    return torch.stack([shrink(Image.open(file).convert("RGB")) for file in bar])
+def transforms(kind: str) -> v2.Compose:
+    last = AddInverse() if kind == "B-cos" else v2.Normalize([0.5] * 3, [0.5] * 3)
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), last])
+
+
+def fade(kind: str, model: nn.Module, before: float, share: float) -> float:
+    factor = (1 - share) / (1 - before) if before < 1 else 0
+    if kind == "B-cos":
+        set_b(model, 1 + share)
+        scale_biases(model, factor)
+    elif kind == "X-DNN":
+        with torch.no_grad():
+            for module in model.modules():
+                for name in ("bias", "running_mean"):
+                    if isinstance(getattr(module, name, None), torch.Tensor):
+                        getattr(module, name).mul_(factor)
+    return share
 
 
 def relearn(
@@ -38,29 +43,9 @@ def relearn(
     epochs: int,
     lr: float,
 ) -> None:
-    r"""Let biases fade, and train the network to go on returning its features after every norm.
-
-    A norm of timm has the activation in it.
-
-    .. math:: L = 1 - \operatorname{mean}_{l, c}\, \operatorname{corr}(f_{l,c}, t_{l,c})
-        + \operatorname{mean}_l\, \log^2 (\lVert f_l \rVert / \lVert t_l \rVert)
-
-    with correlations over images and places, which leave a channel's offset free, since a network
-    without biases cannot have its teacher's. The second term holds the features' size: otherwise
-    they shrink along with the biases, which then matter as much as before.
-
-    Args:
-        kind: As in `begin`.
-        model: What `begin` made: it starts as its teacher, and is changed in place.
-        teacher: The network that it was made of.
-        layers: Where features are compared; the same names in both.
-        images: ``(N, 3, H, W)``, bytes or in [0, 1], of any content.
-        epochs: Passes over them.
-        lr: Peak of Adam's learning rate (one cycle).
-    """
     torch.manual_seed(0)
-    size, flip = images.shape[-1], v2.RandomHorizontalFlip()
-    as_teacher, as_model = transforms("vanilla", size), transforms(kind, size)
+    flip = v2.RandomHorizontalFlip()
+    as_teacher, as_model = transforms("vanilla"), transforms(kind)
     wanted: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
     hooks = []
@@ -70,8 +55,8 @@ def relearn(
     weights = [p for name, p in model.named_parameters() if not name.endswith("bias")]
     optimizer = torch.optim.Adam(weights, lr)  # trained biases would grow while they fade
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
-    bar, share = tqdm(range(steps), desc=f"{kind}: features"), 0.0
-    for step in bar:
+    share = 0.0
+    for step in range(steps):
         if step % (steps // epochs) == 0:
             order = torch.randperm(len(images))
         picked, order = order[:BATCH_SIZE], order[BATCH_SIZE:]
@@ -86,7 +71,6 @@ def relearn(
         nn.utils.clip_grad_norm_(weights, 5)
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
     for hook in hooks:
         hook.remove()
 
