@@ -83,14 +83,12 @@ def build_page(rows: Sequence[Row], args: argparse.Namespace, command: str) -> E
         title=args.title or "What the models look at",
         metrics=notes,
         results=[_result(row, notes, _against(row, rows, first, notes)) for row in rows],
-        differences=[
-            _difference(one, other, notes, labels) for one, other in _same_but_model(own, args)
-        ],
+        differences=[_difference(one, other, notes, labels) for one, other in _same_but_model(own)],
         bars=_bars(own, first, labels),
         trade_offs=_trade_offs(own, first, labels),
         layer_tables=[] if first is None or not several else [_layers(rows, first)],
         mean_maps=[means for _, means in games],
-        galleries=[*([] if first is None else _galleries(own, first, args, labels)), *grids],
+        galleries=[*([] if first is None else _galleries(own, first, labels)), *grids],
         not_shown=_NOT_SHOWN,
         provenance=_provenance(rows, command),
         skipped=dict.fromkeys(rows[0].skipped(), "could not be read"),
@@ -228,8 +226,8 @@ def _pair(one: Row, other: Row, key: str) -> tuple[np.ndarray, np.ndarray, np.nd
     return first[0], second[0], first[1]
 
 
-def _same_but_model(rows: Sequence[Row], args: argparse.Namespace) -> list[tuple[Row, Row]]:
-    """Rows of one attribution and layer, of two models one after the other; without labels, of all."""
+def _same_but_model(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Rows of one attribution and layer, of two models one after the other."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.attribution, row.layer), []).append(row)
@@ -316,25 +314,23 @@ def _layers(rows: Sequence[Row], key: str) -> LayerTable:
     return LayerTable(key, methods)
 
 
-def _galleries(
-    rows: Sequence[Row], key: str, args: argparse.Namespace, labels: Mapping[int, str]
-) -> list[Gallery]:
-    """The best and the worst images of each model, and what changed most from the first to the last."""
+def _galleries(rows: Sequence[Row], key: str, labels: Mapping[int, str]) -> list[Gallery]:
+    """What changed most from the first model to the second; the worst and the best of each model."""
     galleries = []
-    shown = _each_model([r for r in rows if key in _single(r)])
-    pairs = [(a, b) for a, b in _same_but_model([r for r in rows if key in _single(r)], args)]
+    rows = [row for row in rows if key in _single(row)]
     sign = 1 if MAP_METRICS[key].higher_is_better is not False else -1
-    for one, other in pairs[:1]:
+    for one, other in _same_but_model(rows)[:1]:
         both = _pair(one, other, key)
         if both is not None:
             order = _defined_order(-np.abs(both[1] - both[0]))[:_SHOWN]
             examples = _examples([one, other], order, key, labels)
             galleries.append(Gallery("before_after", key, examples))
-    for row in shown:
+    for row in _each_model(rows):
         order = _defined_order(sign * _single(row)[key])
-        for kind, chosen in (("worst", order[:_SHOWN]), ("best", order[::-1][:_SHOWN])):
-            examples = _examples([row], chosen, key, labels)
-            galleries.append(Gallery(kind, key, examples, labels[id(row)]))  # type: ignore[arg-type]
+        worst = _examples([row], order[:_SHOWN], key, labels)
+        best = _examples([row], order[::-1][:_SHOWN], key, labels)
+        galleries.append(Gallery("worst", key, worst, labels[id(row)]))
+        galleries.append(Gallery("best", key, best, labels[id(row)]))
     return galleries
 
 
