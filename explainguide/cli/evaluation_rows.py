@@ -22,6 +22,7 @@ from explainguide.attr.references import REFERENCES
 from explainguide.cli.judged import Judged, Named
 from explainguide.cli.layers import list_stages
 from explainguide.cli.settings import given_settings
+from explainguide.datasets import DATASETS
 from explainguide.errors import ExplainGuideError, operation
 from explainguide.evaluation.grid_game import GridGame, grid_game
 from explainguide.evaluation.measure import evaluate
@@ -37,8 +38,8 @@ __all__ = ["EXPLAINED", "Row", "ScoreFolder", "measure", "middle_and_last"]
 
 # The options of maps that the command has, but for the attribution, of which it takes several.
 EXPLAINED = tuple(name for name in EXPLAINING if name != "attribution")
-# The options that decide which images are judged, and how they look.
-_DECIDES = ("data", "root", "boxes", "image_set", "decoy", "limit", "size", "fit_on", "fit_boxes")
+# The options that decide which images are judged, and how they look, beside those of the data sets.
+_DECIDES = ("data", "root", "boxes", "image_set", "limit", "size", "fit_on", "fit_boxes")
 
 
 class _Job(NamedTuple):
@@ -304,6 +305,7 @@ def _evaluate(
 
     if folder is None or saver is not None or process()[1] > 1:
         return compute()
+    decides = {*_DECIDES, *(name for source in DATASETS.values() for name in source.options)}
     key = {
         **how,
         "attribution": job.name,
@@ -312,7 +314,7 @@ def _evaluate(
         "threshold of": None if judged.fit_on is None else "fit_on",
         "model": named.model,
         "file": _fingerprint(named.file),
-        "options": {name: value for name, value in vars(args).items() if name in _DECIDES},
+        "options": {name: value for name, value in vars(args).items() if name in decides},
     }
     return folder.kept(key, compute)
 
