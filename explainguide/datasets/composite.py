@@ -272,14 +272,15 @@ def _foregrounds(
     listed = read_split(folder, chosen, include_difficult=False)
     files = image_files(folder, listed)
     images = [folder / "JPEGImages" / files.get(i, f"{i}.jpg") for i in listed]
+    described = [folder / "Annotations" / f"{i}.xml" for i in listed]
     lost = find_missing(images, listed_in=f"split {chosen!r}")
+    lost |= find_missing(described, listed_in=f"split {chosen!r}, for Annotations,")
     missing = [i for i, gone in zip(listed, lost, strict=True) if gone]
     masked = {f.stem for f in folder.glob("SegmentationClass/*.png")}
     index = {name: place for place, name in enumerate(VOC_CLASSES)}
     paths, kinds = [], []
-    for path, gone in zip(images, lost, strict=True):
-        xml = folder / "Annotations" / f"{path.stem}.xml"
-        if gone or path.stem not in masked or not xml.is_file():
+    for path, xml, gone in zip(images, described, lost, strict=True):
+        if gone or path.stem not in masked:
             continue
         shown = {VOC_CLASSES[label] for label in read_record(xml, index).labels}
         if len(shown) == 1 and (name := shown.pop()) in names:

@@ -213,6 +213,11 @@ def test_files_that_are_missing_or_damaged(folder: Path, scenes: Path) -> None:
         data = Composite(folder, backgrounds=scenes)
     assert data.missing == ["train_cat00"]
     assert len(data) == 39
+    (folder / "Annotations/val_cat00.xml").unlink()
+    with pytest.warns(
+        UserWarning, match=r"for Annotations, lists 8 images, 1 of them .*cat00\.xml"
+    ):
+        assert Composite(folder, "val", backgrounds=scenes).missing == ["val_cat00"]
     mask = folder / "SegmentationClass/train_dog00.png"
     miniatures.mask(mask, miniatures.filled(8))
     with pytest.warns(UserWarning, match=r"train_dog00\.png' shows no pixel of the class"):
