@@ -40,7 +40,8 @@ class COCO(Photos):
     names it and the item ``None``. Images that are listed and not there are left out, with one
     warning.
 
-    Construction reads the whole file, which for the training images takes some seconds.
+    Construction reads the whole file, which for the training images takes about half a minute and
+    several gigabytes.
 
     Args:
         root: The folder that holds ``annotations`` and the folders of images.

@@ -46,7 +46,9 @@ _PAIRS: Mapping[str, str] = {"cat": "forest", "dog": "street"}
 _CORRELATION = 0.95
 _LONGER_SIDE = (0.5, 0.8)  # of the object, as a share of the image's
 _VOID = 255
-_VAL = 10  # one scene of so many is for validation, where it has no folder of its own
+# Of ten pictures of a scene, those of a split that has no folder of its own.
+_HELD_OUT = {"val": (9,), "test": (7, 8)}
+_PARTS = 10
 
 
 class Composite(Photos):
@@ -72,8 +74,8 @@ class Composite(Photos):
             ``ImageSets/single_train.txt`` and so on, else of ``Segmentation/train.txt``, else of
             the split of that name.
         backgrounds: A folder of scenes, ``<scene>/...``, or with one of those for each split,
-            ``train/<scene>/...``. Validation without a folder of its own has one picture in ten of the
-            training's, which then has the others.
+            ``train/<scene>/...``. Of ten pictures the validation has one and the test two, where they
+            have no folder of their own; the training then has the others.
         pairs: Class to its own scene, two or more; or ``"cat=forest,dog=street"``.
         correlation: Share of each class on its own scene, in [0, 1]. None: 0.95 in training and
             validation, and in the test evenly on all scenes.
@@ -225,9 +227,9 @@ def _read_pairs(pairs: Mapping[str, str] | str) -> dict[str, str]:
 def _scene(backgrounds: Path, scene: str, image_set: str) -> list[Path]:
     """The pictures of a scene for a split."""
     require_folder(backgrounds, name="backgrounds")
-    of_split = backgrounds / image_set
-    of_training = backgrounds / "train"
-    home = next((f for f in (of_split, of_training) if f.is_dir()), backgrounds)
+    lacking = [split for split in _HELD_OUT if not (backgrounds / split).is_dir()]
+    homes = (backgrounds / image_set, backgrounds / "train")
+    home = next((f for f in homes if f.is_dir()), backgrounds)
     pictures = pictures_in(home / scene)
     if not pictures:
         there = sorted(f.name for f in home.iterdir() if f.is_dir())
@@ -242,14 +244,22 @@ def _scene(backgrounds: Path, scene: str, image_set: str) -> list[Path]:
             f"{short_list(there) or 'no folder'}. A folder of pictures for each scene, or in train and "
             "test, is allowed."
         )
-    if of_split.is_dir() or (image_set == "test" and not of_training.is_dir()):
-        held = pictures
-        if image_set == "train" and not (backgrounds / "val").is_dir():
-            held = [path for place, path in enumerate(pictures) if (place + 1) % _VAL]
-        return held
-    if image_set == "val":
-        return pictures[_VAL - 1 :: _VAL] or pictures
-    return [path for place, path in enumerate(pictures) if (place + 1) % _VAL]
+    if image_set not in lacking and image_set != "train":
+        return pictures
+    taken = [image_set] if image_set in lacking else lacking
+    parts = {place for split in taken for place in _HELD_OUT[split]}
+    held = [
+        path
+        for place, path in enumerate(pictures)
+        if (place % _PARTS in parts) == (image_set in lacking)
+    ]
+    if not held:
+        raise DataError(
+            f"'{home / scene}' has {len(pictures)} pictures, of which none is for the split "
+            f"{image_set!r}. Give ten or more, or a folder for each split. train, val and test are "
+            "allowed."
+        )
+    return held
 
 
 def _foregrounds(
@@ -262,14 +272,15 @@ def _foregrounds(
     listed = read_split(folder, chosen, include_difficult=False)
     files = image_files(folder, listed)
     images = [folder / "JPEGImages" / files.get(i, f"{i}.jpg") for i in listed]
+    described = [folder / "Annotations" / f"{i}.xml" for i in listed]
     lost = find_missing(images, listed_in=f"split {chosen!r}")
+    lost |= find_missing(described, listed_in=f"split {chosen!r}, for Annotations,")
     missing = [i for i, gone in zip(listed, lost, strict=True) if gone]
     masked = {f.stem for f in folder.glob("SegmentationClass/*.png")}
     index = {name: place for place, name in enumerate(VOC_CLASSES)}
     paths, kinds = [], []
-    for path, gone in zip(images, lost, strict=True):
-        xml = folder / "Annotations" / f"{path.stem}.xml"
-        if gone or path.stem not in masked or not xml.is_file():
+    for path, xml, gone in zip(images, described, lost, strict=True):
+        if gone or path.stem not in masked:
             continue
         shown = {VOC_CLASSES[label] for label in read_record(xml, index).labels}
         if len(shown) == 1 and (name := shown.pop()) in names:

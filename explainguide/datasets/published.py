@@ -196,7 +196,8 @@ def read_mask(path: Path, picture: Path, size: tuple[int, int]) -> np.ndarray | 
     """
     try:
         with PILImage.open(path) as file:
-            pixels = np.array(file.convert("RGB") if file.mode in ("RGBA", "LA") else file)
+            plain = {"RGBA": "RGB", "LA": "RGB", "1": "L"}.get(file.mode, file.mode)
+            pixels = np.array(file.convert(plain))
     except Exception as error:  # PIL raises whatever a broken file drives it to
         warn_skipped(path, f"cannot be read as a mask ({type(error).__name__})")
         return None

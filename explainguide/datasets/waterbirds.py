@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from explainguide.annotations.subset import draw_annotated
-from explainguide.datasets.items import Transforms, require_folder
+from explainguide.datasets.items import Transforms, require_folder, warn_skipped
 from explainguide.datasets.photos import Objects, Photos, masked_object, outside
 from explainguide.datasets.published import (
     find_missing,
@@ -31,6 +31,7 @@ _BIRDS, _PLACES = ("landbird", "waterbird"), ("land", "water")
 _GROUPS = tuple(f"{bird} on {place}" for bird in _BIRDS for place in _PLACES)
 _AGREED = 128  # of 255, in steps of 51 for each of five people who marked the bird
 _ONE_OF_FIVE = 51
+_BEYOND = 2  # pixels by which a box may leave its image; it is clipped
 
 
 class Waterbirds(Photos):
@@ -136,6 +137,10 @@ class Waterbirds(Photos):
             self._masks[index],
         )
         boxed = not bool(box.isnan().any())
+        if boxed and bool((box[0, 2:] > torch.tensor([size[1], size[0]]) + _BEYOND).any()):
+            corners = tuple(box[0].tolist())
+            warn_skipped(self.paths[index], f"is {size} (height, width), and its box is {corners}")
+            return None
         bird = Objects(box.clone(), torch.tensor([label]))
         if file is not None and (self.with_masks or not boxed):
             marked = read_mask(file, self.paths[index], size)

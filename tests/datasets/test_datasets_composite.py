@@ -115,13 +115,21 @@ def test_no_picture_of_a_scene_is_in_two_splits(folder: Path, scenes: Path) -> N
     assert not used["train"] & used["val"]
     assert {path.parts[-3] for path in used["train"] | used["val"]} == {"train"}
     assert {path.parts[-3] for path in used["test"]} == {"test"}
-    (scenes / "train").rename(scenes / "kept")
     shutil.rmtree(scenes / "test")
-    flat = scenes / "kept"
-    assert not (
-        set(Composite(folder, "train", backgrounds=flat).scenes)
-        & set(Composite(folder, "val", backgrounds=flat).scenes)
-    )
+    for without in (scenes, scenes / "train"):  # a test folder, or any
+        found = [
+            {int(path.stem) % 10 for path in Composite(folder, s, backgrounds=without).scenes}
+            for s in ("train", "val", "test")
+        ]
+        assert found[0] <= set(range(7))
+        assert found[1:] == [{9}, {7, 8}]
+    for path in (scenes / "train/forest").iterdir():
+        if path.stem > "05":
+            path.unlink()
+    with pytest.raises(
+        DataError, match=r"forest' has 6 pictures, of which none is for the split 'val'"
+    ):
+        Composite(folder, "val", backgrounds=scenes)
 
 
 def test_pasting_against_a_slow_reference() -> None:
@@ -205,6 +213,11 @@ def test_files_that_are_missing_or_damaged(folder: Path, scenes: Path) -> None:
         data = Composite(folder, backgrounds=scenes)
     assert data.missing == ["train_cat00"]
     assert len(data) == 39
+    (folder / "Annotations/val_cat00.xml").unlink()
+    with pytest.warns(
+        UserWarning, match=r"for Annotations, lists 8 images, 1 of them .*cat00\.xml"
+    ):
+        assert Composite(folder, "val", backgrounds=scenes).missing == ["val_cat00"]
     mask = folder / "SegmentationClass/train_dog00.png"
     miniatures.mask(mask, miniatures.filled(8))
     with pytest.warns(UserWarning, match=r"train_dog00\.png' shows no pixel of the class"):

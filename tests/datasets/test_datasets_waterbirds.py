@@ -213,6 +213,15 @@ def test_a_damaged_image_is_named_and_skipped(folder: Path) -> None:
         assert Waterbirds(folder)[0] is None
 
 
+def test_a_box_that_is_not_of_the_image(folder: Path, cub: dict[str, Path]) -> None:
+    miniatures.picture(folder / miniatures.BIRDS[0][1], (20, 15))
+    message = (
+        r"^Waterbirds: '.*0001\.jpg' is \(15, 20\) \(height, width\), and its box is \(7\.0, 3"
+    )
+    with pytest.warns(UserWarning, match=message):
+        assert Waterbirds(folder, boxes=cub["boxes"])[0] is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
