@@ -286,7 +286,8 @@ def _features(
     wanted: dict[str, Tensor] = {}
 
     def keep(outputs: dict[str, Tensor], name: str) -> Callable[[Any, Any, Tensor], None]:
-        return lambda _, __, output: outputs.update({name: output})
+        # A clone, since an activation that works in place would write over what a layer returned.
+        return lambda _, __, output: outputs.update({name: output.clone()})
 
     with contextlib.ExitStack() as stack:
         for model, outputs in ((teacher, wanted), (network, found)):

@@ -16,6 +16,7 @@ from explainguide.studies.file_lock import held, try_to_hold
 __all__ = ["SAMPLERS", "Claim", "OptunaStudy", "open_storage", "quiet"]
 
 SAMPLERS = ("grid", "random", "nsga2")
+_TRIES = 100  # of a sampler, for settings that were not there yet
 _PASSWORD = re.compile(r"://([^:/@]+):[^@]*@")
 
 
@@ -50,7 +51,7 @@ def open_storage(where: str) -> Any:
         DataError: If it cannot be reached, or is no journal.
     """
     optuna = _optuna()
-    shown = _PASSWORD.sub(r"://\1:***@", where)
+    shown = _shown(where)
     try:
         if "://" in where:
             return optuna.storages.RDBStorage(where)
@@ -63,14 +64,18 @@ def open_storage(where: str) -> Any:
             "it with pip. sqlite:///study.db needs none."
         ) from error
     except Exception as error:  # of SQLAlchemy, a driver, or a journal that cannot be read
-        raise _unreachable(shown, error) from error
+        raise _unreachable(where, error) from error
 
 
-def _unreachable(shown: str, error: Exception) -> DataError:
+def _shown(where: str) -> str:
+    return _PASSWORD.sub(r"://\1:***@", where)
+
+
+def _unreachable(where: str, error: Exception) -> DataError:
     said = first_line(error)
     said = f"{type(error).__name__}: {said[:200]}" if not isinstance(error, OSError) else said
     return DataError(
-        f"storage {shown!r} cannot be reached or read ({_PASSWORD.sub('://***@', said)}). Look at "
+        f"storage {_shown(where)!r} cannot be reached or read ({_shown(said)}). Look at "
         "its address, or leave it out for a file in the folder. A file, or a URL such as "
         "sqlite:///study.db, is allowed."
     )
@@ -93,6 +98,7 @@ class OptunaStudy:
     Args:
         storage: As `open_storage` returned it.
         name: In the storage.
+        where: The storage, for messages.
         folder: Of the trials, one folder each.
         mutex: A file that is locked while a trial is claimed.
         objectives: Names of what is maximised.
@@ -104,6 +110,7 @@ class OptunaStudy:
         storage: Any,
         name: str,
         *,
+        where: str,
         folder: Path,
         mutex: Path,
         objectives: Sequence[str],
@@ -127,7 +134,7 @@ class OptunaStudy:
         except DataError:
             raise
         except Exception as error:
-            raise _unreachable(name, error) from error
+            raise _unreachable(where, error) from error
         self._compare(name, before or {}, settings)
 
     @staticmethod
@@ -183,9 +190,9 @@ class OptunaStudy:
                     attrs = trial.user_attrs
                     rows = list(attrs.get("rows", []))
                     return Claim(trial.number, trial._trial_id, attrs["settings"], rows, lock)
-            known = [t.user_attrs["settings"] for t in trials if "settings" in t.user_attrs]
+            known = {_text(t.user_attrs["settings"]) for t in trials if "settings" in t.user_attrs}
             if points is not None:
-                left = [point for point in points if _plain(point) not in known]
+                left = [point for point in points if _text(point) not in known]
                 if not left:
                     return None
                 waiting = any(trial.state == state.WAITING for trial in trials)
@@ -196,10 +203,10 @@ class OptunaStudy:
             else:
                 if len(known) >= limit:
                     return None
-                # With another seed each time: a process that begins again must not repeat its draws.
-                self._study.sampler = self._sampler(sampler, seed + 7919 * len(known), limit)
-                trial = self._study.ask()
-                settings = choose(trial)
+                found = self._draw(choose, known, sampler=sampler, seed=seed, limit=limit)
+                if found is None:
+                    return None
+                trial, settings = found
             settings = _plain(settings)
             lock = try_to_hold(self.path(trial.number) / ".lock")
             if lock is None:
@@ -209,6 +216,33 @@ class OptunaStudy:
                 )
             trial.set_user_attr("settings", settings)
             return Claim(trial.number, trial._trial_id, settings, [], lock)
+
+    def _draw(
+        self,
+        choose: Callable[[Any], dict[str, Any]],
+        known: set[str],
+        *,
+        sampler: str,
+        seed: int,
+        limit: int,
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Settings that were not trained yet; None where the sampler finds no more."""
+        state = self._optuna.trial.TrialState
+        for _ in range(_TRIES):
+            trials = self._study.get_trials(deepcopy=False)
+            # With another seed each time: a process that begins again must not repeat its draws.
+            self._study.sampler = self._sampler(sampler, seed + 7919 * len(trials), limit)
+            trial = self._study.ask()
+            settings = choose(trial)
+            if _text(settings) not in known:
+                return trial, settings
+            # Of equal settings the same would come out, which the sampler is told at once.
+            twin = next(t for t in trials if _text(t.user_attrs.get("settings")) == _text(settings))
+            if twin.state == state.COMPLETE:
+                self._study.tell(trial, twin.values)
+            else:
+                self._study.tell(trial, state=state.FAIL)
+        return None
 
     def _sampler(self, name: str, seed: int, limit: int) -> Any:
         if name == "nsga2":
@@ -237,6 +271,10 @@ class OptunaStudy:
             for trial in self._study.get_trials(deepcopy=False)
             if "settings" in trial.user_attrs
         ]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _plain(value: Any) -> Any:

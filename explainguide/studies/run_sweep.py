@@ -138,10 +138,11 @@ def sweep(
     }
     with ExitStack() as stack:
         stack.enter_context(quiet())
-        opened = open_storage(storage or str(folder / "study.journal"))
+        where = storage or str(folder / "study.journal")
         study = partial(
             OptunaStudy,
-            opened,
+            open_storage(where),
+            where=where,
             mutex=folder / ".lock",
             objectives=scores,
         )

@@ -216,6 +216,20 @@ def test_a_frozen_teacher_teaches(kind: str) -> None:
     assert losses[0] > 0
 
 
+def test_activations_in_place_do_not_change_what_is_compared() -> None:
+    """ReLU6 becomes a gate, which does not work in place: both must be what the norm returned."""
+    model = teacher()
+    for name in ("2", "5", "8"):
+        model[int(name)] = nn.ReLU6(inplace=True)
+    network = as_bcos(model)  # a warning would be an error
+    bcos.relearn(network, model, pictures(), epochs=1, **SETTINGS)
+    with relearning._features(network, model, ["4"]) as (_, wanted):
+        model(encoded("teacher", pictures()))
+    plain = model[3](model[2](model[1](model[0](encoded("teacher", pictures())))))
+    torch.testing.assert_close(wanted["4"], model[4](plain))
+    assert float(wanted["4"].min()) < 0
+
+
 def test_tokens_are_compared_channel_by_channel() -> None:
     found, wanted = torch.randn(4, 6, 5), torch.randn(4, 6, 5)
     tokens = relearning._unlike(found, wanted)

@@ -150,6 +150,7 @@ def test_a_study_of_other_settings_is_refused(
     assert "Use the same, or another name and folder." in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_sweep_that_was_killed_goes_on(whole: tuple[Path, SweepResult], tmp_path: Path) -> None:
     """In the second epoch of the second training; then another process takes it up."""
@@ -167,6 +168,7 @@ def test_a_sweep_that_was_killed_goes_on(whole: tuple[Path, SweepResult], tmp_pa
     assert fingerprints(out) == fingerprints(whole[0])
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study(whole: tuple[Path, SweepResult], tmp_path: Path) -> None:
     out, built = tmp_path / "shared", tmp_path / "built"
     storage = str(out / "study.journal")

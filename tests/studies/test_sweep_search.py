@@ -160,11 +160,18 @@ def test_samplers_draw_from_ranges_and_go_on(
     result = run(tmp_path, search, sampler=sampler, trials=12, baseline=0.8)
     lambdas = [float(lam or 0) for lam in trained.lambdas]
     assert len(lambdas) == 12
-    assert len(set(lambdas)) >= 9  # a child of NSGA-II can be as its parent; nothing is drawn again
+    # A child of NSGA-II can be as its parent, and a process draws as the one before: neither is trained.
+    assert len({(c.lam, c.loss) for c in trained.configs}) == 12
     assert all(0.01 <= lam <= 100 for lam in lambdas)
     assert min(lambdas) < 1 < max(lambdas)
     assert {c.loss for c in trained.configs} == {"energy", "l1"}
     assert len({p["training"] for p in result.points}) == 12
+
+
+def test_a_sampler_ends_where_nothing_is_new(trained: Trained, tmp_path: Path) -> None:
+    result = run(tmp_path, {"lam": [1, 2, 3]}, sampler="random", trials=5, baseline=0.8)
+    assert sorted(trained.lambdas) == [1, 2, 3]
+    assert len(result.trainings) == 3
 
 
 def test_optuna_learns_the_best_epoch(trained: Trained, tmp_path: Path) -> None:
