@@ -18,7 +18,8 @@ from torchvision import tv_tensors
 from explainguide.attr import ATTRIBUTIONS, InputXGradient
 from explainguide.errors import DataError, ExplainGuideError, OptionError, ShapeError
 from explainguide.evaluation import BatchMaps, Record, Scores, evaluate
-from explainguide.evaluation.classification import ClassificationScores, classification_loss
+from explainguide.evaluation.classification import ClassificationScores
+from explainguide.losses import classification_loss
 from explainguide.metrics import (
     MAP_METRICS,
     energy_pointing_game,
