@@ -455,6 +455,7 @@ def test_loading_in_workers_gives_the_same() -> None:
             OptionError,
             r"evaluate: workers is -1\. A whole number from 0 on is allowed\.",
         ),
+        ({"grid_size": 0}, OptionError, r"evaluate: grid_size is 0\. A whole number from 1 on is"),
         (
             {"device": "gpu"},
             OptionError,
