@@ -80,9 +80,10 @@ def evaluate(
         threshold: Of the IoU, or ``"fit"`` for the best one on these data, which is then too good.
         fit_on: Other images, of the form of `data`, on which the threshold is fitted for each layer. It
             costs their evaluation.
-        metrics: Which metrics to report beside those of the answers: keys of `explainguide.metrics.MAP_METRICS`, those
-            of your own (`explainguide.metrics.map_metric`) too. None is those named below. Some ask the
-            model or the attribution many times an image; their noise is of the global generator.
+        metrics: Which metrics to report beside those of the answers: keys of
+            `explainguide.metrics.MAP_METRICS`, those of your own (`explainguide.metrics.map_metric`)
+            too. None is those named below. Some ask the model or the attribution many times an
+            image; their noise is of the global generator.
         on_batch: Called with each batch of `data`, its maps and their scores, as by
             `explainguide.evaluation.Record`. Each process sees its own share.
         grid_size: Images in height and in width of the grids of ``"gridpg"``, which `grid_game` makes
