@@ -3,8 +3,8 @@
 from explainguide.evaluation.classification import (
     ClassificationScores,
     check_labels,
-    classification_loss,
     is_multilabel,
 )
+from explainguide.losses import classification_loss
 
 __all__ = ["ClassificationScores", "check_labels", "classification_loss", "is_multilabel"]

@@ -18,7 +18,8 @@ from torchvision import tv_tensors
 from explainguide.attr import ATTRIBUTIONS, InputXGradient
 from explainguide.errors import DataError, ExplainGuideError, OptionError, ShapeError
 from explainguide.evaluation import BatchMaps, Record, Scores, evaluate
-from explainguide.evaluation.classification import ClassificationScores, classification_loss
+from explainguide.evaluation.classification import ClassificationScores
+from explainguide.losses import classification_loss
 from explainguide.metrics import (
     MAP_METRICS,
     energy_pointing_game,
@@ -454,6 +455,7 @@ def test_loading_in_workers_gives_the_same() -> None:
             OptionError,
             r"evaluate: workers is -1\. A whole number from 0 on is allowed\.",
         ),
+        ({"grid_size": 0}, OptionError, r"evaluate: grid_size is 0\. A whole number from 1 on is"),
         (
             {"device": "gpu"},
             OptionError,

@@ -20,9 +20,8 @@ from torchmetrics.classification import (
 
 from explainguide.errors import DataError, ShapeError
 from explainguide.host import host_array
-from explainguide.losses import classification_loss
 
-__all__ = ["ClassificationScores", "check_labels", "classification_loss", "is_multilabel"]
+__all__ = ["ClassificationScores", "check_labels", "is_multilabel"]
 
 _TRUE_POSITIVES, _SUPPORT = 0, 4  # columns of torchmetrics' stat scores
 

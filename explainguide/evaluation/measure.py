@@ -80,8 +80,10 @@ def evaluate(
         threshold: Of the IoU, or ``"fit"`` for the best one on these data, which is then too good.
         fit_on: Other images, of the form of `data`, on which the threshold is fitted for each layer. It
             costs their evaluation.
-        metrics: Which metrics of the maps to report: keys of `explainguide.metrics.MAP_METRICS`, those
-            of your own (`explainguide.metrics.map_metric`) too. None is those named below.
+        metrics: Which metrics to report beside those of the answers: keys of
+            `explainguide.metrics.MAP_METRICS`, those of your own (`explainguide.metrics.map_metric`)
+            too. None is those named below. Some ask the model or the attribution many times an
+            image; their noise is of the global generator.
         on_batch: Called with each batch of `data`, its maps and their scores, as by
             `explainguide.evaluation.Record`. Each process sees its own share.
         grid_size: Images in height and in width of the grids of ``"gridpg"``, which `grid_game` makes
@@ -99,17 +101,19 @@ def evaluate(
         part or are not finite (a warning tells of these); ``"iou_threshold"`` where it was fitted,
         that of the first layer; ``"images"``, ``"pairs"``, ``"skipped"``. With several layers
         ``"epg"``, ``"iou"`` and ``"on_object_epg"`` are means over layers, and ``"epg layer4"`` and
-        so on are those of each.
+        so on are those of each. Other metrics are reported under their keys likewise.
 
     Raises:
         LayerError: For a layer that cannot be explained.
         OptionError: For another option that is not allowed.
         GuidanceError: For a model that cannot be explained, or that `fully_shard` has cut in pieces.
-        DataError: If no image can be read, or labels and model do not fit.
+        DataError: If no image can be read, or labels and model do not fit; if a metric needs groups and
+            items have none; if ``"gridpg"`` finds too few classes that the model recognises.
     """
     check_option("region", region, ("boxes", "masks"))
     check_number("batch_size", batch_size, least=1, whole=True)
     check_number("workers", workers, least=0, whole=True)
+    check_number("grid_size", grid_size, least=1, whole=True)
     chosen = check_metrics(metrics)
     if fit_on is not None and threshold != 0.5:
         raise OptionError(

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from explainguide.metrics import Infidelity, SensitivityMax, infidelity, sensitivity_max
-from tests.metrics.asked import Affine, Small, defined, seven
+from tests.metrics.asked import Affine, Small, defined, seven, told_elsewhere
 from tests.reference import perturbation as slow
+
+pytestmark = told_elsewhere
 
 
 def seeded(seed=0):

@@ -8,8 +8,10 @@ import torch
 from torchmetrics import MetricCollection
 
 from explainguide.metrics import DeletionCurve, InsertionCurve, deletion_curve, insertion_curve
-from tests.metrics.asked import Small, defined, seven
+from tests.metrics.asked import Small, defined, seven, told_elsewhere
 from tests.reference import perturbation as slow
+
+pytestmark = told_elsewhere
 
 KINDS = {
     "insertion": (InsertionCurve, insertion_curve),

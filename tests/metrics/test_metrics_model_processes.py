@@ -17,7 +17,7 @@ from explainguide.metrics import (
     Robustness,
     SensitivityMax,
 )
-from tests.metrics.asked import Small, seven
+from tests.metrics.asked import Small, seven, told_elsewhere
 
 # Batches of each process, as slices of the seven images: the last one empty.
 SHARES = [[(0, 3), (3, 4), (4, 5)], [(5, 7), (7, 7)]]
@@ -76,6 +76,7 @@ def worker(rank, folder):
 @pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs torch with gloo"
 )
+@told_elsewhere
 def test_two_processes_equal_one(tmp_path):
     mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
     values, undefined, shares = run(build(), [(0, 7)])
@@ -87,6 +88,7 @@ def test_two_processes_equal_one(tmp_path):
         assert got[2] == pytest.approx(shares)
 
 
+@told_elsewhere
 def test_states_of_two_processes_are_added():
     """As if a second process held the same images."""
     maps, images, target = seven()

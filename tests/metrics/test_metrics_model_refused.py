@@ -25,7 +25,7 @@ from explainguide.metrics import (
     replace_background,
     sensitivity_max,
 )
-from tests.metrics.asked import Small, seven
+from tests.metrics.asked import Small, seven, told_elsewhere
 
 MAPS, IMAGES, TARGET = seven()
 MASK = MAPS > 0
@@ -355,6 +355,7 @@ def test_keywords_are_not_swallowed(kind):
         kind(fractionz=0.1)
 
 
+@told_elsewhere
 def test_a_refused_batch_adds_nothing():
     metric = PixelPerturbation()
     with pytest.raises(OptionError, match="target holds class 3"):

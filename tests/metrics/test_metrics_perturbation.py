@@ -11,8 +11,10 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from explainguide.errors import ExplainGuideWarning, GuidanceError
 from explainguide.metrics import PixelPerturbation, perturb, pixel_perturbation
-from tests.metrics.asked import Small, defined, seven
+from tests.metrics.asked import Small, defined, seven, told_elsewhere
 from tests.reference import perturbation as slow
+
+pytestmark = told_elsewhere
 
 FRACTIONS = (0.05, 0.1, 0.2)
 MODES = ("remove", "keep")

@@ -133,7 +133,8 @@ def test_forward_is_silent_and_compute_tells(kind, function, reason, count, brok
 def test_an_evaluation_counts_and_tells_them(broken):
     maps, masks, boxes = broken
     scores = MapScores(["epg", "pxap", "iou_curve"], threshold=0.5, device=maps.device)
-    scores.update(maps, masks, boxes.double(), None, torch.zeros(11, dtype=torch.bool))
+    given = {"region": masks, "boxes": boxes.double(), "segmentation": None}
+    scores.update(maps, given, torch.zeros(11, dtype=torch.bool), multilabel=False)
     with pytest.warns(ExplainGuideWarning) as caught:
         found = over_layers({"layer": scores})
     assert [str(w.message).partition(".")[0] for w in caught] == [
