@@ -838,8 +838,10 @@ def test_evaluate_hands_on_maps_that_are_not_finite() -> None:
     def broken(images: Tensor, target: Tensor) -> Tensor:
         return torch.full_like(images[:, 0], float("nan"))
 
-    found = evaluate(tiny(), Scenes(5), attribution=broken)
+    with pytest.warns(ExplainGuideWarning, match="a map or mask that is not finite"):
+        found = evaluate(tiny(), Scenes(5), attribution=broken)
     assert found["pairs"] > 0 and math.isnan(found["epg"])
+    assert found["epg_undefined"] == found["pairs"]
 
 
 def test_evaluate_tells_mistakes_under_its_own_name() -> None:
