@@ -237,7 +237,7 @@ def test_maps_that_are_not_finite_are_told_and_left_out() -> None:
         maps = images.sum(1)
         return torch.where((target == 3)[:, None, None], torch.nan, maps)
 
-    names = [*OF_MAPS, "gridpg"]
+    names = ["gridpg", *OF_MAPS]  # the game comes first
     with pytest.warns(ExplainGuideWarning, match="not finite") as caught:
         found = evaluate(
             Colours(), Painted("index"), attribution=breaks, metrics=names, grid_size=2

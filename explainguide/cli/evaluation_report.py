@@ -7,6 +7,7 @@ import datetime
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
@@ -169,15 +170,11 @@ def _result(row: Row, notes: Mapping[str, MetricNote], remarks: Sequence[str] = 
             scores[key] = Score(row.numbers[key])
         else:
             scores[key] = _score(bootstrap_interval(units[0], images=units[1]))
-        undefined = row.numbers.get(f"{key}_undefined")
-        if undefined is not None:
-            scores[key] = Score(
-                **{
-                    **vars(scores[key]),
-                    "undefined": int(undefined),
-                    "total": int(row.numbers["pairs"]),
-                }
-            )
+        entry = None if key in _CLASSIFICATION else _entry(key)[0]
+        undefined = None if entry is None else row.numbers.get(f"{entry.key}_undefined")
+        if entry is not None and undefined is not None:
+            total = int(row.numbers["pairs"]) if entry.takes == "maps" else None
+            scores[key] = replace(scores[key], undefined=int(undefined), total=total)
     model = "reference" if row.reference else row.model
     return Result(model, scores, row.attribution, row.layer, remarks, row.reference)
 

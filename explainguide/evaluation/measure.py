@@ -129,23 +129,21 @@ def evaluate(
     if place is not None:
         inner.to(place)
     how = _How(inner, found, reading, region, batch_size, workers, progress)
+    kinds = {kind: [k for k in chosen if MAP_METRICS[k].takes == kind] for kind in _KINDS}
+    # First, since too few recognised classes are an error, which must not cost the numbers of a pass.
+    game = _play(how, data, n=grid_size) if kinds["grids"] else {}
     fitted: dict[str, dict[str, float]] = {}
     if fit_on is not None:
         check_data(fit_on, name="fit_on")
         fitted = _fit(how, fit_on, chosen)
     device = _device(inner)
-    kinds = {kind: [k for k in chosen if MAP_METRICS[k].takes == kind] for kind in _KINDS}
     maps = {
         name: MapScores(kinds["maps"], threshold=threshold, fitted=fitted.get(name), device=device)
         for name in found.layers
     }
     named = _groups(data) if kinds["predictions"] else []
     predictions = PredictionScores(kinds["predictions"], named, device)
-    numbers = _measure(how, data, maps, predictions, on_batch)
-    if kinds["grids"]:
-        multilabel = "f1" in numbers
-        numbers = side_by_side(numbers, _play(how, data, n=grid_size, multilabel=multilabel))
-    return numbers
+    return side_by_side(_measure(how, data, maps, predictions, on_batch), game)
 
 
 def _groups(data: Any) -> Sequence[str]:
@@ -311,8 +309,11 @@ def _explain(how: _How, layer: str, images: Tensor, target: Tensor) -> Tensor:
     return how.explaining.explainer(layer)(images, target)
 
 
-def _play(how: _How, data: Any, *, n: int, multilabel: bool) -> dict[str, float]:
+def _play(how: _How, data: Any, *, n: int) -> dict[str, float]:
     """The grid pointing game at every layer: means, and those of each of several layers."""
+    items = (data[index] for index in range(len(data)))
+    first_item = next((item for item in items if item is not None), None)
+    multilabel = first_item is not None and is_multilabel(torch.as_tensor(first_item[1])[None])
     games = {
         name: grid_game(
             how.model,
