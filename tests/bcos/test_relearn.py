@@ -223,10 +223,10 @@ def test_activations_in_place_do_not_change_what_is_compared() -> None:
         model[int(name)] = nn.ReLU6(inplace=True)
     network = as_bcos(model)  # a warning would be an error
     bcos.relearn(network, model, pictures(), epochs=1, **SETTINGS)
-    with relearning._features(network, model, ["4"]) as (_, wanted):
+    with torch.no_grad(), relearning._features(network, model, ["4"]) as (_, wanted):
         model(encoded("teacher", pictures()))
-    plain = model[3](model[2](model[1](model[0](encoded("teacher", pictures())))))
-    torch.testing.assert_close(wanted["4"], model[4](plain))
+        plain = model[3](model[2](model[1](model[0](encoded("teacher", pictures())))))
+        torch.testing.assert_close(wanted["4"], model[4](plain))
     assert float(wanted["4"].min()) < 0
 
 
