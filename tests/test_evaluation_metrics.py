@@ -316,3 +316,17 @@ def test_groups_of_another_kind_are_no_matter_where_no_metric_needs_them() -> No
     data = Scenes(3, multilabel=False)
     data.groups = 5  # type: ignore[attr-defined]
     assert "epg" in evaluate(tiny(), data, layer="stage2")
+
+
+def test_data_with_groups_are_judged_by_group_without_being_asked() -> None:
+    class Plain(Painted):
+        groups: ClassVar[list[str]] = []
+
+    plain = evaluate(Colours(), Plain("index"), layer="pool")
+    found = evaluate(Colours(), Painted("index"), layer="pool")
+    assert found.keys() - plain.keys() == {"worst_group_accuracy"}
+    part = Subset(Painted("index"), range(4))
+    assert "worst_group_accuracy" in evaluate(Colours(), part, layer="pool")
+    assert "worst_group_accuracy" not in evaluate(Colours(), part, layer="pool", metrics=["epg"])
+    several = evaluate(Colours(), Painted("multi-hot"), layer="pool")
+    assert "worst_group_accuracy" not in several  # they have no one answer

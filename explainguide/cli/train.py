@@ -30,7 +30,10 @@ explainguide train --data voc --root VOC2007 --model resnet18 --pretrained \\
       --attribution bcos --out runs/bcos"""
 
 # Of the printed table, before what `evaluate` reports of maps.
-_COLUMNS = ("epoch", "loss", "loss_loc", "f1", "map", "accuracy", "worst_class_accuracy")
+_COLUMNS = (
+    *("epoch", "loss", "loss_loc", "f1", "map"),
+    *("accuracy", "worst_class_accuracy", "worst_group_accuracy"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

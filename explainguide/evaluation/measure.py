@@ -82,7 +82,8 @@ def evaluate(
             costs their evaluation.
         metrics: Which metrics to report beside those of the answers: keys of
             `explainguide.metrics.MAP_METRICS`, those of your own (`explainguide.metrics.map_metric`)
-            too. None is those named below. Some ask the model or the attribution many times an
+            too. None is those named below, and ``"worst_group_accuracy"`` where the data name their
+            groups and labels are class indices. Some ask the model or the attribution many times an
             image; their noise is of the global generator.
         on_batch: Called with each batch of `data`, its maps and their scores, as by
             `explainguide.evaluation.Record`. Each process sees its own share.
@@ -126,6 +127,8 @@ def evaluate(
     reading = check_reading(output=output)
     found = explaining(inner, attribution, layer, reading=reading)
     check_data(data, name="data")
+    if metrics is None and _groups(data) and not _are_multilabel(data):
+        chosen.append("worst_group_accuracy")
     if place is not None:
         inner.to(place)
     how = _How(inner, found, reading, region, batch_size, workers, progress)
@@ -150,7 +153,17 @@ def _groups(data: Any) -> Sequence[str]:
     """The names of a data set's groups, also inside a `Subset` or `LimitedAnnotations`."""
     while not hasattr(data, "groups") and hasattr(data, "dataset"):
         data = data.dataset
-    return list(getattr(data, "groups", ()))
+    names = getattr(data, "groups", None)
+    return (
+        list(names) if isinstance(names, list | tuple) else []
+    )  # another's word for something else
+
+
+def _are_multilabel(data: Any) -> bool:
+    """Whether labels are multi-hot, as the first item that can be read has them."""
+    items = (data[index] for index in range(len(data)))
+    first = next((item for item in items if item is not None), None)
+    return first is not None and is_multilabel(torch.as_tensor(first[1])[None])
 
 
 _KINDS = ("maps", "predictions", "grids")
@@ -311,9 +324,7 @@ def _explain(how: _How, layer: str, images: Tensor, target: Tensor) -> Tensor:
 
 def _play(how: _How, data: Any, *, n: int) -> dict[str, float]:
     """The grid pointing game at every layer: means, and those of each of several layers."""
-    items = (data[index] for index in range(len(data)))
-    first_item = next((item for item in items if item is not None), None)
-    multilabel = first_item is not None and is_multilabel(torch.as_tensor(first_item[1])[None])
+    multilabel = _are_multilabel(data)
     games = {
         name: grid_game(
             how.model,
