@@ -225,7 +225,8 @@ def page(found: dict[str, Any]) -> str:
         f"{table(found['rows'])}\n\n{table(found['passes'])}\n\n"
         f"Images of {found['size']} x {found['size']}, ResNet-18 with random weights, "
         f"{found['steps']} steps, {found['samples']} samples, seed {found['seed']}, "
-        f"equal to {EQUAL:g} of the value, {found['device']}, medians of {found['rounds']} rounds, {versions}.{missing}\n"
+        f"equal to {EQUAL:g} of the value, {found['device']}, "
+        f"medians of {found['rounds']} rounds, {versions}.{missing}\n"
     )
 
 
