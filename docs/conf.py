@@ -27,6 +27,7 @@ FRAGMENTS = (
     "families_huggingface_results.md",
     "families_results.md",
     "loss_results.md",
+    "metrics_results.md",
     "relevance_results.md",
     "robustvit_results.md",
     "step_results.md",

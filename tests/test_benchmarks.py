@@ -17,6 +17,7 @@ PAGES = {
     "loss": "loss_results.md",
     "amp": "amp_results.md",
     "bcos": "bcos_speed_results.md",
+    "metrics": "metrics_results.md",
 }
 
 
