@@ -83,14 +83,12 @@ def build_page(rows: Sequence[Row], args: argparse.Namespace, command: str) -> E
         title=args.title or "What the models look at",
         metrics=notes,
         results=[_result(row, notes, _against(row, rows, first, notes)) for row in rows],
-        differences=[
-            _difference(one, other, notes, labels) for one, other in _same_but_model(own, args)
-        ],
+        differences=[_difference(one, other, notes, labels) for one, other in _same_but_model(own)],
         bars=_bars(own, first, labels),
         trade_offs=_trade_offs(own, first, labels),
         layer_tables=[] if first is None or not several else [_layers(rows, first)],
         mean_maps=[means for _, means in games],
-        galleries=[*([] if first is None else _galleries(own, first, args, labels)), *grids],
+        galleries=[*([] if first is None else _galleries(own, first, labels)), *grids],
         not_shown=_NOT_SHOWN,
         provenance=_provenance(rows, command),
         skipped=dict.fromkeys(rows[0].skipped(), "could not be read"),
@@ -218,6 +216,8 @@ def _listed(words: Sequence[str]) -> str:
 
 def _pair(one: Row, other: Row, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """The scores of two rows on the same images and classes; None where they have no such."""
+    if one.judged.images != other.judged.images:
+        return None  # equal numbers of items are other images there
     first, second = _units(one, key), _units(other, key)
     if first is None or second is None or key == "f1":
         return None
@@ -228,11 +228,12 @@ def _pair(one: Row, other: Row, key: str) -> tuple[np.ndarray, np.ndarray, np.nd
     return first[0], second[0], first[1]
 
 
-def _same_but_model(rows: Sequence[Row], args: argparse.Namespace) -> list[tuple[Row, Row]]:
-    """Rows of one attribution and layer, of two models one after the other; without labels, of all."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+def _same_but_model(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Rows of one attribution and layer on the same images, of two models one after the other."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.attribution, row.layer), []).append(row)
+        images = sorted(map(str, row.judged.images.items()))
+        groups.setdefault((row.attribution, row.layer, *images), []).append(row)
     return [pair for group in groups.values() for pair in pairwise(group)]
 
 
@@ -316,13 +317,11 @@ def _layers(rows: Sequence[Row], key: str) -> LayerTable:
     return LayerTable(key, methods)
 
 
-def _galleries(
-    rows: Sequence[Row], key: str, args: argparse.Namespace, labels: Mapping[int, str]
-) -> list[Gallery]:
-    """The best and the worst images of each model, and what changed most from the first to the last."""
+def _galleries(rows: Sequence[Row], key: str, labels: Mapping[int, str]) -> list[Gallery]:
+    """The best and the worst images of each model, and what changed most from the first to the next."""
     galleries = []
     shown = _each_model([r for r in rows if key in _single(r)])
-    pairs = [(a, b) for a, b in _same_but_model([r for r in rows if key in _single(r)], args)]
+    pairs = _same_but_model([r for r in rows if key in _single(r)])
     sign = 1 if MAP_METRICS[key].higher_is_better is not False else -1
     for one, other in pairs[:1]:
         both = _pair(one, other, key)
