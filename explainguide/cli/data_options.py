@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from explainguide.cli.settings import Later
@@ -21,6 +22,7 @@ __all__ = [
     "add_data_arguments",
     "check_same_classes",
     "describe_data",
+    "evaluation_images",
     "find_source",
     "open_evaluation",
     "open_training",
@@ -202,6 +204,30 @@ def open_evaluation(args: argparse.Namespace, info: Mapping[str, Any], *, fit: b
     Raises:
         OptionError, DataError, AnnotationError: As `open_training`.
     """
+    kind, source, asked = _of_evaluation(args, info)
+    if fit:
+        asked = _elsewhere(args, asked, source)
+    return _open(kind, source, {**asked, "masks": True, "size": info["image_size"]})
+
+
+def evaluation_images(args: argparse.Namespace, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Which images `open_evaluation` opens, in plain values: two that are equal have the same images.
+
+    Args:
+        args: As there.
+        info: As there.
+    """
+    kind, _, asked = _of_evaluation(args, info)
+    files = {name: asked[name] for name in ("root", "boxes") if asked.get(name) is not None}
+    places = {name: str(Path(file).resolve()) for name, file in files.items()}
+    named = {name: str(value) for name, value in asked.items() if value is not None}
+    return {"data": kind, **named, **places}
+
+
+def _of_evaluation(
+    args: argparse.Namespace, info: Mapping[str, Any]
+) -> tuple[str, DataSource, dict[str, Any]]:
+    """Kind and entry of the data set that is judged on, and what is said of it."""
     from explainguide.datasets import DATASETS
 
     kind = args.data or info.get("data")
@@ -219,10 +245,7 @@ def open_evaluation(args: argparse.Namespace, info: Mapping[str, Any], *, fit: b
         asked["boxes"] = None  # those of other images
     given = {name: getattr(args, name) for name in ("image_set", "root", "boxes")}
     given |= _own_options(args, source)
-    asked |= {name: value for name, value in given.items() if value is not None}
-    if fit:
-        asked = _elsewhere(args, asked, source)
-    return _open(kind, source, {**asked, "masks": True, "size": info["image_size"]})
+    return kind, source, asked | {name: v for name, v in given.items() if v is not None}
 
 
 def _elsewhere(

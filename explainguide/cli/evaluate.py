@@ -146,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     # Here, since a mistake in an option needs none of it.
     from explainguide.cli.data import allow_local_modules
+    from explainguide.cli.data_options import check_same_classes
     from explainguide.cli.evaluation_rows import ScoreFolder, measure
     from explainguide.cli.judged import list_judged, open_judged
     from explainguide.evaluation.map_scores import check_metrics
@@ -172,6 +173,13 @@ def run(args: argparse.Namespace) -> int:
 
     for named in list_judged(args):
         judged = open_judged(named, args, device)
+        if rows:
+            check_same_classes(
+                judged.classes,
+                rows[0].judged.classes,
+                of=(f"the data of '{named.label}'", f"those of '{rows[0].model}'"),
+                remedy="Evaluate them one by one, or name data for both with --data.",
+            )
         rows += measure(
             named,
             judged,

@@ -213,6 +213,8 @@ def _listed(words: Sequence[str]) -> str:
 
 def _pair(one: Row, other: Row, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """The scores of two rows on the same images and classes; None where they have no such."""
+    if one.judged.images != other.judged.images:
+        return None  # equal numbers of items are other images there
     first, second = _units(one, key), _units(other, key)
     if first is None or second is None or key == "f1":
         return None
@@ -224,10 +226,11 @@ def _pair(one: Row, other: Row, key: str) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _same_but_model(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Rows of one attribution and layer, of two models one after the other."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """Rows of one attribution and layer on the same images, of two models one after the other."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.attribution, row.layer), []).append(row)
+        images = sorted(map(str, row.judged.images.items()))
+        groups.setdefault((row.attribution, row.layer, *images), []).append(row)
     return [pair for group in groups.values() for pair in pairwise(group)]
 
 

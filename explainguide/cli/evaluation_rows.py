@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import re
@@ -22,7 +23,6 @@ from explainguide.attr.references import REFERENCES
 from explainguide.cli.judged import Judged, Named
 from explainguide.cli.layers import list_stages
 from explainguide.cli.settings import given_settings
-from explainguide.datasets import DATASETS
 from explainguide.errors import ExplainGuideError, operation
 from explainguide.evaluation.grid_game import GridGame, grid_game
 from explainguide.evaluation.measure import evaluate
@@ -38,8 +38,8 @@ __all__ = ["EXPLAINED", "Row", "ScoreFolder", "measure", "middle_and_last"]
 
 # The options of maps that the command has, but for the attribution, of which it takes several.
 EXPLAINED = tuple(name for name in EXPLAINING if name != "attribution")
-# The options that decide which images are judged, and how they look, beside those of the data sets.
-_DECIDES = ("data", "root", "boxes", "image_set", "limit", "size", "fit_on", "fit_boxes")
+# The options that decide, beside `Judged.images`, which images are judged and how they look.
+_DECIDES = ("limit", "size", "fit_on", "fit_boxes")
 
 
 class _Job(NamedTuple):
@@ -50,12 +50,14 @@ class _Job(NamedTuple):
         attribution: As `evaluate` takes it.
         layers: Their names.
         settings: All that its maps depend on besides, in plain values.
+        output: Which of several things that the model returns are the logits.
     """
 
     name: str
     attribution: Any
     layers: list[str]
     settings: Mapping[str, Any]
+    output: Any
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Row:
             Subset(self.judged.data, chosen),
             layer=self.job.layers,
             attribution=self.job.attribution,
+            output=self.job.output,
             metrics=[],
             on_batch=keep,
         )
@@ -112,13 +115,18 @@ class Row:
     def play(self, n: int, *, examples: int) -> GridGame:
         """The grid pointing game once more, with grids to look at and the maps of the first cell."""
         method = self.job.attribution
+        # As `evaluate` plays it: nothing flows from one cell into another.
         if isinstance(method, LayerMap):
-            method = as_explainer(method.at(self.layer), self.judged.model)
+            explainer = as_explainer(method.at(self.layer), self.judged.model, interpolate=False)
+        else:
+            explainer = copy.copy(method)
+            explainer.interpolate = False
         return grid_game(
             self.judged.model,
-            method,
+            explainer,
             self.judged.data,
             n=n,
+            output=self.job.output,
             by="sigmoid" if self.scores.labels.ndim == 2 else "softmax",
             examples=examples,
             keep_cell=0,
@@ -217,7 +225,9 @@ def _jobs(
     if own:
         placed = replace(options, layer=asked).place(judged.model)
         settings = {key: value for key, value in options.to_dict().items() if key in EXPLAINING}
-        yield _Job(str(options.attribution), placed.method, list(placed.layers), settings)
+        yield _Job(
+            str(options.attribution), placed.method, list(placed.layers), settings, options.output
+        )
         return
     assert name is not None
     given = given_settings(args, GuideOptions, only=("attribution_options",))
@@ -237,7 +247,7 @@ def _jobs(
         if layer is None and found.layer != INPUT and (args.layer or args.ml_att):
             layers += [asked] if isinstance(asked, str) else list(asked)  # it can be placed
             continue
-        yield _Job(name, found, [found.layer], {"arguments": arguments, **reading})
+        yield _Job(name, found, [found.layer], {"arguments": arguments, **reading}, options.output)
 
 
 def _options(
@@ -295,6 +305,7 @@ def _evaluate(
             judged.data,
             layer=job.layers,
             attribution=job.attribution,
+            output=job.output,
             fit_on=judged.fit_on,
             workers=args.workers,
             progress=process()[0] == 0 and not args.quiet,
@@ -305,7 +316,6 @@ def _evaluate(
 
     if folder is None or saver is not None or process()[1] > 1:
         return compute()
-    decides = {*_DECIDES, *(name for source in DATASETS.values() for name in source.options)}
     key = {
         **how,
         "attribution": job.name,
@@ -314,7 +324,8 @@ def _evaluate(
         "threshold of": None if judged.fit_on is None else "fit_on",
         "model": named.model,
         "file": _fingerprint(named.file),
-        "options": {name: value for name, value in vars(args).items() if name in decides},
+        "images": judged.images,
+        "options": {name: value for name, value in vars(args).items() if name in _DECIDES},
     }
     return folder.kept(key, compute)
 

@@ -20,7 +20,12 @@ from explainguide.cli.data import (
     fits_classes,
     image_encoding,
 )
-from explainguide.cli.data_options import check_same_classes, find_source, open_evaluation
+from explainguide.cli.data_options import (
+    check_same_classes,
+    evaluation_images,
+    find_source,
+    open_evaluation,
+)
 from explainguide.cli.usage import UsageError
 from explainguide.datasets.names import item_names
 from explainguide.errors import DataError, OptionError
@@ -62,6 +67,7 @@ class Judged:
         classes: Names, in the order of the labels.
         groups: Names of the groups; none where the data have none.
         names: Of the images.
+        images: Which images they are; equal for models that are judged on the same.
         plain: What brings an image to the model's size and leaves its colours.
         colours: Mean and std of the normalisation that the model takes.
     """
@@ -73,6 +79,7 @@ class Judged:
     classes: list[str]
     groups: list[str]
     names: list[str]
+    images: Mapping[str, Any]
     plain: Any
     colours: tuple[Sequence[float], Sequence[float]]
 
@@ -184,6 +191,7 @@ def open_judged(named: Named, args: argparse.Namespace, device: Any) -> Judged:
         classes,
         groups=groups,
         names=item_names(data),
+        images=evaluation_images(args, info),
         plain=build_transforms(info["image_size"], []),
         colours=_colours(model, info),
     )

@@ -12,6 +12,7 @@ import torch
 
 from explainguide.attr import InputXGradient
 from explainguide.cli import main
+from explainguide.datasets import DATASETS, DataSource, ImageFolder
 from explainguide.metrics import energy_pointing_game
 from explainguide.models import small_cnn
 
@@ -33,7 +34,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "from explainguide.models import small_cnn\n"
         "def build(num_classes):\n"
         "    return small_cnn(num_classes, widths=(4, 4, 4, 4, 8, 8))\n"
+        "class Pair(__import__('torch').nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.inner = build(num_classes)\n"
+        "    def forward(self, images):\n"
+        "        logits = self.inner(images)\n"
+        "        return -logits, logits\n"
     )
+    inner = {f"inner.{name}": v for name, v in torch.load(folder / "one.pth").items()}
+    torch.save(inner, folder / "pair.pth")
     return folder
 
 
@@ -146,6 +156,89 @@ def test_the_report_and_going_on(
     # Other settings have scores of their own.
     assert main([*command, "--limit", "5"]) == 0
     assert len(list((report / "scores").iterdir())) == 10
+
+
+def test_options_of_a_data_set_have_scores_of_their_own(
+    judge: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_half(root: str, *, boxes: str | None = None, half: str = "0") -> ImageFolder:
+        data = ImageFolder(root, boxes)
+        data.labels.fill_(int(half))
+        return data
+
+    source = DataSource("a half", open_half, options={"half": "0 or 1"})
+    monkeypatch.setitem(DATASETS, "halves", source)
+    files = ["--report", str(tmp_path / "report"), "--csv", str(tmp_path / "t.csv")]
+    accuracies = []
+    for half in ("0", "1"):
+        data = ["--data", "halves", "--half", half]
+        assert main([*judge, *data, "--layer", "stage2", *files]) == 0
+        accuracies.append(float(table(tmp_path / "t.csv")[0]["accuracy"]))
+    assert sum(accuracies) == 1
+
+
+@pytest.mark.parametrize("output", ["1", "0"])
+def test_the_output_is_read_by_every_attribution_and_metric(
+    judge: list[str], photos: Path, tmp_path: Path, output: str
+) -> None:
+    files = ["--csv", str(tmp_path / "t.csv")]
+    asked = ["--attribution", "ixg", "captum:Saliency", "--metrics", "epg", "deletion"]
+    at = judge.index("--size")
+    pair = ["evaluate", "small:Pair", "--weights", str(photos / "pair.pth"), *judge[at:]]
+    assert main([*pair, *asked, "--output", output, *files]) == 0
+    pairs = table(tmp_path / "t.csv")
+    assert main([*judge[:4], *judge[at:], *asked, *files]) == 0
+    ones = table(tmp_path / "t.csv")
+    same = [a["deletion_area"] == b["deletion_area"] for a, b in zip(pairs, ones, strict=True)]
+    assert same == [output == "1"] * 2
+    report = ["--output", output, "--report", str(tmp_path / "report"), "--metrics", "epg"]
+    assert main([*pair, "--attribution", "captum:Saliency", *report]) == 0
+
+
+def trained(folder: Path, images: Path) -> str:
+    """A checkpoint that is evaluated on its own images."""
+    where = ["--root", str(images), "--boxes", f"{images}.csv"]
+    own = ["--val-root", str(images), "--val-boxes", f"{images}.csv", "--size", "24"]
+    model = ["--model", "small:build", "--layer", "stage2", "--lam", "0.5", "--epochs", "1"]
+    out = ["--out", str(folder)]
+    assert main(["train", "--data", "folder", *where, *own, *model, *out, *QUIET]) == 0
+    return str(folder / "last.pt")
+
+
+def test_two_checkpoints_with_images_of_their_own_are_not_paired(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(photos))
+    first = trained(tmp_path / "a", photos / "images")
+    again = trained(tmp_path / "b", photos / "images")
+    other = trained(tmp_path / "c", write_images(tmp_path / "others", 6))
+    for second, paired in ((again, True), (other, False)):
+        report = tmp_path / f"report-{paired}"
+        assert main(["evaluate", first, second, "--report", str(report), *QUIET]) == 0
+        assert ("Differences on the same images" in (report / "report.html").read_text()) == paired
+
+
+def test_two_checkpoints_with_other_classes_are_refused(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(photos))
+    images = write_images(tmp_path / "others", 2)
+    (images / "right").rename(images / "up")
+    boxes = Path(f"{images}.csv")
+    boxes.write_text(boxes.read_text().replace("right/", "up/"))
+    both = [trained(tmp_path / "a", photos / "images"), trained(tmp_path / "b", images)]
+    assert main(["evaluate", *both, *QUIET]) == 2
+    told = capsys.readouterr().err
+    assert (
+        f"class 1 of the data of '{both[1]}' is 'up', but of those of '{both[0]}' 'right'." in told
+    )
+    assert "Evaluate them one by one, or name data for both with --data." in told
 
 
 def test_references_and_what_does_not_beat_a_gaussian(
