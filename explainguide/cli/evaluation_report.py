@@ -7,6 +7,7 @@ import datetime
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
@@ -132,14 +133,8 @@ def _single(row: Row) -> Mapping[str, np.ndarray]:
     return row.scores.scores.get(row.layer, {})
 
 
-def _score(interval: Interval, note: str = "") -> Score:
-    return Score(
-        interval.value,
-        interval.low,
-        interval.high,
-        undefined=interval.undefined,
-        note=" ".join(filter(None, (note, interval.note))),
-    )
+def _score(found: Interval) -> Score:
+    return Score(found.value, found.low, found.high, undefined=found.undefined, note=found.note)
 
 
 def _units(row: Row, key: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -165,21 +160,26 @@ def _result(row: Row, notes: Mapping[str, MetricNote], remarks: Sequence[str] = 
         if key not in row.numbers or (row.reference and key in _CLASSIFICATION):
             continue
         units = _units(row, key)
-        if units is None:
-            scores[key] = Score(row.numbers[key])
-        else:
+        scores[key] = Score(row.numbers[key])
+        if units is not None:
             scores[key] = _score(bootstrap_interval(units[0], images=units[1]))
-        undefined = row.numbers.get(f"{key}_undefined")
-        if undefined is not None:
-            scores[key] = Score(
-                **{
-                    **vars(scores[key]),
-                    "undefined": int(undefined),
-                    "total": int(row.numbers["pairs"]),
-                }
-            )
+        if key not in _CLASSIFICATION:
+            scores[key] = replace(scores[key], **_left_out(row, key))
     model = "reference" if row.reference else row.model
     return Result(model, scores, row.attribution, row.layer, remarks, row.reference)
+
+
+def _left_out(row: Row, key: str) -> dict[str, Any]:
+    """How many maps a number leaves out, and of how many, where that is known."""
+    entry, _ = _entry(key)
+    masked = "segmentation" in entry.needs
+    count = row.numbers.get(f"{entry.key}_undefined")
+    if count is None:
+        return (
+            {"undefined": 0} if masked else {}
+        )  # pairs without masks have no score, and no map is bad
+    of_pairs = not masked and "cell" not in entry.needs
+    return {"undefined": int(count), **({"total": int(row.numbers["pairs"])} if of_pairs else {})}
 
 
 def _against(
