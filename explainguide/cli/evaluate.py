@@ -166,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
         )
     folder = None if args.report is None else ScoreFolder(_open_folder(args.report))
     rows: list[Row] = []
+    of_references: list[Any] = []  # a reference says the same of every model on the same images
 
     def failed(text: str) -> None:
         if first:
@@ -186,10 +187,11 @@ def run(args: argparse.Namespace) -> int:
             args,
             metrics=metrics,
             threshold=threshold,
-            references=[] if rows else references,
+            references=[] if judged.images in of_references else references,
             folder=folder,
             failed=failed,
         )
+        of_references.append(judged.images)
     if not rows:
         raise ExplanationError(
             "nothing could be judged; the lines above say why. Choose another attribution. One that "
@@ -318,7 +320,13 @@ def _open_folder(name: str) -> Path:
         )
     with operation("--report"):
         check_page_path(folder / _PAGE)
-    scores.mkdir(parents=True, exist_ok=True)
+    try:
+        scores.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--report: '{name}' cannot be made ({error.strerror or error}). Name a folder in a place "
+            "where files can be written. A new or empty folder is allowed."
+        ) from error
     return scores
 
 

@@ -10,13 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 import explainguide
 from explainguide.cli.evaluation_rows import Row
-from explainguide.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+from explainguide.cli.evaluation_scores import (
+    entry_of,
+    left_out,
+    paired,
+    single_scores,
+    units_of,
+    with_interval,
+)
+from explainguide.evaluation.bootstrap import bootstrap_interval, paired_difference
 from explainguide.metrics import MAP_METRICS, aggregate_maps, pareto_front
 from explainguide.metrics.aggregate import PERCENTILES
 from explainguide.visualization.evaluation_data import (
@@ -73,7 +80,7 @@ def build_page(rows: Sequence[Row], args: argparse.Namespace, command: str) -> E
     """
     keys = list(dict.fromkeys(key for row in rows for key in _reported(row)))
     notes = {key: _note(key) for key in keys}
-    first = next((key for key in keys if any(key in _single(row) for row in rows)), None)
+    first = next((key for key in keys if any(key in single_scores(row) for row in rows)), None)
     own = [row for row in rows if not row.reference]
     labels = {id(row): _result(row, {}).label for row in rows}
     several = len({row.layer for row in own}) > 1
@@ -83,7 +90,7 @@ def build_page(rows: Sequence[Row], args: argparse.Namespace, command: str) -> E
     return EvaluationPage(
         title=args.title or "What the models look at",
         metrics=notes,
-        results=[_result(row, notes, _against(row, rows, first, notes)) for row in rows],
+        results=[_result(row, notes, _against(row, rows, notes)) for row in rows],
         differences=[_difference(one, other, notes, labels) for one, other in _same_but_model(own)],
         bars=_bars(own, first, labels),
         trade_offs=_trade_offs(own, first, labels),
@@ -106,7 +113,7 @@ def _reported(row: Row) -> list[str]:
 def _note(key: str) -> MetricNote:
     if key in _CLASSIFICATION:
         return _CLASSIFICATION[key]
-    entry, part = _entry(key)
+    entry, part = entry_of(key)
     document = (entry.kind.__doc__ or "").strip().split("\n\n")[0]
     meaning = " ".join(document.replace("`", "").split())
     low, high = (getattr(entry.kind, f"plot_{end}_bound", None) for end in ("lower", "upper"))
@@ -122,74 +129,31 @@ def _note(key: str) -> MetricNote:
     )
 
 
-def _entry(key: str) -> tuple[Any, str]:
-    """The metric of a number, and which part of it that is: ``"segmentation_miou"``."""
-    known = [name for name in MAP_METRICS if key == name or key.startswith(f"{name}_")]
-    name = max(known, key=len)
-    return MAP_METRICS[name], key[len(name) + 1 :]
-
-
-def _single(row: Row) -> Mapping[str, np.ndarray]:
-    return row.scores.scores.get(row.layer, {})
-
-
-def _score(interval: Interval, note: str = "") -> Score:
-    return Score(
-        interval.value,
-        interval.low,
-        interval.high,
-        undefined=interval.undefined,
-        note=" ".join(filter(None, (note, interval.note))),
-    )
-
-
-def _units(row: Row, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """What a number is the mean of, and of which image each is; None for what is no mean."""
-    scores = row.scores
-    if key in _single(row):
-        return _single(row)[key], scores.pair_images
-    if key == "accuracy":
-        return (scores.labels == scores.answers).astype(float), scores.images
-    if key == "f1" and scores.labels.ndim == 2:
-        # F1 = 2 TP / (2 TP + FP + FN): the mean of two ones for each hit and a zero for each error.
-        hits = (scores.labels & scores.answers).sum(1)
-        errors = (scores.labels ^ scores.answers).sum(1)
-        values = np.concatenate([np.ones(2 * int(hits.sum())), np.zeros(int(errors.sum()))])
-        images = [np.repeat(scores.images, 2 * hits), np.repeat(scores.images, errors)]
-        return values, np.concatenate(images)
-    return None
-
-
 def _result(row: Row, notes: Mapping[str, MetricNote], remarks: Sequence[str] = ()) -> Result:
     scores: dict[str, Score] = {}
     for key in notes:
         if key not in row.numbers or (row.reference and key in _CLASSIFICATION):
             continue
-        units = _units(row, key)
-        if units is None:
-            scores[key] = Score(row.numbers[key])
-        else:
-            scores[key] = _score(bootstrap_interval(units[0], images=units[1]))
-        entry = None if key in _CLASSIFICATION else _entry(key)[0]
-        undefined = None if entry is None else row.numbers.get(f"{entry.key}_undefined")
-        if entry is not None and undefined is not None:
-            total = int(row.numbers["pairs"]) if entry.takes == "maps" else None
-            scores[key] = replace(scores[key], undefined=int(undefined), total=total)
-    model = "reference" if row.reference else row.model
+        units = units_of(row, key)
+        scores[key] = Score(row.numbers[key])
+        if units is not None:
+            scores[key] = with_interval(bootstrap_interval(units[0], images=units[1]))
+        if key not in _CLASSIFICATION:
+            scores[key] = replace(scores[key], **left_out(row, key))
+    model = f"reference, as for {row.model}" if row.reference else row.model
     return Result(model, scores, row.attribution, row.layer, remarks, row.reference)
 
 
-def _against(
-    row: Row, rows: Sequence[Row], key: str | None, notes: Mapping[str, MetricNote]
-) -> list[str]:
+def _against(row: Row, rows: Sequence[Row], notes: Mapping[str, MetricNote]) -> list[str]:
     """What to say of a row that does not beat a centred Gaussian."""
-    center = next((r for r in rows if r.reference and r.attribution == "center"), None)
+    same = (r for r in rows if r.reference and r.judged.images == row.judged.images)
+    center = next((r for r in same if r.attribution == "center"), None)
     if row.reference or center is None:
         return []
     below, unsure = [], []
-    for name in _single(row):
+    for name in single_scores(row):
         entry = MAP_METRICS[name]
-        pair = _pair(center, row, name)
+        pair = paired(center, row, name)
         if entry.higher_is_better is None or pair is None:
             continue
         found = paired_difference(*pair[:2], images=pair[2])
@@ -211,20 +175,6 @@ def _listed(words: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _pair(one: Row, other: Row, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The scores of two rows on the same images and classes; None where they have no such."""
-    if one.judged.images != other.judged.images:
-        return None  # equal numbers of items are other images there
-    first, second = _units(one, key), _units(other, key)
-    if first is None or second is None or key == "f1":
-        return None
-    if not np.array_equal(first[1], second[1]):
-        return None
-    if key in _single(one) and not np.array_equal(one.scores.classes, other.scores.classes):
-        return None
-    return first[0], second[0], first[1]
-
-
 def _same_but_model(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Rows of one attribution and layer on the same images, of two models one after the other."""
     groups: dict[tuple[str, ...], list[Row]] = {}
@@ -239,9 +189,9 @@ def _difference(
 ) -> Difference:
     scores = {}
     for key in notes:
-        pair = _pair(one, other, key)
+        pair = paired(one, other, key)
         if pair is not None:
-            scores[key] = _score(paired_difference(*pair[:2], images=pair[2]))
+            scores[key] = with_interval(paired_difference(*pair[:2], images=pair[2]))
     images = len(np.intersect1d(one.scores.images, other.scores.images))
     return Difference(labels[id(one)], labels[id(other)], scores, images)
 
@@ -256,11 +206,11 @@ def _bars(rows: Sequence[Row], key: str | None, labels: Mapping[int, str]) -> li
         of_class: dict[str, dict[str, Score]] = {}
         for index, name in enumerate(classes):
             for row in rows:
-                if key in _single(row):
+                if key in single_scores(row):
                     own = row.scores.classes == index
                     images = row.scores.pair_images[own]
-                    found = bootstrap_interval(_single(row)[key][own], images=images)
-                    of_class.setdefault(name, {})[labels[id(row)]] = _score(found)
+                    found = bootstrap_interval(single_scores(row)[key][own], images=images)
+                    of_class.setdefault(name, {})[labels[id(row)]] = with_interval(found)
         text = "A class without annotated images has no bar."
         bars.append(Bars("By class", key, of_class, text))
     of_group: dict[str, dict[str, Score]] = {}
@@ -270,7 +220,7 @@ def _bars(rows: Sequence[Row], key: str | None, labels: Mapping[int, str]) -> li
         right = (row.scores.labels == row.scores.answers).astype(float)
         for index, name in enumerate(row.judged.groups):
             own = row.scores.groups == index
-            of_group.setdefault(name, {})[row.model] = _score(bootstrap_interval(right[own]))
+            of_group.setdefault(name, {})[row.model] = with_interval(bootstrap_interval(right[own]))
     if of_group:
         text = "A group without images has no bar."
         bars.append(Bars("By group", "accuracy", of_group, text))
@@ -305,28 +255,28 @@ def _layers(rows: Sequence[Row], key: str) -> LayerTable:
     several = len({row.model for row in rows if not row.reference}) > 1
     methods: dict[str, dict[str, Score]] = {}
     for row in rows:
-        units = _units(row, key)
+        units = units_of(row, key)
         if units is not None:
             name = f"{row.attribution} of {row.model}" if several else row.attribution
             name = row.attribution if row.reference else name
             found = bootstrap_interval(units[0], images=units[1])
-            methods.setdefault(name, {})[row.layer] = _score(found)
+            methods.setdefault(name, {})[row.layer] = with_interval(found)
     return LayerTable(key, methods)
 
 
 def _galleries(rows: Sequence[Row], key: str, labels: Mapping[int, str]) -> list[Gallery]:
     """What changed most from the first model to the second; the worst and the best of each model."""
     galleries = []
-    rows = [row for row in rows if key in _single(row)]
+    rows = [row for row in rows if key in single_scores(row)]
     sign = 1 if MAP_METRICS[key].higher_is_better is not False else -1
     for one, other in _same_but_model(rows)[:1]:
-        both = _pair(one, other, key)
+        both = paired(one, other, key)
         if both is not None:
             order = _defined_order(-np.abs(both[1] - both[0]))[:_SHOWN]
             examples = _examples([one, other], order, key, labels)
             galleries.append(Gallery("before_after", key, examples))
     for row in _each_model(rows):
-        order = _defined_order(sign * _single(row)[key])
+        order = _defined_order(sign * single_scores(row)[key])
         worst = _examples([row], order[:_SHOWN], key, labels)
         best = _examples([row], order[::-1][:_SHOWN], key, labels)
         galleries.append(Gallery("worst", key, worst, labels[id(row)]))
@@ -373,7 +323,7 @@ def _examples(
     examples = []
     for pair, image, k in zip(pairs, images, classes, strict=True):
         shown = [
-            ShownMap(labels[id(row)], found[image, k], float(_single(row)[key][pair]))
+            ShownMap(labels[id(row)], found[image, k], float(single_scores(row)[key][pair]))
             for row, found in zip(rows, maps, strict=True)
         ]
         picture, boxes = rows[0].judged.picture(image, k)

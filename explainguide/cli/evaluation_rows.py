@@ -17,13 +17,14 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+import explainguide
 from explainguide.attr import LayerMap
 from explainguide.attr.any_attribution import as_explainer, is_own
 from explainguide.attr.references import REFERENCES
 from explainguide.cli.judged import Judged, Named
 from explainguide.cli.layers import list_stages
 from explainguide.cli.settings import given_settings
-from explainguide.errors import ExplainGuideError, operation
+from explainguide.errors import DataError, ExplainGuideError, operation
 from explainguide.evaluation.grid_game import GridGame, grid_game
 from explainguide.evaluation.measure import evaluate
 from explainguide.evaluation.record import BatchMaps, Record, Scores
@@ -190,8 +191,16 @@ def measure(
     Yields:
         A row for each attribution and layer.
     """
-    for name in (*(args.attribution or [None]), *references):
-        for job in _jobs(name, judged, args, failed):
+    asked: list[str | None] = list(dict.fromkeys(args.attribution or [None]))
+    for name in (*asked, *references):
+        try:
+            jobs = list(_jobs(name, judged, args, failed))
+        except ExplainGuideError as error:
+            if len(asked) == 1:
+                raise
+            failed(str(error))
+            continue
+        for job in jobs:
             try:
                 numbers, scores = _evaluate(
                     job,
@@ -203,7 +212,10 @@ def measure(
                     folder=folder,
                 )
             except ExplainGuideError as error:
-                if isinstance(job.attribution, LayerMap):
+                own_alone = len(asked) == 1 and isinstance(job.attribution, LayerMap)
+                if own_alone or isinstance(
+                    error, DataError
+                ):  # of the data: the others would fail too
                     raise
                 failed(str(error))
                 continue
@@ -321,6 +333,7 @@ def _evaluate(
         "attribution": job.name,
         "settings": job.settings,
         "layers": job.layers,
+        "version": explainguide.__version__,
         "threshold of": None if judged.fit_on is None else "fit_on",
         "model": named.model,
         "file": _fingerprint(named.file),
@@ -368,10 +381,17 @@ class _MapFiles:
             }
             for layer, own in maps.items():
                 file = self._folder / _word(layer) / f"{self._names[index]}.npz"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(file, partial(np.savez_compressed, maps=own[of_image], **content))
+                try:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    replace_file(file, partial(np.savez_compressed, maps=own[of_image], **content))
+                except OSError as error:
+                    raise DataError(
+                        f"'{file}' could not be written ({error.strerror or error}). Name another "
+                        "folder with --save-maps, or free some space. Files before it are whole."
+                    ) from error
 
 
 def _word(text: str) -> str:
-    """A name that every file system takes."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_.") or "_"
+    """A name that every file system takes; another one for another text."""
+    word = re.sub(r"[^\w.+-]+", "_", text).strip("_.")
+    return word if word == text else f"{word}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

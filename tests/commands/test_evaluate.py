@@ -195,6 +195,17 @@ def test_the_output_is_read_by_every_attribution_and_metric(
     assert main([*pair, "--attribution", "captum:Saliency", *report]) == 0
 
 
+def test_undefined_maps_of_a_metric_with_several_numbers_are_told(
+    judge: list[str], photos: Path, tmp_path: Path
+) -> None:
+    (photos / "flat.py").write_text(
+        "def flat(model, images, target):\n    return images.sum(1) * 0\n"
+    )
+    asked = ["--attribution", "flat:flat", "--metrics", "deletion", "--report", str(tmp_path / "r")]
+    assert main([*judge, *asked]) == 0
+    assert "12 of 12 undefined" in (tmp_path / "r" / "report.html").read_text()
+
+
 def trained(folder: Path, images: Path) -> str:
     """A checkpoint that is evaluated on its own images."""
     where = ["--root", str(images), "--boxes", f"{images}.csv"]
