@@ -96,7 +96,7 @@ def test_listing_the_commands_imports_none_of_them(
         (
             ["explian"],
             "unknown command 'explian'. Did you mean 'explain'? "
-            "The commands are demo, train, evaluate, explain, convert, layers.",
+            "The commands are demo, train, sweep, evaluate, explain, convert, layers.",
         ),
         (
             ["demo", "--epoch", "3"],

@@ -30,7 +30,7 @@ COMMANDS = {
     "demo": "train a network that cheats, and the same network guided; nothing to download",
     "train": "train or fine-tune a classifier with guidance",
     "sweep": "train with many settings, and find the front of F1 and EPG: how lam is chosen",
-    "evaluate": "measure checkpoints: F1, mAP or accuracy, EPG, IoU, on-object EPG",
+    "evaluate": "judge checkpoints, attributions and layers: a table, and a report",
     "explain": "draw what a model looks at, for chosen layers and attributions",
     "convert": "make a B-cos network, or one without biases, of a model",
     "layers": "list the layers of a model that can be guided",

@@ -150,7 +150,7 @@ def test_a_damaged_image_is_skipped_and_counted(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--data", "dcoy"], "--data: unknown data 'dcoy'. Did you mean 'decoy'?"),
+        (["--data", "dcoy"], "--data: unknown data 'dcoy'. Did you mean 'decoy' or 'coco'?"),
         (["--model", "resnet81"], "build_model: unknown model 'resnet81'. Did you mean 'resnet18'"),
         (["--layer", "stage9"], "train: unknown layer 'stage9'. Did you mean 'stage3'"),
         (["--loss", "enrgy"], "TrainConfig: unknown loss 'enrgy'. Did you mean 'energy'?"),

@@ -15,7 +15,7 @@ from explainguide.bcos import BcosConv2d
 from explainguide.checkpoints import load_checkpoint, load_model, save_checkpoint
 from explainguide.cli import main
 from explainguide.cli.data import build_transforms, image_encoding
-from explainguide.datasets import ImageFolder
+from explainguide.datasets import DATASETS, ImageFolder
 from explainguide.dynamic import is_bcos
 from explainguide.models import small_cnn
 from explainguide.xdnn import is_homogeneous
@@ -185,7 +185,7 @@ def test_a_converted_network_is_evaluated_before_it_is_trained(
     assert main(["evaluate", "bcos.pt", *quiet]) == 2
     assert capsys.readouterr().err == (
         "explainguide: --data: missing, and the network was converted and never trained. Name the "
-        "images to evaluate it on. decoy, voc, folder are allowed.\n"
+        f"images to evaluate it on. {', '.join(DATASETS)} are allowed.\n"
     )
 
 

@@ -19,12 +19,8 @@ from explainguide.datasets import DecoyDigits
 from explainguide.datasets.batches import count_annotated, epoch_order
 from explainguide.errors import DataError, ExplainGuideWarning, OptionError, ShapeError
 from explainguide.evaluation import evaluate
-from explainguide.evaluation.classification import (
-    ClassificationScores,
-    check_labels,
-    classification_loss,
-)
-from explainguide.losses import confidence_boosting
+from explainguide.evaluation.classification import ClassificationScores, check_labels
+from explainguide.losses import classification_loss, confidence_boosting
 from explainguide.training import TrainConfig, train
 from explainguide.training.lone_images import LoneImages
 
