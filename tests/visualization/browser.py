@@ -140,8 +140,10 @@ class Browser:
 
     def _read(self, seconds: float) -> dict[str, Any]:
         end = time.monotonic() + seconds
+        waiting = select.poll()  # which, unlike select, takes descriptors from 1024 on
+        waiting.register(self._in, select.POLLIN)
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._in], [], [], max(0.0, end - time.monotonic()))
+            ready = waiting.poll(max(0.0, 1000 * (end - time.monotonic())))
             assert ready, f"the browser said nothing for {seconds} s"
             data = os.read(self._in, 1 << 20)
             assert data, "the browser has ended"
