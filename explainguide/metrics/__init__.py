@@ -36,7 +36,7 @@ from explainguide.metrics.fidelity import Infidelity, infidelity
 from explainguide.metrics.grid import GridPointingGame, grid_pointing_game
 from explainguide.metrics.groups import GroupAccuracy, WorstGroupAccuracy, group_accuracy
 from explainguide.metrics.iou import LocalizationIoU, localization_iou
-from explainguide.metrics.iou_curve import Curve, IoUCurve, iou_curve
+from explainguide.metrics.iou_thresholds import Curve, IoUCurve, iou_curve
 from explainguide.metrics.pareto import pareto_front, representative
 from explainguide.metrics.perturbation import PixelPerturbation, pixel_perturbation
 from explainguide.metrics.perturbed import perturb
