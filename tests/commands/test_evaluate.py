@@ -42,7 +42,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "        logits = self.inner(images)\n"
         "        return -logits, logits\n"
     )
-    inner = {f"inner.{name}": v for name, v in torch.load(folder / "one.pth").items()}
+    inner = {
+        f"inner.{name}": v for name, v in torch.load(folder / "one.pth", weights_only=True).items()
+    }
     torch.save(inner, folder / "pair.pth")
     return folder
 
